@@ -1,0 +1,116 @@
+/*
+ * Configuration: one table of keys (conf/keys.def) feeds the ini parser (inih), --print-config, --help, the manual and the
+ * settings that a client sends with a session. Includes nobody of this project. Errors: 0 or negative errno, with a sentence.
+ * Thread: any; nothing here has state.
+ */
+#ifndef CONF_CONF_H
+#define CONF_CONF_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CONF_MAX_POOLS 16
+#define CONF_NAME 32		/* pool names, NUL included */
+#define CONF_TEXT 128
+
+/* A number of slots: a count, or a share in millionths (25% = 250000). One of the two is 0. */
+struct conf_amount {
+	uint32_t count, ppm;
+};
+
+struct conf_daemon {
+	char socket[CONF_TEXT];		/* at most 107 bytes */
+	uint32_t socket_mode;		/* octal, 0660 */
+	char socket_group[CONF_NAME];	/* "": leave the group alone */
+	uint32_t log_level;		/* 3 err .. 7 debug, as syslog */
+	uint32_t max_clients;
+	uint32_t drain_ms;		/* how long SIGTERM waits for clients to finish */
+};
+
+struct conf_pool {
+	char name[CONF_NAME];
+	char device[CONF_TEXT];		/* host | cuda:N | cuda:UUID */
+	uint64_t size_bytes;
+	uint64_t slab_bytes;		/* 0: chosen from size and device; else a power of two */
+};
+
+/* What a session gets. Also the type of what a client asked for. */
+struct conf_session {
+	char policy[CONF_TEXT];		/* NAME or NAME:key=value,... ; its meaning is evict's, see conf_check_policy */
+	struct conf_amount budget;
+	struct conf_amount recent;
+	uint32_t window;
+	uint32_t sinks;
+	uint32_t floor;			/* slots a lane keeps under pressure */
+	uint32_t observe;
+	uint32_t slots;			/* 0 f32, 1 f16, 2 bf16, 3 q8: the order of enum gpu_type */
+	uint32_t prefill;		/* 0 whole, 1 chunked */
+	uint32_t pin_prompt;		/* 0 no, 1 yes, 2 auto: what the policy prefers */
+	uint32_t seed;
+	uint64_t given;			/* bit i: key i of [session] (order of keys.def) was given explicitly */
+};
+
+struct conf {
+	struct conf_daemon daemon;
+	struct conf_session session;
+	struct conf_pool pool[CONF_MAX_POOLS];
+	unsigned n_pools;
+};
+
+/* Checks a policy string for conf, which knows no policies: 0, or -EINVAL with a sentence in why. */
+typedef int (*conf_check_policy)(const char *policy, char *why, size_t why_bytes);
+
+void conf_defaults(struct conf *conf);	/* no pools */
+
+/*
+ * conf_load - defaults, then the file. Nothing of @conf changes on failure.
+ * @why: every complaint, one per line: "file:line: [section] key: found X; allowed: Y". At most 10, then a count of the rest.
+ * Errors: -EINVAL (bad content: also no pool, two pools of one name, unknown section or key, a key twice), -ENOENT, -EACCES, -EIO.
+ */
+int conf_load(struct conf *conf, const char *path, conf_check_policy check, char *why, size_t why_bytes);
+
+/*
+ * conf_reload - of @next, take into @conf what may change while the daemon runs; say what may not.
+ * @report: one line per changed key ("session.budget: 25% -> 30%", "pool host.size: 256M -> 1G needs a restart").
+ * Returns the number of keys taken.
+ */
+int conf_reload(struct conf *conf, const struct conf *next, char *report, size_t report_bytes);
+
+/*
+ * conf_settings - apply "key=value key=value" (a client's wishes) to @session, whose given bits are set for them.
+ * The sentence names the key, what was found and what is allowed. -EINVAL; @session is then unchanged.
+ */
+int conf_settings(struct conf_session *session, const char *settings, conf_check_policy check, char *why, size_t why_bytes);
+
+/* conf_follow - copy from @defaults every key that @session was not given: what SIGHUP does to open sessions. Returns 1 if any changed. */
+int conf_follow(struct conf_session *session, const struct conf_session *defaults);
+
+/* conf_print - the whole configuration as an ini file that conf_load() reads back to the same values, with comments. */
+void conf_print(const struct conf *conf, FILE *to);
+
+/* conf_help - every key: name, unit, default, range, when a change takes effect, text. For --help (plain) and the manual (roff). */
+void conf_help(FILE *to, int roff);
+
+/*
+ * conf_each - walk the configuration for `ebbctl config`: fn(section, key, value as text, unit or "", reload class) per key.
+ * reload class: "live" (SIGHUP; open sessions follow), "restart".
+ */
+void conf_each(const struct conf *conf,
+	       void (*fn)(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload),
+	       void *arg);
+
+/* Text of the amounts and sizes, as conf_load() reads them: "25%", "256", "256M". */
+void conf_amount_text(struct conf_amount amount, char *out, size_t bytes);
+void conf_size_text(uint64_t bytes, char *out, size_t out_bytes);
+int conf_parse_amount(const char *text, struct conf_amount *out);
+int conf_parse_size(const char *text, uint64_t *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,113 @@
+/*
+ * The eviction decision: pure functions of their arguments. No I/O, clock, heap, threads or CUDA.
+ * What a slot is worth is rule.h; here is how many slots there may be, and what the policies are called.
+ * Errors: 0 or negative errno.
+ */
+#ifndef EVICT_EVICT_H
+#define EVICT_EVICT_H
+
+#include <stddef.h>
+
+#include "evict/rule.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* --- policies as people see them ------------------------------------------------------------------------------------ */
+
+struct evict_param {
+	const char *name, *unit, *text;
+	float def, min, max;
+};
+
+struct evict_policy_info {
+	const char *name;
+	const char *text;		/* one line */
+	const char *source;		/* paper, section */
+	uint32_t n_heat;
+	uint32_t heat[EVICT_MAX_HEAT];	/* enum evict_heat: what the clients must collect */
+	uint32_t n_credit;
+	int pin_prompt;			/* default of the pin_prompt key */
+	int evicts;			/* 0: full */
+	struct evict_param param[EVICT_MAX_PARAMS];
+	uint32_t n_params;
+};
+
+extern const struct evict_policy_info evict_policies[EVICT_N_POLICIES];
+
+/*
+ * evict_parse - read "NAME" or "NAME:key=value,key=value" into a rule: policy and params (others at their defaults).
+ * Fields of the rule other than policy and param are left alone.
+ * @why: on failure a sentence that says what was found and what is allowed (truncated to why_bytes); may be NULL.
+ * Errors: -EINVAL.
+ */
+int evict_parse(const char *text, struct evict_rule *rule, char *why, size_t why_bytes);
+
+/* --- budgets ----------------------------------------------------------------------------------------------------------- */
+
+/* A number of slots: a count, or a share of something else. Exactly one of the two is non-zero, or both are 0 (none). */
+struct evict_amount {
+	uint32_t count;
+	uint32_t ppm;			/* share in millionths: 25% = 250000 */
+};
+
+/* count, or ceil(ppm / 1e6 * of) in exact integers. */
+uint32_t evict_amount_of(struct evict_amount amount, uint32_t of);
+
+enum evict_prefill { EVICT_WHOLE = 0, EVICT_CHUNKED = 1 };
+
+/* What a session asked for, resolved against the daemon's defaults. */
+struct evict_spec {
+	struct evict_rule rule;
+	struct evict_amount budget;	/* slots a lane may hold; share: of the tokens appended so far */
+	struct evict_amount recent;	/* newest slots never evicted; share: of the budget */
+	uint32_t window;		/* tokens per decision */
+	uint32_t floor;			/* a lane is never asked to go below this many slots; >= sinks + window */
+	uint32_t prefill;		/* enum evict_prefill */
+	uint32_t prompt_tokens;		/* announced length of the prompt; 0: none */
+	uint32_t max_slots;		/* capacity of a lane's table */
+};
+
+/* What a session is when its window ends. */
+struct evict_state {
+	uint32_t tokens;		/* appended so far */
+	uint32_t want;			/* tokens the client's next step would like to carry; 0: any */
+	uint32_t cap;			/* pool pressure: slots a lane may hold at most; 0: no pressure */
+};
+
+/* The answer for one lane. */
+struct evict_lane_plan {
+	uint32_t keep;			/* slots that stay; < live asks for compaction */
+	uint32_t fresh;			/* new slots for the coming tokens */
+	uint32_t victims;		/* slots to be named */
+	uint32_t recent;
+};
+
+/*
+ * evict_budget - slots a lane may hold after `tokens` tokens: the budget, at least the floor, at most cap (if not 0, never
+ * below the floor) and max_slots. For policy full: max_slots.
+ */
+uint32_t evict_budget(const struct evict_spec *spec, uint32_t tokens, uint32_t cap);
+
+/*
+ * evict_grant - how many tokens the coming window may carry: `window`, more (up to want) while a whole prefill runs or the
+ * policy never evicts. Never more than max_slots - tokens under full. 0 means that the session is at its capacity.
+ */
+uint32_t evict_grant(const struct evict_spec *spec, const struct evict_state *state);
+
+/*
+ * evict_plan_lane - one lane's plan for a window of `grant` tokens.
+ * @live: slots that are live now. @room: slots for which the lane has pages, or could get them (>= live).
+ * Guarantees: keep <= live; keep + fresh <= room; fresh + victims == grant; victims <= keep; victims <= window;
+ * sinks + recent + victims <= keep whenever victims > 0 and keep allows it. The caller has made sure that room >= min(floor,
+ * max_slots), so a plan always exists for grant <= window. For a larger grant (whole prefill) it needs room >= live + grant:
+ * otherwise -ENOSPC, and the caller asks again with grant = window.
+ */
+int evict_plan_lane(const struct evict_spec *spec, const struct evict_state *state, uint32_t grant, uint32_t live,
+		    uint32_t room, struct evict_lane_plan *out);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

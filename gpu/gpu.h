@@ -1,0 +1,213 @@
+/*
+ * Devices, their memory and the operations on it: one interface, two backends (host memory; CUDA).
+ * Plain C, no CUDA types; compiles as C++ too.
+ *
+ * Errors everywhere: 0 or a negative errno. From CUDA: out of memory -ENOMEM, no such device -ENODEV, not built in
+ * -ENOTSUP, and anything sticky -ENOTRECOVERABLE: the process's context is lost and the process must end.
+ *
+ * A stream orders work on a device. On the host backend every call has finished when it returns and streams are NULL.
+ * On CUDA a stream is a cudaStream_t; calls that take one only enqueue, and copy their (host) arguments before they return.
+ * Threading: a device may be used by several threads; one map, step or stream by one thread at a time.
+ */
+#ifndef GPU_GPU_H
+#define GPU_GPU_H
+
+#include "evict/rule.h"
+#include "gpu/layout.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct gpu_device;
+struct gpu_map;
+struct gpu_step;
+typedef void *gpu_stream;
+
+#define GPU_HANDLE_BYTES 64
+#define GPU_NAME_BYTES 64
+
+struct gpu_info {
+	int is_cuda;
+	int ordinal;			/* CUDA's; -1 on the host */
+	char name[GPU_NAME_BYTES];	/* "host", or the product's name */
+	char uuid[48];			/* "host", or "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx" */
+	uint64_t total_bytes;
+};
+
+/*
+ * gpu_open - open a device by name: "host", "cuda:N" or "cuda:UUID" (with or without the "GPU-" in front).
+ * @out: returned; free with gpu_close().
+ * Errors: -EINVAL not such a name, -ENODEV, -ENOTSUP built without CUDA, -ENOMEM, -ENOTRECOVERABLE.
+ */
+int gpu_open(struct gpu_device **out, const char *name);
+void gpu_close(struct gpu_device *dev);
+const struct gpu_info *gpu_info(const struct gpu_device *dev);	/* borrowed for the device's life */
+int gpu_count(void);		/* CUDA devices that can be used now; 0 without CUDA */
+
+/* Threads that one operation on the host may use (default 1, the caller itself). No effect on CUDA. -EINVAL for 0. */
+int gpu_set_threads(struct gpu_device *dev, unsigned n_threads);
+
+/* "plain", "avx2" or "avx512": what the host operations run with. EBB_ISA in the environment forces a lower one. */
+const char *gpu_host_isa(void);
+
+/* --- memory ------------------------------------------------------------------------------------------------------ */
+
+struct gpu_slab {
+	void *base;			/* device address in this process */
+	size_t bytes;
+	int fd;				/* host: the memfd; CUDA: -1 */
+	uint8_t handle[GPU_HANDLE_BYTES];	/* CUDA: cudaIpcMemHandle_t; host: zeros */
+};
+
+/*
+ * gpu_slab_new - allocate memory that other processes can map (shared != 0), or cannot (0).
+ * Contents are zero. @slab: filled; undo with gpu_slab_free(). Shared host slabs are memfds sealed against resizing.
+ */
+int gpu_slab_new(struct gpu_device *dev, size_t bytes, int shared, struct gpu_slab *slab);
+void gpu_slab_free(struct gpu_device *dev, struct gpu_slab *slab);
+/*
+ * gpu_slab_import - map a slab of another process. @fd is borrowed (host only, its size is checked: -EPROTO).
+ * @base: returned; undo with gpu_slab_unmap().
+ */
+int gpu_slab_import(struct gpu_device *dev, const uint8_t handle[GPU_HANDLE_BYTES], int fd, size_t bytes, void **base);
+void gpu_slab_unmap(struct gpu_device *dev, void *base, size_t bytes);
+
+int gpu_stream_new(struct gpu_device *dev, gpu_stream *out);
+void gpu_stream_free(struct gpu_device *dev, gpu_stream stream);
+int gpu_sync(struct gpu_device *dev, gpu_stream stream);	/* never on a step's path */
+int gpu_copy(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes);	/* device to device */
+int gpu_write(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes);	/* from host; src copied */
+int gpu_read(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes);	/* to host; synchronises */
+int gpu_scrub(struct gpu_device *dev, gpu_stream s, void *dst, size_t bytes);			/* zeros */
+
+/* gpu_notify - add 1 to the eventfd once all earlier work of the stream has finished. Host: returns 1, nothing written. */
+int gpu_notify(struct gpu_device *dev, gpu_stream s, int eventfd);
+
+/*
+ * gpu_register - let the device write words of this host memory (page-aligned). gpu_signal - once all earlier work of the
+ * stream has finished, store value[i] into *word[i] (release, visible to other processes). Host: stored at once.
+ */
+int gpu_register(struct gpu_device *dev, void *ptr, size_t bytes);
+void gpu_unregister(struct gpu_device *dev, void *ptr);
+int gpu_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+
+/* --- operations -------------------------------------------------------------------------------------------------- */
+
+/* Slab addresses of one pool as this process sees them. A slab that is not mapped has base NULL. */
+int gpu_map_new(struct gpu_device *dev, unsigned max_slabs, unsigned slab_shift, struct gpu_map **out);
+void gpu_map_free(struct gpu_device *dev, struct gpu_map *map);
+int gpu_map_set(struct gpu_map *map, gpu_stream s, unsigned slab, void *base);
+void *const *gpu_map_bases(const struct gpu_map *map);	/* host copy of the addresses, max_slabs long */
+
+/* What the sessions of one step share. */
+struct gpu_shape {
+	uint32_t n_kv_heads;
+	uint32_t group;		/* query heads per KV head, 1 .. 16 */
+	uint32_t head_dim;	/* 64 .. 256, a multiple of 16 */
+	uint32_t slot_type;	/* enum gpu_type */
+};
+
+/* One session in one step. */
+struct gpu_seq {
+	const void *table;	/* the session's shared table, this process's address */
+	uint32_t row;		/* its first row in k, v, q and out */
+	uint32_t n;		/* tokens of this step; 0 is allowed */
+	uint32_t used;		/* tokens of the window appended before this step */
+	int32_t pos;		/* position of the step's first token */
+};
+
+/* Rows of a caller's tensor: row r, head h, channel c at data[r * stride + h * head_dim + c] (elements). */
+struct gpu_tensor {
+	void *data;		/* device memory of this process */
+	uint32_t type;		/* GPU_F32, GPU_F16 or GPU_BF16 */
+	int64_t stride;
+};
+
+/*
+ * A step: the list of sessions, on the device. max_rows bounds the rows (tokens) of a step.
+ * gpu_step_set - announce the step that the following operations work on.
+ * @live_max: an upper bound of any lane's live slots in this step (sizes launches and scratch).
+ */
+int gpu_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, struct gpu_step **out);
+void gpu_step_free(struct gpu_device *dev, struct gpu_step *step);
+int gpu_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, const struct gpu_map *map,
+		 const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max);
+
+/*
+ * gpu_append - write K and V of the step's tokens of one layer into their slots: position set, heat zeroed.
+ * @k, @v: [rows][n_kv_heads][head_dim], keys after RoPE. Values are rounded to nearest even; q8 as in layout.h.
+ */
+int gpu_append(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *k, const struct gpu_tensor *v);
+
+/*
+ * gpu_attend - softmax(scale * q K^T) V over every live slot whose position is not later than the query's.
+ * Adds heat (tables' n_heat, heat[], observe). Call gpu_append for the layer first: queries see their own tokens.
+ * @q, @out: [rows][n_kv_heads * group][head_dim]. @lse: [rows][n_kv_heads * group] natural-log sum of exp, or NULL.
+ * out does not depend, bit for bit, on whether heat is taken, on threads, on page ids, or on the other sessions
+ * of the step. Heat is float32, added in a fixed order: for a slot, queries in order, and heads in order within a query.
+ */
+int gpu_attend(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q, const struct gpu_tensor *out,
+	       float scale, float *lse);
+
+/*
+ * gpu_observe - heat only, for engines that ran another attention kernel: adds exp(scale * q.k - lse) of the step's last
+ * `last` queries of each session (0: of all) to the slots they may see. @lse: as attend returns it. Ignores `observe`.
+ */
+int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
+		float scale, uint32_t last);
+
+/* --- the daemon's operations --------------------------------------------------------------------------------------- */
+
+enum {
+	GPU_SETTLE = 1,	/* give the window's `appended` tokens their positions, credit 0 */
+	GPU_FOLD = 2,	/* fold heat into credit, zero the heat */
+	GPU_REMOVE = 4,	/* mark the live - keep least valuable slots (private position = -1) */
+	GPU_COMPACT = 8,/* move the survivors of slots >= keep into the holes below keep, both ascending */
+	GPU_NEXT = 16,	/* name the `victims` least valuable slots, least first, and write the lane's header */
+};
+
+struct gpu_plan {		/* one lane */
+	uint32_t keep;		/* slots that stay: <= live; the lane's new len */
+	uint32_t fresh;		/* of the next window's tokens, how many get new slots (their pages are in the table) */
+	uint32_t victims;	/* how many slots to name, <= keep and <= window */
+	uint32_t recent;	/* newest positions protected: >= now - recent */
+};
+
+struct gpu_turn {		/* one session at its window's end */
+	void *priv;		/* private table (layout.h); device memory of the daemon */
+	const struct gpu_plan *plan;	/* [n_lanes], host memory, copied */
+	uint32_t n_lanes;
+	uint32_t appended;	/* tokens of the window that ended */
+	int32_t pos;		/* position of the first of them; now = pos + appended */
+	struct evict_rule rule;
+	uint32_t n_credit;
+	uint32_t slot_type, head_dim;
+};
+
+struct gpu_turn_stats {		/* per session, host memory that the device can write: gpu_host_alloc() */
+	double credit_kept;	/* sum of credit[0] over what stays unnamed */
+	double credit_leaving;	/* over the removed and the named */
+};
+
+int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out);	/* zeroed */
+void gpu_host_free(struct gpu_device *dev, void *ptr);
+
+/*
+ * gpu_select - run the operations of `what` (in the order of the enum) over every lane of the sessions.
+ * Value of a slot = evict_key() of its rank: protected ones only when nothing else is left, ties to the lower position.
+ * After COMPACT K, V, position, credit and heat of a survivor lie in its new slot. After NEXT the private table is what is to be
+ * published: copy [0, gpu_table_bytes) of it to the shared one. Heat is never trusted: NaN, Inf and negative count as 0.
+ * Kernels follow only private tables. @stats: [n], may be NULL; valid once the stream has got there.
+ */
+int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
+	       unsigned what, struct gpu_turn_stats *stats);
+
+/* gpu_move - copy `bytes` from page id src[i] to page id dst[i]; the sets do not overlap. */
+int gpu_move(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const uint32_t *src, const uint32_t *dst,
+	     unsigned n, uint32_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,200 @@
+/*
+ * libebb: keep the KV cache of a model in ebbd's memory, on the host or on a GPU, and let the daemon evict while you decode.
+ *
+ * The life of a client: ebb_connect(), ebb_session_open() per sequence, ebb_batch_new() and ebb_batch_join(); then per step
+ *
+ *     ebb_step_begin(batch, n, -1);            n[i]: tokens of session i in this step
+ *     for each layer: ebb_append(batch, layer, k, v); ebb_attend(batch, layer, q, out, scale, NULL);
+ *     ebb_step_end(batch);
+ *
+ * On a CUDA pool the same calls take device pointers and enqueue on the batch's stream; none of them waits for the device.
+ * Keys are stored after RoPE at the token's own position (ebb_session_tokens() before the step), and never re-rotated.
+ *
+ * Return values: 0 or a negative errno. ebb_error() has a sentence on the last failure. Everywhere:
+ *   -EPIPE   the daemon is gone or has dropped this client. Close the connection; sessions are lost.
+ *   -EINVAL  an argument is impossible; nothing happened.
+ * Threads: a connection and all that was made from it belong to one thread at a time; use one connection per thread.
+ * Ownership words: borrowed (until return), kept (until close), copied, returned (free with the function named).
+ */
+#ifndef EBB_H
+#define EBB_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define EBB_VERSION "0.1.0"
+#define EBB_SOCKET_DEFAULT "/run/ebbd/ebbd.sock"
+
+struct ebb;		/* a connection */
+struct ebb_session;	/* one sequence */
+struct ebb_batch;	/* sessions that one forward pass advances together */
+
+enum ebb_type { EBB_F32 = 0, EBB_F16 = 1, EBB_BF16 = 2 };
+
+/* Row r, head h, channel c at data[r * stride + h * head_dim + c], in elements. Memory of the pool's device. */
+struct ebb_tensor {
+	void *data;
+	enum ebb_type type;
+	int64_t stride;		/* elements from one row to the next; 0: rows are dense */
+};
+
+/* All-zero means defaults. Strings are copied. */
+struct ebb_options {
+	const char *socket;	/* NULL: $EBB_SOCKET, else EBB_SOCKET_DEFAULT */
+	const char *name;	/* shown by ebbctl; NULL: the program's name */
+	const char *device;	/* ebb_local() only: "host" (default), "cuda:N" or "cuda:UUID" */
+	unsigned threads;	/* threads that one operation on a host pool may use; 0: 1 */
+	int no_uring;		/* 1: wait with poll() even where io_uring is allowed; so does EBB_NO_URING=1 */
+	char *why;		/* on failure: a sentence, NUL-terminated (there is no connection yet to ask) */
+	size_t why_bytes;
+};
+
+/*
+ * ebb_connect - connect to the daemon.
+ * @out: returned; free with ebb_close().
+ * Errors: -ENOENT no socket there, -ECONNREFUSED nobody listens, -EACCES, -EPROTO other version, -EMFILE too many clients.
+ */
+int ebb_connect(struct ebb **out, const struct ebb_options *options);
+
+/*
+ * ebb_local - the same API without a daemon: full caches in this process's own memory, nothing is ever evicted.
+ * The baseline to compare with, and a way to run where no daemon is. Same kernels, so same results bit for bit.
+ */
+int ebb_local(struct ebb **out, const struct ebb_options *options);
+
+/* Closes sessions and batches too. NULL is fine. */
+void ebb_close(struct ebb *ebb);
+
+/* The last failure on this connection, as a sentence; borrowed until the next call. Never NULL. */
+const char *ebb_error(const struct ebb *ebb);
+
+/* A descriptor that polls readable (POLLIN or POLLHUP) when the daemon hangs up; -1 for ebb_local(). Borrowed; do not read it. */
+int ebb_fd(const struct ebb *ebb);
+
+struct ebb_pool_info {
+	const char *name;	/* borrowed until ebb_close() */
+	const char *uuid;	/* "host" or "GPU-..." */
+	int is_cuda;
+	int ordinal;		/* CUDA device in this process; -1 on the host or when this process cannot see the device */
+	uint64_t size_bytes;
+};
+
+/* ebb_pool - describe pool `index`. -ENOENT past the last. */
+int ebb_pool(const struct ebb *ebb, unsigned index, struct ebb_pool_info *out);
+
+/* --- sessions --------------------------------------------------------------------------------------------------------------- */
+
+struct ebb_session_options {
+	const char *pool;		/* NULL: the daemon's first pool */
+	uint32_t n_layers, n_kv_heads;	/* lanes = n_layers * n_kv_heads */
+	uint32_t group;			/* query heads per KV head, 1 .. 16, any number */
+	uint32_t head_dim;		/* 64 .. 256 in steps of 16 */
+	uint32_t max_tokens;		/* no more than this many tokens will ever be appended */
+	uint32_t prompt_tokens;		/* announced length of the prompt, 0 if not known (then nothing is a prompt) */
+	/*
+	 * "key=value" pairs separated by spaces, keys and values as in the [session] section of ebbd.ini: policy, budget, window,
+	 * sinks, slots, recent, observe, prefill, ... e.g. "policy=h2o budget=25% slots=q8". What is not named is the daemon's
+	 * default. NULL: all defaults. ebb_local() looks at slots only.
+	 */
+	const char *settings;
+	int wait_ms;			/* when the pool has no room: 0 refuse at once, > 0 wait so long, < 0 wait for ever */
+};
+
+/*
+ * ebb_session_open - open a sequence. Everything in @options is copied.
+ * Errors: -ENOSPC the pool cannot hold even this session's floor now; -ETIMEDOUT it still could not after wait_ms;
+ *         -ENOENT no such pool; -EINVAL with a sentence that names the setting; -E2BIG max_tokens is too large for the pool;
+ *         -ENODEV the pool's GPU is not visible to this process; -EPIPE.
+ */
+int ebb_session_open(struct ebb *ebb, const struct ebb_session_options *options, struct ebb_session **out);
+
+/* Leaves its batch if it is in one. Waits for the device's work on it. NULL is fine. 0 or -EPIPE; the session is gone either way. */
+int ebb_session_close(struct ebb_session *session);
+
+struct ebb_stats {
+	uint32_t tokens;	/* appended so far = position of the next token */
+	uint32_t budget;	/* slots a lane may hold now */
+	uint64_t live_slots;	/* over all lanes, as of the last window's end */
+	uint64_t evicted;	/* slots overwritten or removed so far, over all lanes, as of the last window's end */
+};
+
+/* No system call. Threads: as the connection. */
+void ebb_session_stats(const struct ebb_session *session, struct ebb_stats *out);
+uint32_t ebb_session_tokens(const struct ebb_session *session);
+
+/* --- steps ------------------------------------------------------------------------------------------------------------------- */
+
+struct ebb_batch_options {
+	const char *pool;	/* NULL: the first */
+	void *stream;		/* cudaStream_t on a CUDA pool; ignored on the host */
+	uint32_t max_sessions;	/* 0: 64 */
+	uint32_t max_rows;	/* tokens of one step over all sessions; 0: 2048 */
+};
+
+/* ebb_batch_new - @out: returned; free with ebb_batch_free() (ebb_close() does too). */
+int ebb_batch_new(struct ebb *ebb, const struct ebb_batch_options *options, struct ebb_batch **out);
+void ebb_batch_free(struct ebb_batch *batch);
+
+/*
+ * ebb_batch_join, ebb_batch_leave - between steps only (-EBUSY). A session is in one batch at most (-EALREADY), of its own pool and
+ * with the others' n_layers, n_kv_heads, group, head_dim and slots (-EINVAL). Members keep the order in which they joined.
+ * -ENOSPC: the batch is full. -ENOENT: not a member.
+ */
+int ebb_batch_join(struct ebb_batch *batch, struct ebb_session *session);
+int ebb_batch_leave(struct ebb_batch *batch, struct ebb_session *session);
+uint32_t ebb_batch_size(const struct ebb_batch *batch);
+
+/*
+ * ebb_step_begin - begin a step. Waits only for sessions whose window is used up or claimed by the daemon.
+ * @n: [batch size], in: tokens that each session would like to append (0: sits this step out); out: how many it shall append,
+ *     at least 1 where more than 0 was asked and never more than that. Fewer than asked come back when the daemon can
+ *     give no more at a time (a window, with prefill=chunked or when the pool is short). A step of one token always fits.
+ *     Rows of session i start at n[0] + ... + n[i-1] in every tensor of the step.
+ * @timeout_ms: < 0: no limit.
+ * Errors: -ETIMEDOUT nothing has begun, call again; -ENOSPC a session has reached max_tokens; -E2BIG more rows than max_rows;
+ *         -EBUSY a step is open already; -EPIPE.
+ */
+int ebb_step_begin(struct ebb_batch *batch, uint32_t *n, int timeout_ms);
+
+/*
+ * ebb_append - store the step's keys and values of one layer. @k, @v: [rows][n_kv_heads][head_dim], borrowed (on CUDA: until
+ * the stream has passed). Each layer once per step.
+ */
+int ebb_append(struct ebb_batch *batch, uint32_t layer, const struct ebb_tensor *k, const struct ebb_tensor *v);
+
+/*
+ * ebb_attend - softmax(scale q K^T) V over each session's live slots, causal by position, and the heat that the session's policy
+ * wants. After ebb_append() of the layer. @q, @out: [rows][n_kv_heads * group][head_dim]. @lse: NULL or
+ * float [rows][n_kv_heads * group], natural logarithm of the sum of exponentials.
+ */
+int ebb_attend(struct ebb_batch *batch, uint32_t layer, const struct ebb_tensor *q, const struct ebb_tensor *out, float scale,
+	       float *lse);
+
+/*
+ * ebb_observe - for engines that compute attention themselves over the prompt: heat from the last `last` queries of each
+ * session in this step (0: all), from their log-sum-exp. @lse: float [rows][n_kv_heads * group].
+ */
+int ebb_observe(struct ebb_batch *batch, uint32_t layer, const struct ebb_tensor *q, const float *lse, float scale, uint32_t last);
+
+/*
+ * ebb_step_end - the step's work is enqueued (CUDA) or done (host): hand the step over. No system call unless a window is used
+ * up and the daemon sleeps. Errors: -EINVAL no step is open, -EPIPE.
+ */
+int ebb_step_end(struct ebb_batch *batch);
+
+/* --- asking the daemon -------------------------------------------------------------------------------------------------------- */
+
+/*
+ * ebb_ask - what `ebbctl` uses: "status", "sessions", "clients", "pools", "policies", "config".
+ * @json: returned, NUL-terminated; free with free(). Errors: -EINVAL unknown question, -EPIPE.
+ */
+int ebb_ask(struct ebb *ebb, const char *question, char **json);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

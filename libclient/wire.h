@@ -1,0 +1,210 @@
+/*
+ * What passes between libebb and ebbd, byte by byte. Private to the two; compiles as C and C++.
+ *
+ * 1. A UNIX SOCK_SEQPACKET socket. Each message is one struct wire_msg (its first `bytes` bytes), with descriptors where stated.
+ *
+ *      client                                   daemon
+ *      HELLO                      ->
+ *                                 <-  WELCOME + 4 fds: shared memory, doorbell, bell, life page
+ *                                 <-  POOL, once per pool
+ *      OPEN                       ->
+ *                                 <-  SLAB + fd (host) for every slab the client does not have yet; later too, unasked
+ *                                 <-  OPENED, or FAILED
+ *      CLOSE                      ->
+ *                                 <-  CLOSED (the session's pages are back) or FAILED
+ *                                 <-  DROP: unmap this slab
+ *      DROPPED                    ->
+ *      ASK                        ->
+ *                                 <-  ANSWER + memfd with JSON, or FAILED
+ *
+ *    A reply carries the request's seq. Messages that nobody asked for (SLAB, DROP) have seq 0; wire_shared.notices counts
+ *    those sent, so that a client knows without a system call that some wait in its socket. They are sent before the grant that
+ *    needs them. Hanging up is the only way to say goodbye. A client that breaks the protocol is dropped.
+ *
+ * 2. Shared memory: a memfd of WIRE_SHARED_BYTES, sealed against resizing: struct wire_shared. Each field is written by one
+ *    side, as noted; neither side believes the other's fields: it copies, checks, uses.
+ *
+ * 3. Doorbell: eventfd, client -> daemon. Bell: eventfd, daemon -> client. Rung only when the other side has said that it sleeps.
+ *
+ * 4. Life page: one 4096-byte memfd for all clients, which they can only read. Its first word is a robust futex held by
+ *    the daemon's loop thread: the kernel sets FUTEX_OWNER_DIED in it the moment the daemon dies, however it dies.
+ *    So a client learns of the daemon's death by reading memory.
+ *
+ * The hand-over of a session is tests/model/handover.pml. Steps are counted in tokens:
+ *
+ *      turn      (begun << 1) | claim   tokens begun; the daemon's wish to have the session. Both sides, compare-and-swap only.
+ *      finished  tokens whose device work is done. The client's device (on the host: step_end).
+ *      granted   tokens allowed in all. The daemon.
+ *
+ *    The client may begin n tokens while !claim and begun + n <= granted. The daemon owns the session's tables and scores while
+ *    (claim or begun == granted) and finished == begun. When the client needs more than is left it writes `want` and sends a WANT
+ *    record; the daemon then claims the session.
+ *    Whoever sets a flag and then looks, or changes a word and then reads the other's flag, puts a full fence between the two.
+ */
+#ifndef EBB_WIRE_H
+#define EBB_WIRE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "gpu/layout.h"
+
+#define WIRE_MAGIC 0x62626534u		/* "4ebb" */
+#define WIRE_VERSION 1u
+#define WIRE_NAME 32			/* names, NUL included */
+#define WIRE_TEXT 512
+#define WIRE_MAX_SESSIONS 1024u		/* per client */
+#define WIRE_MAX_POOLS 16u
+#define WIRE_SQ_ENTRIES 1024u		/* powers of two */
+#define WIRE_CQ_ENTRIES 1024u
+
+enum wire_type {
+	WIRE_HELLO = 1, WIRE_OPEN, WIRE_CLOSE, WIRE_DROPPED, WIRE_ASK,
+	WIRE_WELCOME = 65, WIRE_POOL, WIRE_SLAB, WIRE_OPENED, WIRE_CLOSED, WIRE_DROP, WIRE_ANSWER, WIRE_FAILED,
+};
+
+/* fds of WELCOME, in this order */
+enum { WIRE_FD_SHARED, WIRE_FD_DOORBELL, WIRE_FD_BELL, WIRE_FD_LIFE, WIRE_N_FDS };
+
+struct wire_head {
+	uint32_t bytes;			/* of the whole message, = what arrived; at least the type's own struct */
+	uint16_t type;
+	uint16_t zero;
+	uint32_t seq;
+	int32_t status;			/* FAILED: negative errno; else 0 */
+};
+
+struct wire_hello {
+	uint32_t magic, version;
+	char name[WIRE_NAME];
+};
+
+struct wire_welcome {
+	uint32_t version, client;
+	uint32_t n_pools, zero;
+	uint64_t shared_bytes;
+};
+
+struct wire_pool {
+	uint32_t index;
+	uint32_t is_cuda;
+	uint32_t slab_shift, max_slabs;
+	uint64_t size_bytes;
+	char name[WIRE_NAME];
+	char uuid[48];
+};
+
+struct wire_open {
+	char pool[WIRE_NAME];		/* "": the first */
+	uint32_t n_layers, n_kv_heads, group, head_dim;
+	uint32_t max_tokens, prompt_tokens;
+	int32_t wait_ms;
+	uint32_t zero;
+	char settings[WIRE_TEXT];	/* key=value pairs */
+};
+
+struct wire_opened {
+	uint32_t session;		/* index into wire_shared.session; unique among this client's open sessions */
+	uint32_t pool;			/* index */
+	uint32_t slot_type;
+	uint32_t table_id;		/* page id of the session's shared table */
+	uint32_t max_slots;		/* per lane */
+	uint32_t zero;
+	struct gpu_table table;		/* the table's header as the daemon made it */
+};
+
+struct wire_slab {			/* SLAB, DROP, DROPPED */
+	uint32_t pool, slab;
+	uint64_t generation;		/* of the slab's use; counts up with every change of hands */
+	uint64_t bytes;
+	uint8_t handle[64];
+};
+
+struct wire_msg {
+	struct wire_head head;
+	union {
+		struct wire_hello hello;
+		struct wire_welcome welcome;
+		struct wire_pool pool;
+		struct wire_open open;
+		struct wire_opened opened;
+		struct { uint32_t session, zero; } close;
+		struct wire_slab slab;
+		char text[WIRE_TEXT];	/* ASK: the question; FAILED: the reason. NUL-terminated */
+		struct { uint64_t bytes; } answer;
+	} u;
+};
+
+/* --- shared memory -------------------------------------------------------------------------------------------------------------- */
+
+enum wire_op {
+	WIRE_STEP = 1,		/* client: a step of a batch is over (one record per step, however many sessions) */
+	WIRE_WANT = 2,		/* client: session `session` needs a window of at least session[].want tokens */
+	WIRE_GRANT = 3,		/* daemon: session `session` has a new window (the words say so too; may be left out when full) */
+};
+
+enum { WIRE_USED_UP = 1 };	/* STEP flag: the window of at least one session is used up, or claimed: look at the words */
+
+struct wire_record {		/* 64 bytes */
+	uint32_t op, flags;
+	uint32_t session;
+	uint32_t n_sessions;	/* STEP: of the batch */
+	uint64_t n_tokens;	/* STEP: appended by all of them; GRANT: granted */
+	uint64_t seq;		/* STEP: of this client's steps */
+	uint64_t zero[4];
+};
+
+struct wire_session {
+	/* line 0: both, compare-and-swap */
+	uint64_t turn;
+	uint64_t pad0[7];
+	/* line 1: the client, or its device */
+	uint64_t finished;
+	uint64_t want;		/* tokens the next step would like; 0: no wish */
+	uint64_t pad1[6];
+	/* line 2: the daemon */
+	uint64_t granted;
+	uint64_t base;		/* begun when the window was granted: the window's tokens are base .. granted-1 */
+	uint64_t live;		/* slots over all lanes, at base */
+	uint64_t evicted;	/* slots, over all lanes, so far */
+	uint32_t budget;	/* slots per lane */
+	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
+	uint64_t pad2[3];
+};
+
+struct wire_line {		/* one word on a cache line of its own */
+	uint32_t value;
+	uint32_t pad[15];
+};
+
+struct wire_shared {
+	struct wire_line sq_head;	/* daemon: next record it will take */
+	struct wire_line sq_tail;	/* client: next record it will write */
+	struct wire_line sq_flags;	/* daemon: WIRE_NEED_WAKEUP */
+	struct wire_line cq_head;	/* client */
+	struct wire_line cq_tail;	/* daemon */
+	struct wire_line cq_flags;	/* client: WIRE_NEED_WAKEUP */
+	struct wire_line notices;	/* daemon: SLAB and DROP messages sent so far */
+	struct wire_line zero;
+	struct wire_record sq[WIRE_SQ_ENTRIES];
+	struct wire_record cq[WIRE_CQ_ENTRIES];
+	struct wire_session session[WIRE_MAX_SESSIONS];
+};
+
+enum { WIRE_NEED_WAKEUP = 1 };
+
+#define WIRE_SHARED_BYTES ((sizeof(struct wire_shared) + 4095u) / 4096u * 4096u)
+#define WIRE_LIFE_BYTES 4096u
+
+/* The four ways of touching shared words; each use names its partner in a comment. */
+static inline uint32_t wire_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline uint64_t wire_load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
+static inline void wire_store32(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline void wire_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
+static inline int wire_swap64(uint64_t *p, uint64_t *expected, uint64_t desired)
+{
+	return __atomic_compare_exchange_n(p, expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
+}
+static inline void wire_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+#endif
