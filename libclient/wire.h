@@ -107,7 +107,7 @@ struct wire_opened {
 	uint32_t session;		/* index into wire_shared.session; unique among this client's open sessions */
 	uint32_t pool;			/* index */
 	uint32_t slot_type;
-	uint32_t table_id;		/* page id of the session's shared table */
+	uint32_t table_id;		/* page id of the session's shared table, as of the first grant */
 	uint32_t max_slots;		/* per lane */
 	uint32_t zero;
 	struct gpu_table table;		/* the table's header as the daemon made it */
@@ -169,7 +169,9 @@ struct wire_session {
 	uint64_t evicted;	/* slots, over all lanes, so far */
 	uint32_t budget;	/* slots per lane */
 	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
-	uint64_t pad2[3];
+	uint32_t table_id;	/* page id of the shared table: it may move between windows, read it after each new grant */
+	uint32_t zero;
+	uint64_t pad2[1];
 };
 
 struct wire_line {		/* one word on a cache line of its own */
