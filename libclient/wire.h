@@ -171,7 +171,7 @@ struct wire_session {
 	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
 	uint32_t table_id;	/* page id of the shared table: it may move between windows, read it after each new grant */
 	uint32_t zero;
-	uint64_t pad2[1];
+	uint64_t pad2[2];
 };
 
 struct wire_line {		/* one word on a cache line of its own */
