@@ -38,7 +38,9 @@
  *
  *    The client may begin n tokens while !claim and begun + n <= granted. The daemon owns the session's tables and scores while
  *    (claim or begun == granted) and finished == begun. When the client needs more than is left it writes `want` and sends a WANT
- *    record; the daemon then claims the session.
+ *    record; the daemon then claims the session, and the answer is that `windows` has changed (or a GRANT record).
+ *    A client that reads granted, loses the session to a claim and back, and then swaps, may have begun more than the new grant: it
+ *    looks at granted again after the swap, before any work, and swaps begun back. So begun > granted may be seen for a moment.
  *    Whoever sets a flag and then looks, or changes a word and then reads the other's flag, puts a full fence between the two.
  */
 #ifndef EBB_WIRE_H
@@ -171,7 +173,8 @@ struct wire_session {
 	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
 	uint32_t table_id;	/* page id of the shared table: it may move between windows, read it after each new grant */
 	uint32_t zero;
-	uint64_t pad2[2];
+	uint64_t windows;	/* grants so far; +1 with every one, before claim is cleared: a WANT's answer may leave granted as it was */
+	uint64_t pad2;
 };
 
 struct wire_line {		/* one word on a cache line of its own */
