@@ -12,6 +12,18 @@ V       ?= 0
 Q       := $(if $(filter 1,$(V)),,@)
 say      = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' '$(1)' '$(2)')
 
+# Folders of an installation.
+BINDIR     ?= $(PREFIX)/bin
+LIBDIR     ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR     ?= $(PREFIX)/share/man
+COMPDIR    ?= $(PREFIX)/share/bash-completion/completions
+SYSCONFDIR ?= /etc
+# systemd reads units of what the administrator installs from /usr/local/lib/systemd/system, too.
+SYSTEMDDIR ?= $(LIBDIR)/systemd/system
+SYSUSERSDIR ?= $(if $(filter /usr/local,$(PREFIX)),/etc/sysusers.d,$(PREFIX)/lib/sysusers.d)
+TMPFILESDIR ?= $(if $(filter /usr/local,$(PREFIX)),/etc/tmpfiles.d,$(PREFIX)/lib/tmpfiles.d)
+
 CC      := gcc
 CXX     := g++
 # A user's CFLAGS come last. SAN=address, undefined or thread builds everything with that sanitizer, in a folder of its own.
@@ -61,7 +73,7 @@ PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/ebbd) $(if $(wildcard ctl/*.c)
 LIBS := $(if $(CLIENT_O),$(LIB)/libebb.a $(LIB)/libebb.so)
 
 .PHONY: all
-all: $(PROGRAMS) $(LIBS)
+all: $(PROGRAMS) $(LIBS)	## build the programs and the library
 ifeq ($(CUDA),)
 	@echo "CUDA: left out ($(if $(SAN),sanitizer build,nvcc not found)); host pools only"
 endif
@@ -115,20 +127,159 @@ $(BIN)/ebb-llama: $(LLAMA_O) $(LIB)/libebb.a
 $(BIN)/ebb-hello: $(B)/obj/examples/hello.o $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS))
 
-# --- tests: tests/unit/FOLDER/test_*.c and tests/integration/test_*.c, one program each ---------------------------------------
+# --- tests: tests/unit/FOLDER/test_*.c, tests/integration/test_*.c and tests/gpu/test_*.c, one program each ---------------------
 UNIT_SRC := $(wildcard tests/unit/*/test_*.c)
 INT_SRC  := $(wildcard tests/integration/test_*.c)
+GPU_SRC  := $(wildcard tests/gpu/test_*.c)
 TESTLIB_O := $(call c_of,tests/lib/*.c)
-TESTS    := $(patsubst tests/%.c,$(B)/tests/%,$(UNIT_SRC) $(INT_SRC))
+test_of  = $(patsubst tests/%.c,$(B)/tests/%,$(1))
+UNIT_T   := $(call test_of,$(UNIT_SRC))
+INT_T    := $(call test_of,$(INT_SRC))
+GPU_T    := $(call test_of,$(GPU_SRC)) $(if $(CUDA),$(patsubst tests/%.cu,$(B)/tests/%,$(wildcard tests/gpu/test_*.cu)))
+TESTS    := $(UNIT_T) $(INT_T)
 .SECONDARY:
 
+# Unit tests of the example client and of ebbctl link those programs' own objects, less their main().
+LLAMA_PARTS := $(filter-out %/main.o,$(LLAMA_O))
+CTL_PARTS   := $(filter-out %/main.o,$(CTL_O))
+$(B)/tests/unit/llama/%: $(B)/obj/tests/unit/llama/%.o $(LLAMA_PARTS) $(TESTLIB_O) $(LIB)/all.a
+	$(call link,$< $(LLAMA_PARTS) $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS) $(if $(CUDA),$(CUBLAS_LIBS)))
+$(B)/tests/unit/ctl/%: $(B)/obj/tests/unit/ctl/%.o $(CTL_PARTS) $(TESTLIB_O) $(LIB)/all.a
+	$(call link,$< $(CTL_PARTS) $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS))
 $(B)/tests/%: $(B)/obj/tests/%.o $(TESTLIB_O) $(LIB)/all.a
 	$(call link,$< $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS))
+$(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.cu.o $(TESTLIB_O) $(LIB)/all.a
+	$(call link,$< $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS) -lstdc++)
 
-.PHONY: tests clean
+# What tests find in their environment. Absolute, so that a test may change its folder.
+MODEL := build/model/SmolLM2-135M-Instruct.Q4_1.gguf
+TEST_ENV = EBB_BIN=$(abspath $(BIN)) EBB_LIB=$(abspath $(LIB)) EBB_MODEL=$(abspath $(MODEL)) EBB_SOURCE=$(CURDIR)
+SAN_ENV = ASAN_OPTIONS=abort_on_error=0:detect_leaks=1:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+
+# Work that starts with set-up is done by a make of its own: what was just installed (nvcc apart) is then seen, and it runs on every core.
+JOBS    := $(shell nproc 2>/dev/null || echo 1)
+submake  = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+SETUP   := tools/setup.sh
+
+.PHONY: tests run-tests check check-asan check-tsan check-valgrind check-model check-gpu check-headers check-layers check-style fuzz clean help
 tests: $(TESTS)
 
-clean:
-	rm -rf build
+check:	## set up this machine, build, run unit and integration tests
+	@$(SETUP) build test model
+	@+$(submake) all tests
+	@+$(MAKE) --no-print-directory run-tests
+
+run-tests:
+	@$(TEST_ENV) $(SAN_ENV) tools/run-tests.sh $(B)/logs tools/check-layers.sh tools/check-headers.sh $(UNIT_T) $(INT_T)
+
+check-asan:	## the same with AddressSanitizer and UndefinedBehaviorSanitizer, in build/address-undefined/
+	@$(SETUP) build test model
+	@+$(submake) SAN=address,undefined all tests
+	@+TEST_TIMEOUT=900 $(MAKE) --no-print-directory SAN=address,undefined run-tests
+
+check-tsan:	## the same with ThreadSanitizer, in build/thread/
+	@$(SETUP) build test model
+	@+$(submake) SAN=thread all tests
+	@+TEST_TIMEOUT=900 $(MAKE) --no-print-directory SAN=thread run-tests
+
+# Valgrind knows no AVX-512 and little of io_uring: the pure parts, with the AVX2 kernels.
+check-valgrind:	## evict, conf and wire-format tests under valgrind
+	@$(SETUP) build test valgrind
+	@+$(submake) all tests
+	@$(TEST_ENV) EBB_ISA=plain TEST_TIMEOUT=900 RUN_PREFIX="valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite" \
+		tools/run-tests.sh $(B)/logs-valgrind $(filter $(B)/tests/unit/evict/% $(B)/tests/unit/conf/% $(B)/tests/unit/daemon/%,$(UNIT_T))
+
+check-model:	## check the hand-over's state machine with Spin; each rule left out must be caught
+	@$(SETUP) build spin
+	@tests/model/check.sh
+
+check-gpu:	## device operations and integration tests on EBB_TEST_DEVICE (default cuda:0); skipped without a GPU
+	@if [ -z "$(CUDA)" ] || ! nvidia-smi -L >/dev/null 2>&1; then \
+		echo "skipped: $(if $(CUDA),no NVIDIA GPU answers,nvcc not found)"; printf '\n0 passed, 0 failed, 1 skipped\n'; \
+	else \
+		$(SETUP) build test model && $(submake) all tests $(GPU_T) && \
+		$(TEST_ENV) EBB_TEST_DEVICE=$${EBB_TEST_DEVICE:-cuda:0} TEST_TIMEOUT=900 tools/run-tests.sh $(B)/logs-gpu \
+			$(filter $(B)/tests/unit/gpu/%,$(UNIT_T)) $(GPU_T) $(INT_T); \
+	fi
+
+check-headers:	## each header compiles alone, as C and as C++
+	@CC=$(CC) CXX=$(CXX) tools/check-headers.sh
+
+check-layers: $(EVICT_O)	## who includes whom; what evict/ may call
+	@tools/check-layers.sh $(B)
+
+STYLE_SRC = $(wildcard conf/*.c ctl/*.c daemon/*.c evict/*.c examples/*.c examples/llama/*.c gpu/*.c gpu/host/*.c libclient/*.c)
+check-style:	## no function over 70 lines, no file over 600; clang-format where .clang-format exists
+	@$(SETUP) build style
+	@tools/check-style.sh $(STYLE_SRC)
+
+# --- benchmarks: tests/bench/bench_*.c; each prints JSON lines (tests/bench/bench.h) ------------------------------------------------
+BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/bench_*.c))
+$(B)/bench/%: $(B)/obj/tests/bench/%.o $(TESTLIB_O) $(LIB)/all.a
+	$(call link,$< $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS))
+
+.PHONY: bench benches demo
+benches: $(BENCHES)
+bench:	## run the benchmarks: a table, and build/bench.jsonl
+	@$(SETUP) build test model
+	@+$(submake) all benches
+	@$(TEST_ENV) tools/bench.sh build/bench.jsonl $(BENCHES)
+
+# --- demo ------------------------------------------------------------------------------------------------------------------------
+demo:	## several processes decode a real model from one pool that is too small, with ebbd evicting
+	@$(SETUP) build model
+	@+$(submake) all
+	@EBB_BIN=$(abspath $(BIN)) EBB_MODEL=$(abspath $(MODEL)) tools/demo.sh
+
+# --- installation ----------------------------------------------------------------------------------------------------------------
+UNITS    := $(wildcard systemd/*.service systemd/*.socket systemd/*.service.in systemd/*.socket.in)
+fill      = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@BINDIR@|$(BINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|g' \
+	-e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' -e 's|@MANDIR@|$(MANDIR)|g' -e 's|@VERSION@|$(VERSION)|g'
+# $(call put,MODE,FILE,FOLDER[,NAME]): install a text file with its paths filled in; a .in at the end of the name goes.
+put       = install -d '$(DESTDIR)$(3)' && $(fill) $(2) >$(B)/put.tmp && install -m $(1) $(B)/put.tmp '$(DESTDIR)$(3)/$(or $(4),$(patsubst %.in,%,$(notdir $(2))))'
+SYSUSERS := $(wildcard systemd/*sysusers*)
+TMPFILES := $(wildcard systemd/*tmpfiles*)
+MANPAGES := $(wildcard docs/man/*.[1-8] docs/man*/*.[1-8])
+COMPLETION := $(wildcard ctl/*.bash ctl/*completion* systemd/*completion* docs/*completion*)
+INI      := $(firstword $(wildcard systemd/ebbd.ini conf/ebbd.ini systemd/ebbd.ini.in conf/ebbd.ini.in))
+
+.PHONY: install uninstall
+install: all	## install everything under PREFIX (/usr/local) and /etc; DESTDIR in front
+	$(Q)install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)'
+	$(Q)install -m 755 $(filter-out %/ebb-hello,$(PROGRAMS)) '$(DESTDIR)$(BINDIR)'
+	$(Q)install -m 644 $(LIB)/libebb.a '$(DESTDIR)$(LIBDIR)'
+	$(Q)install -m 755 $(LIB)/libebb.so '$(DESTDIR)$(LIBDIR)/libebb.so.$(VERSION)'
+	$(Q)ln -sf libebb.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/libebb.so.0'
+	$(Q)ln -sf libebb.so.0 '$(DESTDIR)$(LIBDIR)/libebb.so'
+	$(Q)install -m 644 libclient/ebb.h '$(DESTDIR)$(INCLUDEDIR)/ebb.h'
+	@$(call put,644,tools/libebb.pc.in,$(LIBDIR)/pkgconfig)
+	@$(foreach f,$(UNITS),$(call put,644,$(f),$(SYSTEMDDIR)) && ):
+	@$(foreach f,$(SYSUSERS),$(call put,644,$(f),$(SYSUSERSDIR),ebbd.conf) && ):
+	@$(foreach f,$(TMPFILES),$(call put,644,$(f),$(TMPFILESDIR),ebbd.conf) && ):
+	@$(foreach f,$(MANPAGES),$(call put,644,$(f),$(MANDIR)/man$(subst .,,$(suffix $(f)))) && ):
+	@$(foreach f,$(COMPLETION),$(call put,644,$(f),$(COMPDIR),$(if $(findstring ebbctl,$(f)),ebbctl,$(if $(findstring llama,$(f)),ebb-llama,$(if $(findstring ebbd,$(f)),ebbd,ebbctl)))) && ):
+	@if [ -e '$(DESTDIR)$(SYSCONFDIR)/ebbd/ebbd.ini' ]; then echo "kept: $(DESTDIR)$(SYSCONFDIR)/ebbd/ebbd.ini"; \
+	else install -d '$(DESTDIR)$(SYSCONFDIR)/ebbd' && $(if $(INI),$(fill) $(INI),$(BIN)/ebbd --print-config) >$(B)/put.tmp && \
+		install -m 644 $(B)/put.tmp '$(DESTDIR)$(SYSCONFDIR)/ebbd/ebbd.ini'; fi
+	@rm -f $(B)/put.tmp
+	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then ldconfig; fi
+	@echo "installed in $(DESTDIR)$(PREFIX)"
+
+uninstall:	## remove what install put there, but /etc/ebbd
+	$(Q)rm -f $(foreach p,$(notdir $(PROGRAMS)),'$(DESTDIR)$(BINDIR)/$(p)') '$(DESTDIR)$(LIBDIR)'/libebb.a '$(DESTDIR)$(LIBDIR)'/libebb.so* \
+		'$(DESTDIR)$(LIBDIR)/pkgconfig/libebb.pc' '$(DESTDIR)$(INCLUDEDIR)/ebb.h' \
+		$(foreach f,$(UNITS),'$(DESTDIR)$(SYSTEMDDIR)/$(patsubst %.in,%,$(notdir $(f)))') \
+		'$(DESTDIR)$(SYSUSERSDIR)/ebbd.conf' '$(DESTDIR)$(TMPFILESDIR)/ebbd.conf' \
+		$(foreach f,$(MANPAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(f)))/$(patsubst %.in,%,$(notdir $(f)))') \
+		'$(DESTDIR)$(COMPDIR)'/ebbctl '$(DESTDIR)$(COMPDIR)'/ebb-llama '$(DESTDIR)$(COMPDIR)'/ebbd
+
+# --- rest ------------------------------------------------------------------------------------------------------------------------
+clean:	## remove what was built; the model stays (rm -r build removes it)
+	rm -rf $(filter-out build/model,$(wildcard build/*))
+
+help:	## this list
+	@echo "make TARGET [V=1] [SAN=address,undefined] [NO_CUDA=1] [PREFIX=...] [DESTDIR=...]"
+	@sed -nE 's/^([a-z-]+):.*## ?(.*)/\1\t\2/p' Makefile | while IFS=$$'\t' read -r t text; do printf '  %-15s %s\n' "$$t" "$$text"; done
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
