@@ -87,7 +87,10 @@ int conf_reload(struct conf *conf, const struct conf *next, char *report, size_t
  */
 int conf_settings(struct conf_session *session, const char *settings, conf_check_policy check, char *why, size_t why_bytes);
 
-/* conf_follow - copy from @defaults every key that @session was not given: what SIGHUP does to open sessions. Returns 1 if any changed. */
+/*
+ * conf_follow - copy from @defaults every "live" key that @session was not given: what SIGHUP does to open sessions.
+ * Returns 1 if any changed.
+ */
 int conf_follow(struct conf_session *session, const struct conf_session *defaults);
 
 /* conf_print - the whole configuration as an ini file that conf_load() reads back to the same values, with comments. */
@@ -98,7 +101,8 @@ void conf_help(FILE *to, int roff);
 
 /*
  * conf_each - walk the configuration for `ebbctl config`: fn(section, key, value as text, unit or "", reload class) per key.
- * reload class: "live" (SIGHUP; open sessions follow), "restart".
+ * reload class: "live" (SIGHUP; open sessions follow), "next" (SIGHUP; sessions opened later: what a session's tables are built
+ * from), "restart". section is "daemon", "session" or "pool NAME".
  */
 void conf_each(const struct conf *conf,
 	       void (*fn)(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload),
