@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,6 +99,9 @@ static void slab_unback(struct pool *pool, uint32_t number)
 	if (!slab->backed)
 		return;
 	(void)gpu_map_set(pool->map, pool->stream, number, NULL);
+	/* A client may have it mapped still: give the memory itself back. What it then writes there is seen by nobody. */
+	if (slab->mem.fd >= 0)
+		(void)fallocate(slab->mem.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)pool->slab_bytes);
 	gpu_slab_free(pool->dev, &slab->mem);
 	slab->backed = false;
 }
@@ -273,11 +277,13 @@ unsigned pool_trim(struct pool *pool, struct pool_owner *owner, void (*dropped)(
 			continue;
 		owner->n_slabs--;
 		n++;
-		if (slab->announced) {
+		if (slab->announced)
+			dropped(arg, s);
+		/* Device memory keeps its place for the next owner, so this one must have let go of it; a memfd is used once. */
+		if (slab->announced && gpu_info(pool->dev)->is_cuda) {
 			slab->state = POOL_QUARANTINE;
 			slab->draining = false;
 			pool->n_quarantine++;
-			dropped(arg, s);
 		} else {
 			slab_release(pool, s);
 		}

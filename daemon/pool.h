@@ -4,7 +4,7 @@
  *
  *   slab    belongs to one owner at a time: a client, or the daemon itself (private memory that is never exported). A client maps
  *           only its own slabs, so whatever it writes there hurts nobody else. A slab goes back to the pool when its last page
- *           is freed; a shared one first waits (quarantine) until its client has unmapped it or its process is gone.
+ *           is freed; a shared one on a GPU first waits (quarantine) until its client has unmapped it or its process is gone.
  *   extent  64 KiB of a slab: pages of one size, or part of a run.
  *   page    what a session gets; any multiple of GPU_UNIT bytes from 1 KiB up to an extent.
  *   run     contiguous extents, for tables.
@@ -103,8 +103,8 @@ static inline uint32_t pool_slab_of(const struct pool *pool, uint32_t id)
 }
 
 /*
- * pool_trim - give up the owner's empty slabs. A slab that the client was told of goes into quarantine and `dropped` is called for
- * it; others are free at once. Returns the number of slabs given up.
+ * pool_trim - give up the owner's empty slabs. For one that the client was told of `dropped` is called (before it is given up),
+ * and on a GPU it goes into quarantine. Returns the number of slabs given up.
  */
 unsigned pool_trim(struct pool *pool, struct pool_owner *owner, void (*dropped)(void *arg, uint32_t slab), void *arg);
 

@@ -32,15 +32,15 @@
  *
  * The hand-over of a session is tests/model/handover.pml. Steps are counted in tokens:
  *
- *      turn      (begun << 1) | claim   tokens begun; the daemon's wish to have the session. Both sides, compare-and-swap only.
+ *      hand      begun (32 bits), epoch (31), claim (1) in one word, see wire_hand(). begun: tokens begun. epoch: grants so far.
+ *                claim: the daemon's wish to have the session. Both sides change it, by compare-and-swap only.
  *      finished  tokens whose device work is done. The client's device (on the host: step_end).
- *      granted   tokens allowed in all. The daemon.
+ *      granted   tokens allowed in all. The daemon, while it owns the session, before it counts up the epoch.
  *
- *    The client may begin n tokens while !claim and begun + n <= granted. The daemon owns the session's tables and scores while
- *    (claim or begun == granted) and finished == begun. When the client needs more than is left it writes `want` and sends a WANT
- *    record; the daemon then claims the session, and the answer is that `windows` has changed (or a GRANT record).
- *    A client that reads granted, loses the session to a claim and back, and then swaps, may have begun more than the new grant: it
- *    looks at granted again after the swap, before any work, and swaps begun back. So begun > granted may be seen for a moment.
+ *    The client reads hand, then granted, then swaps hand: it may begin n tokens while !claim and begun + n <= granted. The epoch makes
+ *    the swap fail when a grant came in between (a new grant may allow less in all than the old one did).
+ *    The daemon owns the session's tables and scores while (claim or begun == granted) and finished == begun. When the client needs
+ *    more than is left it writes `want` and sends a WANT record; the daemon then claims the session; the answer is a new epoch.
  *    Whoever sets a flag and then looks, or changes a word and then reads the other's flag, puts a full fence between the two.
  */
 #ifndef EBB_WIRE_H
@@ -158,7 +158,7 @@ struct wire_record {		/* 64 bytes */
 
 struct wire_session {
 	/* line 0: both, compare-and-swap */
-	uint64_t turn;
+	uint64_t hand;		/* wire_hand() */
 	uint64_t pad0[7];
 	/* line 1: the client, or its device */
 	uint64_t finished;
@@ -173,8 +173,7 @@ struct wire_session {
 	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
 	uint32_t table_id;	/* page id of the shared table: it may move between windows, read it after each new grant */
 	uint32_t zero;
-	uint64_t windows;	/* grants so far; +1 with every one, before claim is cleared: a WANT's answer may leave granted as it was */
-	uint64_t pad2;
+	uint64_t pad2[2];
 };
 
 struct wire_line {		/* one word on a cache line of its own */
@@ -200,6 +199,15 @@ enum { WIRE_NEED_WAKEUP = 1 };
 
 #define WIRE_SHARED_BYTES ((sizeof(struct wire_shared) + 4095u) / 4096u * 4096u)
 #define WIRE_LIFE_BYTES 4096u
+
+/* The hand word. A grant clears the claim and counts up the epoch in one swap, after granted and base are written. */
+static inline uint64_t wire_hand(uint32_t begun, uint32_t epoch, uint32_t claim)
+{
+	return (uint64_t)begun << 32 | (uint64_t)(epoch & 0x7fffffffu) << 1 | (claim & 1u);
+}
+static inline uint32_t wire_begun(uint64_t hand) { return (uint32_t)(hand >> 32); }
+static inline uint32_t wire_epoch(uint64_t hand) { return (uint32_t)(hand >> 1) & 0x7fffffffu; }
+static inline uint32_t wire_claim(uint64_t hand) { return (uint32_t)(hand & 1u); }
 
 /* The four ways of touching shared words; each use names its partner in a comment. */
 static inline uint32_t wire_load32(const uint32_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }

@@ -1,0 +1,227 @@
+/*
+ * The daemon's own structures: who is connected, what they have open, and whose turn it is. Private to daemon/.
+ *
+ * One thread runs everything here. Data flows one way:
+ *
+ *   client.c   takes records out of rings and messages out of sockets
+ *   session.c  looks at a session's words; when the session is the daemon's, plans the turn (evict/) and queues it
+ *   serve.c    runs the queued turns of a pool on its device (gpu/) as one batch, then publishes the grants
+ *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
+ *   loop.c     one io_uring that tells the others when
+ *   report.c   answers questions in JSON
+ */
+#ifndef DAEMON_DAEMON_H
+#define DAEMON_DAEMON_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "conf/conf.h"
+#include "daemon/pool.h"
+#include "evict/evict.h"
+#include "libclient/wire.h"
+
+#define DAEMON_MAX_OUTBOX 8192	/* messages a client may leave unread before it is dropped */
+
+struct daemon;
+struct client;
+
+/*
+ *          open                    used up, or claimed and finished == begun
+ *   (none) ------> SESSION_DAEMON <----------------------------------------- SESSION_CLIENT
+ *                      |  ^                                                    ^
+ *        device done   |  | outbox empty                                       |
+ *                      v  |                  grant                             |
+ *                  SESSION_PUBLISH --------------------------------------------+
+ *
+ * A claim is not a state: it is a bit in the shared word, and `claimed` here remembers that we set it.
+ * CLOSE while SESSION_DAEMON: `closing`, and the session ends when the device is done.
+ */
+enum session_state {
+	SESSION_CLIENT,		/* the client's: it may begin steps */
+	SESSION_DAEMON,		/* ours: a turn is queued or on the device */
+	SESSION_PUBLISH,	/* ours: the turn is done, but messages it depends on are not yet sent */
+};
+
+struct session_lane {
+	uint32_t live;		/* slots that are live at `base` */
+	uint32_t fresh;		/* of the window granted, tokens that go to new slots */
+	uint32_t n_pages, n_blocks;
+	uint32_t held;			/* n_pages before the plan under way */
+};
+
+struct session {
+	struct client *client;
+	struct pool *pool;
+	uint32_t index;			/* in wire_shared.session */
+	uint32_t seq;			/* of the OPEN or CLOSE to answer */
+	uint64_t id;			/* for people */
+	enum session_state state;
+	bool claimed, closing, opening;
+	bool pages_changed;		/* this turn must publish ids too, not only lanes and next slots */
+	bool starved;			/* wanted new pages and got none, at its last turn */
+	uint64_t opened_ns;
+
+	struct conf_session asked;	/* with the bits of what the client gave */
+	struct evict_spec spec;
+	uint32_t n_layers, n_kv_heads, group, head_dim, slot_type;
+	uint32_t max_tokens;
+	uint32_t n_credit;
+	uint32_t page_bytes, block_bytes, credit_bytes;
+
+	struct gpu_table table;		/* header; also the sizes of the arrays below */
+	uint32_t table_id, private_id;	/* runs */
+	struct session_lane *lane;	/* [n_lanes] */
+	uint32_t *page;			/* [n_lanes][max_pages]: the truth */
+	uint32_t *block, *credit;	/* [n_lanes][max_blocks] */
+	struct gpu_plan *plan;		/* [n_lanes] of this turn */
+	unsigned what;			/* GPU_* of this turn */
+	uint32_t *move_src, *move_dst;	/* pages, then blocks, that leave a draining slab in this turn */
+	uint32_t n_moves[2];
+	uint32_t old_table_id;		/* the table's former place, or POOL_NO_ID */
+
+	uint32_t tokens;		/* appended and settled: begun at the last turn */
+	uint32_t pos, appended;		/* of the turn under way */
+	uint32_t granted, epoch;
+	uint32_t cap;			/* pool pressure: slots a lane may hold; 0: none */
+	uint32_t budget;		/* slots per lane, in force */
+	uint32_t live_max;
+	uint64_t live, evicted, windows;
+	uint64_t bytes;			/* of pages and runs, private ones too */
+	struct gpu_turn_stats *stats;
+
+	struct session *next_due;
+};
+
+struct outgoing {
+	struct wire_msg msg;
+	int fd;				/* closed once sent, if `owned` */
+	bool owned;
+};
+
+struct client {
+	struct daemon *d;
+	uint32_t slot, id;
+	bool used, welcome, gone;	/* gone: hung up or dropped; waiting for the process to end */
+	bool active;			/* its ring is being polled */
+	bool waiting_open;
+	int fd, pidfd, doorbell, bell, shared_fd;
+	pid_t pid;
+	uid_t uid;
+	gid_t gid;
+	char name[WIRE_NAME];
+	struct wire_shared *shared;
+	uint32_t sq_head, cq_tail, notices;	/* ours; what is in shared memory is a copy */
+	struct session *session[WIRE_MAX_SESSIONS];
+	uint32_t n_sessions;
+	struct pool_owner owner[WIRE_MAX_POOLS];
+	struct outgoing *outbox;	/* what the socket had no room for */
+	uint32_t n_outbox;
+	uint32_t pending_ops;		/* io_uring operations in flight that name this client */
+	struct wire_msg *in;		/* receive buffer, one byte longer than a message */
+	uint64_t doorbell_value;
+	uint64_t tokens, steps, windows, connected_ns;
+	struct client *next_active;
+};
+
+/* A session that waits for room. */
+struct waiting {
+	struct client *client;
+	uint32_t seq;
+	struct wire_open open;
+	uint64_t deadline_ns;		/* UINT64_MAX: none */
+	bool patient;			/* the client asked to wait; else: only until the claims under way have been served */
+	struct waiting *next;
+};
+
+struct daemon {
+	struct conf conf;
+	const char *conf_path;
+	struct pool pool[WIRE_MAX_POOLS];
+	unsigned n_pools;
+	struct session *due[WIRE_MAX_POOLS];		/* turns to run */
+	struct session *running[WIRE_MAX_POOLS];	/* turns on the device */
+	int done_fd[WIRE_MAX_POOLS];			/* eventfd: the device has done them */
+	struct client **client;		/* [conf.daemon.max_clients] */
+	unsigned max_clients, n_clients;
+	struct client *active;
+	struct waiting *waiting;
+	struct waiting **waiting_tail;
+	unsigned n_waiting, n_claimed;
+	struct loop *loop;
+	int life_fd;
+	bool draining;
+	uint64_t session_ids, client_ids, started_ns;
+	struct {
+		uint64_t tokens, steps, records, windows, claims, compactions, moves, evicted, dropped, opened, refused;
+	} count;
+};
+
+uint64_t now_ns(void);
+
+/* --- log.c: one line per event on stderr, "<level>event key=value ..." for the journal. Not on the step path. */
+enum { LOG_ERROR = 3, LOG_WARN = 4, LOG_NOTE = 5, LOG_INFO = 6, LOG_DEBUG = 7 };
+void log_level(unsigned level);
+void log_line(unsigned level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* --- life.c */
+int life_open(void);			/* the memfd of the life page, or -errno. Call from the loop's thread; once. */
+
+/* --- client.c */
+struct client *client_new(struct daemon *d, int fd);		/* fd taken. NULL: refused, closed */
+void client_message(struct client *c, size_t bytes);		/* c->in holds what arrived; bytes may exceed a message */
+void client_drop(struct client *c, const char *why);		/* hang up on it */
+void client_hangup(struct client *c);				/* it hung up; or the end of client_drop() */
+void client_process_gone(struct client *c);			/* no kernel of it runs any more: its memory is ours */
+void client_send(struct client *c, const struct wire_msg *msg, int fd, bool owned);
+void client_fail(struct client *c, uint32_t seq, int status, const char *format, ...) __attribute__((format(printf, 4, 5)));
+void client_flush(struct client *c);				/* the socket has room again */
+void client_announce(struct client *c, unsigned pool);		/* tell it of its new slabs */
+void client_trim(struct client *c, unsigned pool);		/* give up its empty slabs */
+unsigned client_drain_ring(struct client *c, unsigned most);	/* records taken */
+bool client_ring_empty(const struct client *c);
+void client_wake(struct client *c);				/* ring its bell if it sleeps */
+void client_grant_record(struct client *c, const struct session *s);
+
+/* --- session.c */
+/* Returns 0 (OPENED will follow), -ENOSPC (nothing changed: there is no room) or another error with a sentence in why. */
+int session_open(struct client *c, uint32_t seq, const struct wire_open *open, char *why, size_t why_bytes);
+void session_look(struct session *s);				/* is it our turn? then plan and queue it */
+void session_claim(struct session *s, uint32_t cap);		/* ask for it, to hold it to `cap` slots a lane (0: no cap) */
+void session_end(struct session *s);				/* free everything; answers CLOSE if that was asked */
+void session_release(struct session *s);			/* after a turn: pages that it no longer needs */
+void session_follow(struct session *s);				/* the daemon's defaults have changed */
+int session_check_policy(const char *policy, char *why, size_t why_bytes);
+
+/* --- serve.c */
+void serve_queue(struct session *s);				/* its turn is planned */
+void serve_run(struct daemon *d, unsigned pool);		/* start what is queued, unless the device is busy */
+void serve_done(struct daemon *d, unsigned pool);		/* the device has finished */
+void serve_publish(struct session *s);				/* hand the session over, now or when the outbox is empty */
+
+/* --- pressure.c */
+void pressure_starved(struct session *s);			/* s wanted pages and the pool had none */
+int pressure_wait(struct client *c, uint32_t seq, const struct wire_open *open);	/* -ENOSPC: hopeless, and not patient */
+void pressure_retry(struct daemon *d);				/* something was freed: try the waiting */
+void pressure_forget(struct client *c);
+void pressure_tick(struct daemon *d, uint64_t now);
+bool pressure_short(const struct pool *pool);			/* few slabs are left, or somebody waits */
+
+/* --- report.c */
+char *report_json(struct daemon *d, const char *question);	/* malloc'ed, or NULL: no such question */
+
+/* --- loop.c */
+int loop_new(struct daemon *d, int listen_fd);
+void loop_free(struct daemon *d);
+int loop_run(struct daemon *d);					/* until SIGTERM has drained; 0 or -errno */
+void loop_watch_client(struct client *c);			/* start receiving from it */
+void loop_unwatch_client(struct client *c);			/* its descriptors are about to be closed */
+void loop_want_room(struct client *c);				/* client_flush() when its socket has room */
+
+static inline unsigned pool_index(const struct daemon *d, const struct pool *pool)
+{
+	return (unsigned)(pool - d->pool);
+}
+
+#endif
