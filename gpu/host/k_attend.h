@@ -1,0 +1,315 @@
+/*
+ * attend and observe of one (session, KV head).
+ *
+ * One query, group <= 4 (decode): K rows are read once, straight from their storage type, against all heads of the group;
+ * logits wait in scratch; softmax; heat; then V rows once. While one page is worked on, the next is prefetched.
+ * Otherwise queries are taken in blocks of up to 48 rows (query x head): a page of K is widened and transposed once per block
+ * and multiplied as a small matrix, likewise V. Either way heat is a pass of its own over the finished probabilities: `out`
+ * cannot depend on it, and one thread adds to a slot, queries in order, the group's heads summed in order.
+ */
+#ifndef GPU_HOST_K_ATTEND_H
+#define GPU_HOST_K_ATTEND_H
+
+#include "gpu/host/kernels.h"
+
+#define FEW_HEADS 4u
+#define NEVER (-INFINITY)
+
+/* --- one query ------------------------------------------------------------------------------------------------------------ */
+
+/* l[h][slot] = q[h] . k[slot] for the 16 rows of a page. type and heads are constants. */
+VFN void dot_page(uint32_t type, uint32_t heads, const char *k, uint32_t d, const float *q, float *l, size_t ld, const char *ahead)
+{
+	const uint32_t row = gpu_row_bytes(type, d);
+
+	for (uint32_t r = 0; r < GPU_PAGE_SLOTS; r += 4) {
+		const char *k0 = k + (size_t)r * row;
+		vf acc[4][FEW_HEADS] = { 0 };
+
+		prefetch(ahead + (size_t)r * row, 4 * row);
+		for (uint32_t c = 0; c < d; c += VW) {
+			UNROLL for (uint32_t i = 0; i < 4; i++) {
+				vf x = vf_of(type, k0 + (size_t)i * row, c);
+
+				UNROLL for (uint32_t h = 0; h < heads; h++)
+					acc[i][h] = vf_fma(x, vf_load(q + h * d + c), acc[i][h]);
+			}
+		}
+		UNROLL for (uint32_t h = 0; h < heads; h++)
+			vf_sum4(l + h * ld + r, acc[0][h], acc[1][h], acc[2][h], acc[3][h]);
+	}
+}
+
+/* o[h] += p[h][slot] * v[slot] for `vecs` vectors of channels from c on, over the first n rows of a page. */
+VFN void weigh_some(uint32_t type, uint32_t heads, uint32_t vecs, const char *v, uint32_t row, uint32_t n, uint32_t c,
+		    const float *p, size_t ld, float *o, uint32_t d)
+{
+	vf acc[4][FEW_HEADS];
+
+	UNROLL for (uint32_t i = 0; i < vecs; i++)
+		UNROLL for (uint32_t h = 0; h < heads; h++)
+			acc[i][h] = vf_load(o + h * d + c + i * VW);
+	for (uint32_t s = 0; s < n; s++) {
+		vf w[FEW_HEADS];
+
+		UNROLL for (uint32_t h = 0; h < heads; h++)
+			w[h] = vf_set1(p[h * ld + s]);
+		UNROLL for (uint32_t i = 0; i < vecs; i++) {
+			vf x = vf_of(type, v + (size_t)s * row, c + i * VW);
+
+			UNROLL for (uint32_t h = 0; h < heads; h++)
+				acc[i][h] = vf_fma(x, w[h], acc[i][h]);
+		}
+	}
+	UNROLL for (uint32_t i = 0; i < vecs; i++)
+		UNROLL for (uint32_t h = 0; h < heads; h++)
+			vf_store(o + h * d + c + i * VW, acc[i][h]);
+}
+
+VFN void weigh_page(uint32_t type, uint32_t heads, const char *v, uint32_t d, uint32_t n, const float *p, size_t ld, float *o)
+{
+	const uint32_t vecs = heads > 3 ? 2 : 4, row = gpu_row_bytes(type, d);
+	uint32_t c = 0;
+
+	for (; c + vecs * VW <= d; c += vecs * VW)
+		weigh_some(type, heads, vecs, v, row, n, c, p, ld, o, d);
+	for (; c + 2 * VW <= d; c += 2 * VW)
+		weigh_some(type, heads, 2, v, row, n, c, p, ld, o, d);
+	for (; c < d; c += VW)
+		weigh_some(type, heads, 1, v, row, n, c, p, ld, o, d);
+}
+
+/* What one query's two passes over a lane need. */
+struct one {
+	struct lane_view v;
+	uint32_t d, heads, live, pages;
+	const float *q;
+	float q_sum[FEW_HEADS];		/* q8: sum of q's channels */
+	float *l, *o;
+	size_t ld;
+};
+
+VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, float *l)
+{
+	float scale[GPU_PAGE_SLOTS], offset[GPU_PAGE_SLOTS];
+
+	q8_params(param, scale, offset);
+	UNROLL for (uint32_t h = 0; h < heads; h++)
+		UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
+			vf x = vf_load(l + h * a->ld + s) * vf_load(scale + s);
+
+			vf_store(l + h * a->ld + s, vf_fma(vf_load(offset + s), vf_set1(a->q_sum[h]), x));
+		}
+}
+
+VFN void one_logits(uint32_t type, uint32_t heads, const struct one *a)
+{
+	for (uint32_t i = 0; i < a->pages; i++) {
+		const char *page = page_at(&a->v, i);
+		const char *ahead = page_at(&a->v, i + 1 < a->pages ? i + 1 : 0);
+		float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
+
+		dot_page(type, heads, page, a->d, a->q, l, a->ld, ahead);
+		if (type == GPU_Q8)
+			q8_logits(a, heads, (const uint16_t *)(const void *)(page + gpu_page_params(type, a->d)), l);
+	}
+	for (uint32_t h = 0; h < heads; h++)
+		for (uint32_t s = a->live; s < a->pages * GPU_PAGE_SLOTS; s++)
+			a->l[h * a->ld + s] = NEVER;
+}
+
+/* q8: sum of p * (offset + scale * q) = sum of (p * scale) * q, and the offsets' share, the same for every channel. */
+VFN void q8_weights(const struct one *a, uint32_t heads, const uint16_t *param, const float *p, uint32_t n,
+		    float w[FEW_HEADS * GPU_PAGE_SLOTS], vf share[FEW_HEADS])
+{
+	float scale[GPU_PAGE_SLOTS], offset[GPU_PAGE_SLOTS];
+
+	q8_params(param, scale, offset);
+	for (uint32_t s = n; s < GPU_PAGE_SLOTS; s++)
+		scale[s] = offset[s] = 0.0f;
+	UNROLL for (uint32_t h = 0; h < heads; h++)
+		UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
+			vf x = vf_load(p + h * a->ld + s);
+
+			vf_store(w + h * GPU_PAGE_SLOTS + s, x * vf_load(scale + s));
+			share[h] = vf_fma(x, vf_load(offset + s), share[h]);
+		}
+}
+
+VFN void one_values(uint32_t type, uint32_t heads, const struct one *a)
+{
+	const uint32_t half = gpu_page_v(type, a->d);
+	vf share[FEW_HEADS] = { 0 };
+
+	memset(a->o, 0, (size_t)heads * a->d * sizeof(float));
+	for (uint32_t i = 0; i < a->pages; i++) {
+		const char *page = page_at(&a->v, i);
+		const float *p = a->l + (size_t)i * GPU_PAGE_SLOTS;
+		uint32_t n = a->live - i * GPU_PAGE_SLOTS;
+
+		n = n < GPU_PAGE_SLOTS ? n : GPU_PAGE_SLOTS;
+		if (i + 1 < a->pages)
+			prefetch(page_at(&a->v, i + 1) + half, half);
+		if (type == GPU_Q8) {
+			const char *param = page + gpu_page_params(type, a->d) + GPU_PAGE_SLOTS * 4u;
+			float w[FEW_HEADS * GPU_PAGE_SLOTS];
+
+			q8_weights(a, heads, (const uint16_t *)(const void *)param, p, n, w, share);
+			weigh_page(type, heads, page + half, a->d, n, w, GPU_PAGE_SLOTS, a->o);
+		} else {
+			weigh_page(type, heads, page + half, a->d, n, p, a->ld, a->o);
+		}
+	}
+	if (type == GPU_Q8)
+		for (uint32_t h = 0; h < heads; h++) {
+			vf x = vf_set1(vf_hsum(share[h]));
+
+			for (uint32_t c = 0; c < a->d; c += VW)
+				vf_store(a->o + h * a->d + c, vf_load(a->o + h * a->d + c) + x);
+		}
+}
+
+#define ONE(name)									\
+static void name##_type(uint32_t type, const struct one *a)				\
+{											\
+	switch (type * 4 + a->heads - 1) {						\
+	case 0: name(0, 1, a); break;	case 1: name(0, 2, a); break;			\
+	case 2: name(0, 3, a); break;	case 3: name(0, 4, a); break;			\
+	case 4: name(1, 1, a); break;	case 5: name(1, 2, a); break;			\
+	case 6: name(1, 3, a); break;	case 7: name(1, 4, a); break;			\
+	case 8: name(2, 1, a); break;	case 9: name(2, 2, a); break;			\
+	case 10: name(2, 3, a); break;	case 11: name(2, 4, a); break;			\
+	case 12: name(3, 1, a); break;	case 13: name(3, 2, a); break;			\
+	case 14: name(3, 3, a); break;	case 15: name(3, 4, a); break;			\
+	}										\
+}
+ONE(one_logits)
+ONE(one_values)
+#undef ONE
+
+/* --- softmax and heat ------------------------------------------------------------------------------------------------------- */
+
+/* l[0 .. n) = exp(l - max), n whole vectors; returns the sum, 0 when every logit is -infinity. */
+static float softmax_row(float *l, size_t n, float *max_out)
+{
+	vf m = vf_set1(NEVER), sum = { 0 };
+	float max;
+
+	for (size_t s = 0; s < n; s += VW)
+		m = vf_max(vf_load(l + s), m);
+	max = vf_hmax(m);
+	if (!(max > NEVER))
+		max = 0.0f;
+	m = vf_set1(max);
+	for (size_t s = 0; s < n; s += VW) {
+		vf e = vf_exp(vf_load(l + s) - m);
+
+		vf_store(l + s, e);
+		sum += e;
+	}
+	*max_out = max;
+	return vf_hsum(sum);
+}
+
+/* The finished rows of a block of queries: probability of (row, slot) = e[row * ld + slot] * inv[row]. */
+struct probs {
+	const float *e;
+	size_t ld;
+	const float *inv;
+	uint32_t queries, group;
+	uint64_t seen;			/* bit i: query i gives heat */
+};
+
+/* Adds to n slots (whole vectors) of one block's heat array. kind is a constant. */
+VFN void heat_some(uint32_t kind, float *heat, const struct probs *p, size_t first, uint32_t n)
+{
+	for (uint32_t s = 0; s < n; s += VW) {
+		vf x = vf_load(heat + s);
+
+		for (uint32_t i = 0; i < p->queries; i++) {
+			const float *e = p->e + (size_t)i * p->group * p->ld + first + s;
+			vf sum = { 0 };
+
+			if (!(p->seen >> i & 1u))
+				continue;
+			for (uint32_t h = 0; h < p->group; h++) {
+				vf one = vf_load(e + h * p->ld) * vf_set1(p->inv[i * p->group + h]);
+
+				sum += kind == EVICT_HEAT_SQUARES ? one * one : one;
+			}
+			x = kind == EVICT_HEAT_MAX ? vf_max(x, sum) : kind == EVICT_HEAT_LAST ? sum : x + sum;
+		}
+		vf_store(heat + s, x);
+	}
+}
+
+static void heat_add(const struct lane_view *v, const struct gpu_table *t, const struct probs *p, uint32_t live)
+{
+	if (!p->seen)
+		return;
+	for (uint32_t b = 0; b < gpu_blocks_for(live); b++) {
+		size_t first = (size_t)b * GPU_BLOCK_SLOTS;
+		uint32_t left = live - b * GPU_BLOCK_SLOTS;
+		uint32_t n = left < GPU_BLOCK_SLOTS ? (left + VW - 1u) / VW * VW : GPU_BLOCK_SLOTS;
+
+		for (uint32_t k = 0; k < t->n_heat; k++) {
+			float *heat = block_heat(v, b, k);
+
+			switch (t->heat[k]) {
+			case EVICT_HEAT_MAX: heat_some(EVICT_HEAT_MAX, heat, p, first, n); break;
+			case EVICT_HEAT_SQUARES: heat_some(EVICT_HEAT_SQUARES, heat, p, first, n); break;
+			case EVICT_HEAT_LAST: heat_some(EVICT_HEAT_LAST, heat, p, first, n); break;
+			default: heat_some(EVICT_HEAT_SUM, heat, p, first, n); break;
+			}
+		}
+	}
+}
+
+/* Does the query at this position give heat? */
+VFN uint64_t observed(const struct gpu_table *t, int32_t pos)
+{
+	return t->n_heat && t->observe && (uint32_t)pos % t->observe == 0;
+}
+
+static void attend_one(const struct host_item *it, const struct lane_view *v, uint32_t live)
+{
+	const struct gpu_shape *sh = &it->step->shape;
+	const struct gpu_table *t = it->seq->table;
+	const uint32_t d = sh->head_dim, g = sh->group, head = it->kv_head * g;
+	struct host_room room = host_room(it->scratch, sh, live, 1);
+	struct one a = { .v = *v, .d = d, .heads = g, .live = live, .pages = gpu_pages_for(live), .q = room.q, .l = room.logits,
+			 .o = room.out, .ld = host_row_floats(live) };
+	struct probs p = { .e = a.l, .ld = a.ld, .queries = 1, .group = g, .seen = observed(t, it->seq->pos) };
+	float inv[FEW_HEADS];
+
+	for (uint32_t h = 0; h < g; h++) {
+		vf sum = { 0 };
+
+		row_to_float(room.q + h * d, it->a->type, tensor_row(it->a, it->seq->row, head + h, d), d);
+		for (uint32_t c = 0; c < d; c += VW) {
+			vf x = vf_load(room.q + h * d + c) * vf_set1(it->scale);
+
+			vf_store(room.q + h * d + c, x);
+			sum += x;
+		}
+		a.q_sum[h] = vf_hsum(sum);
+	}
+	one_logits_type(sh->slot_type, &a);
+	for (uint32_t h = 0; h < g; h++) {
+		float max, sum = softmax_row(a.l + h * a.ld, (size_t)a.pages * GPU_PAGE_SLOTS, &max);
+
+		inv[h] = sum > 0.0f ? 1.0f / sum : 0.0f;
+		if (it->lse)
+			it->lse[(size_t)it->seq->row * sh->n_kv_heads * g + head + h] = sum > 0.0f ? max + logf(sum) : NEVER;
+	}
+	p.inv = inv;
+	heat_add(v, t, &p, live);
+	one_values_type(sh->slot_type, &a);
+	for (uint32_t h = 0; h < g; h++) {
+		for (uint32_t c = 0; c < d; c += VW)
+			vf_store(a.o + h * d + c, vf_load(a.o + h * d + c) * vf_set1(inv[h]));
+		row_from_float(tensor_row(it->b, it->seq->row, head + h, d), it->b->type, a.o + h * d, d);
+	}
+}
+
+#endif

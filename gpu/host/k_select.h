@@ -1,0 +1,384 @@
+/*
+ * select: one lane at its window's end. Settle and fold, keys, the least valuable slots. Follows private tables only; from shared
+ * memory it takes heat (cleaned) and, when it compacts, K and V bytes. The policy is a constant in every inner loop.
+ */
+#ifndef GPU_HOST_K_SELECT_H
+#define GPU_HOST_K_SELECT_H
+
+#include "gpu/host/kernels.h"
+
+struct selection {
+	struct host_select *sel;
+	const struct gpu_turn *turn;
+	const struct gpu_plan *plan;
+	struct lane_view v;
+	const struct gpu_table *t;
+	uint32_t live;			/* before compaction */
+	int32_t now;
+	/* The `room` smallest keys so far: a heap with the largest on top. */
+	uint64_t *key;
+	uint32_t *slot;
+	uint32_t n, room;
+};
+
+/* --- a heap of the smallest keys ---------------------------------------------------------------------------------------------- */
+
+static void heap_sink(uint64_t *key, uint32_t *slot, uint32_t n, uint32_t i, uint64_t k, uint32_t s)
+{
+	for (;;) {
+		uint32_t child = 2 * i + 1;
+
+		if (child >= n)
+			break;
+		if (child + 1 < n && key[child + 1] > key[child])
+			child++;
+		if (key[child] <= k)
+			break;
+		key[i] = key[child];
+		slot[i] = slot[child];
+		i = child;
+	}
+	key[i] = k;
+	slot[i] = s;
+}
+
+static void heap_grow(struct selection *s, uint64_t k, uint32_t slot)
+{
+	uint32_t i = s->n++;
+
+	while (i) {
+		uint32_t parent = (i - 1) / 2;
+
+		if (s->key[parent] >= k)
+			break;
+		s->key[i] = s->key[parent];
+		s->slot[i] = s->slot[parent];
+		i = parent;
+	}
+	s->key[i] = k;
+	s->slot[i] = slot;
+}
+
+/* Offers n keys of slots first, first + 1, ... Almost none gets past the first comparison. */
+static void heap_offer(struct selection *s, const uint64_t *keys, uint32_t first, uint32_t n)
+{
+	uint32_t i = 0;
+
+	for (; i < n && s->n < s->room; i++)
+		heap_grow(s, keys[i], first + i);
+	if (!s->room)
+		return;
+	for (; i < n; i++)
+		if (keys[i] < s->key[0])
+			heap_sink(s->key, s->slot, s->n, 0, keys[i], first + i);
+}
+
+/* Ascending, in place. */
+static void heap_sort(struct selection *s)
+{
+	for (uint32_t n = s->n; n > 1; n--) {
+		uint64_t k = s->key[n - 1];
+		uint32_t slot = s->slot[n - 1], top = s->slot[0];
+		uint64_t top_key = s->key[0];
+
+		heap_sink(s->key, s->slot, n - 1, 0, k, slot);
+		s->key[n - 1] = top_key;
+		s->slot[n - 1] = top;
+	}
+}
+
+/* --- fold and keys, one block at a time ------------------------------------------------------------------------------------------ */
+
+/* The arrays of one block, with stand-ins for the ones that this table does not have. */
+struct arrays {
+	const int32_t *pos;
+	float *heat[EVICT_MAX_HEAT];
+	float *credit[EVICT_MAX_CREDIT];
+};
+
+/*
+ * One policy over n slots. fold and want_keys are constants. Stand-in arrays are read (zeros) and written (never looked at), so
+ * that the loop has no branch. Written so that the compiler vectorises it.
+ */
+VFN void block_policy(uint32_t policy, int fold, int want_keys, uint32_t n_heat, uint32_t n_credit, const struct selection *s,
+		      const struct arrays *a, uint32_t n, uint64_t *restrict keys)
+{
+	const struct evict_rule *from = &s->turn->rule;
+	const struct evict_rule rule = { .policy = policy, .sinks = from->sinks, .pinned = from->pinned, .seed = from->seed,
+					 .param = { from->param[0], from->param[1], from->param[2], from->param[3] } };
+	const int32_t *restrict pos = a->pos;
+	float *restrict h0 = a->heat[0], *restrict h1 = a->heat[1];
+	float *restrict c0 = a->credit[0], *restrict c1 = a->credit[1];
+	const uint32_t recent = s->plan->recent, lane = s->sel->lane;
+	const int32_t now = s->now;
+
+	for (uint32_t i = 0; i < n; i++) {
+		struct evict_slot slot = { .pos = pos[i], .now = now, .lane = lane };
+
+		if (n_credit > 0)
+			slot.credit[0] = c0[i];
+		if (n_credit > 1)
+			slot.credit[1] = c1[i];
+		if (fold) {
+			if (n_heat > 0) {
+				slot.heat[0] = evict_clean(h0[i]);
+				h0[i] = 0.0f;
+			}
+			if (n_heat > 1) {
+				slot.heat[1] = evict_clean(h1[i]);
+				h1[i] = 0.0f;
+			}
+			evict_fold(&rule, &slot);
+			if (n_credit > 0)
+				c0[i] = slot.credit[0];
+			if (n_credit > 1)
+				c1[i] = slot.credit[1];
+		}
+		if (want_keys)
+			keys[i] = evict_key(&rule, recent, &slot);
+	}
+}
+
+#define ARRAYS(policy, fold, keys_too)											\
+	do {														\
+		if (nh == 0 && nc == 0)											\
+			block_policy(policy, fold, keys_too, 0, 0, s, a, n, keys);					\
+		else if (nh == 1 && nc == 1)										\
+			block_policy(policy, fold, keys_too, 1, 1, s, a, n, keys);					\
+		else													\
+			block_policy(policy, fold, keys_too, nh, nc, s, a, n, keys);					\
+	} while (0)
+
+#define POLICY(name)													\
+static void policy_##name(const struct selection *s, const struct arrays *a, uint32_t n, int fold, uint64_t *keys)		\
+{															\
+	const uint32_t nh = s->t->n_heat, nc = s->turn->n_credit;							\
+															\
+	if (fold && keys)												\
+		ARRAYS(EVICT_##name, 1, 1);										\
+	else if (fold)													\
+		ARRAYS(EVICT_##name, 1, 0);										\
+	else if (keys)													\
+		ARRAYS(EVICT_##name, 0, 1);										\
+}
+EVICT_POLICIES(POLICY)
+#undef POLICY
+#undef ARRAYS
+
+static void run_policy(const struct selection *s, const struct arrays *a, uint32_t n, int fold, uint64_t *keys)
+{
+	switch (s->turn->rule.policy) {
+#define CASE(name) case EVICT_##name: policy_##name(s, a, n, fold, keys); break;
+	EVICT_POLICIES(CASE)
+#undef CASE
+	default: break;
+	}
+}
+
+static double sum_credit(const float *c, uint32_t n)
+{
+	double sum = 0.0;
+
+	for (uint32_t i = 0; i < n; i++)
+		sum += (double)c[i];
+	return sum;
+}
+
+/*
+ * Goes over slots 0 .. n-1 block by block. keys: for all n slots, or NULL. With `offer` the keys go to the heap.
+ */
+static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum)
+{
+	uint64_t own[GPU_BLOCK_SLOTS];
+
+	for (uint32_t b = 0; b < gpu_blocks_for(n); b++) {
+		uint32_t first = b * GPU_BLOCK_SLOTS, left = n - first;
+		uint32_t here = left < GPU_BLOCK_SLOTS ? left : GPU_BLOCK_SLOTS;
+		uint64_t *to = keys ? keys + first : offer ? own : NULL;
+		struct arrays a = { .pos = credit_pos(&s->v, b) };
+
+		for (uint32_t k = 0; k < s->t->n_heat; k++)
+			a.heat[k] = block_heat(&s->v, b, k);
+		for (uint32_t k = 0; k < s->turn->n_credit; k++)
+			a.credit[k] = credit_of(&s->v, b, k);
+		run_policy(s, &a, here, fold, to);
+		if (offer)
+			heap_offer(s, to, first, here);
+		if (sum && s->turn->n_credit)
+			s->sel->kept += sum_credit(a.credit[0], here);
+	}
+}
+
+/* --- settle, remove, compact ---------------------------------------------------------------------------------------------------------- */
+
+static void settle(struct selection *s)
+{
+	for (uint32_t j = 0; j < s->turn->appended; j++) {
+		uint32_t slot = gpu_slot_of(s->v.lane, s->v.next, j);
+		uint32_t b = slot / GPU_BLOCK_SLOTS, at = slot % GPU_BLOCK_SLOTS;
+
+		credit_pos(&s->v, b)[at] = s->turn->pos + (int32_t)j;
+		for (uint32_t k = 0; k < s->turn->n_credit; k++)
+			credit_of(&s->v, b, k)[at] = 0.0f;
+	}
+}
+
+/* The n-th smallest (from 1) of `keys`, by most significant bytes; work is overwritten. *before: how many are smaller. */
+static uint64_t nth_key(const uint64_t *keys, uint64_t *work, uint32_t count, uint32_t n, uint32_t *before)
+{
+	uint64_t prefix = 0;
+	uint32_t below = 0;
+
+	memcpy(work, keys, count * sizeof(*work));
+	for (int shift = 56; shift >= 0; shift -= 8) {
+		uint32_t bin[256] = { 0 }, which = 0, kept = 0;
+
+		for (uint32_t i = 0; i < count; i++)
+			bin[work[i] >> shift & 255u]++;
+		while (below + bin[which] < n)
+			below += bin[which++];
+		prefix |= (uint64_t)which << shift;
+		for (uint32_t i = 0; i < count; i++)
+			if ((work[i] >> shift & 255u) == which)
+				work[kept++] = work[i];
+		count = kept;
+	}
+	*before = below;
+	return prefix;
+}
+
+/* Marks the live - keep slots with the smallest keys; of equal keys (there should be none) the lower slots. */
+static void remove_slots(struct selection *s)
+{
+	const uint64_t *keys = s->sel->keys;
+	uint32_t n = s->live - s->plan->keep, before, equal;
+	uint64_t last;
+
+	if (!n)
+		return;
+	last = nth_key(keys, s->sel->keys + s->live, s->live, n, &before);
+	equal = n - before;
+	for (uint32_t i = 0; i < s->live; i++) {
+		if (keys[i] > last || (keys[i] == last && !equal))
+			continue;
+		equal -= keys[i] == last;
+		credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] = -1;
+		if (s->turn->n_credit)
+			s->sel->leaving += (double)credit_of(&s->v, i / GPU_BLOCK_SLOTS, 0)[i % GPU_BLOCK_SLOTS];
+	}
+}
+
+static void move_slot(const struct selection *s, uint32_t from, uint32_t to)
+{
+	const uint32_t type = s->turn->slot_type, d = s->turn->head_dim, row = gpu_row_bytes(type, d), half = gpu_page_v(type, d);
+	const uint32_t fr = from % GPU_PAGE_SLOTS, tr = to % GPU_PAGE_SLOTS;
+	const uint32_t fb = from / GPU_BLOCK_SLOTS, tb = to / GPU_BLOCK_SLOTS;
+	const uint32_t fs = from % GPU_BLOCK_SLOTS, ts = to % GPU_BLOCK_SLOTS;
+	const char *src = page_at(&s->v, from / GPU_PAGE_SLOTS);
+	char *dst = page_at(&s->v, to / GPU_PAGE_SLOTS);
+
+	memcpy(dst + (size_t)tr * row, src + (size_t)fr * row, row);
+	memcpy(dst + half + (size_t)tr * row, src + half + (size_t)fr * row, row);
+	if (type == GPU_Q8) {
+		const char *sp = src + gpu_page_params(type, d);
+		char *dp = dst + gpu_page_params(type, d);
+
+		memcpy(dp + tr * 4u, sp + fr * 4u, 4);
+		memcpy(dp + (GPU_PAGE_SLOTS + tr) * 4u, sp + (GPU_PAGE_SLOTS + fr) * 4u, 4);
+	}
+	/* The shared position is a copy of the private one: nothing that a client wrote comes back as truth. */
+	block_pos(&s->v, tb)[ts] = credit_pos(&s->v, fb)[fs];
+	credit_pos(&s->v, tb)[ts] = credit_pos(&s->v, fb)[fs];
+	for (uint32_t k = 0; k < s->t->n_heat; k++)
+		block_heat(&s->v, tb, k)[ts] = block_heat(&s->v, fb, k)[fs];
+	for (uint32_t k = 0; k < s->turn->n_credit; k++)
+		credit_of(&s->v, tb, k)[ts] = credit_of(&s->v, fb, k)[fs];
+}
+
+/* Credit of slots that an earlier call has marked: they leave, too. */
+static void leave_marked(struct selection *s)
+{
+	for (uint32_t i = 0; s->turn->n_credit && i < s->live; i++)
+		if (credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] == -1)
+			s->sel->leaving += (double)credit_of(&s->v, i / GPU_BLOCK_SLOTS, 0)[i % GPU_BLOCK_SLOTS];
+}
+
+static uint32_t next_slot(const struct selection *s, uint32_t i, uint32_t end, int dead)
+{
+	while (i < end && (credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] == -1) != dead)
+		i++;
+	return i;
+}
+
+static void compact(struct selection *s)
+{
+	uint32_t to = next_slot(s, 0, s->plan->keep, 1), from = next_slot(s, s->plan->keep, s->live, 0);
+
+	while (to < s->plan->keep && from < s->live) {
+		uint32_t later = next_slot(s, from + 1, s->live, 0);
+
+		if (later < s->live) {
+			const char *page = page_at(&s->v, later / GPU_PAGE_SLOTS);
+			uint32_t row = gpu_row_bytes(s->turn->slot_type, s->turn->head_dim);
+
+			prefetch(page + later % GPU_PAGE_SLOTS * row, row);
+			prefetch(page + gpu_page_v(s->turn->slot_type, s->turn->head_dim) + later % GPU_PAGE_SLOTS * row, row);
+		}
+		move_slot(s, from, to);
+		to = next_slot(s, to + 1, s->plan->keep, 1);
+		from = later;
+	}
+}
+
+static void name_next(struct selection *s)
+{
+	struct gpu_table *t = s->turn->priv;
+	char *at = s->turn->priv;
+	struct gpu_lane *lane = (struct gpu_lane *)(void *)(at + gpu_table_lanes()) + s->sel->lane;
+	uint32_t *next = (uint32_t *)(void *)(at + gpu_table_next(t)) + (size_t)s->sel->lane * t->window;
+
+	heap_sort(s);
+	for (uint32_t i = 0; i < s->n; i++) {
+		next[i] = s->slot[i];
+		if (s->turn->n_credit)
+			s->sel->leaving += (double)credit_of(&s->v, s->slot[i] / GPU_BLOCK_SLOTS, 0)[s->slot[i] % GPU_BLOCK_SLOTS];
+	}
+	*lane = (struct gpu_lane){ .len = s->plan->keep, .fresh = s->plan->fresh };
+}
+
+static void select_lane(struct host_select *sel)
+{
+	const struct gpu_turn *turn = sel->turn;
+	const int fold = (sel->what & GPU_FOLD) != 0, rest = sel->what & (GPU_REMOVE | GPU_COMPACT);
+	const int next = (sel->what & GPU_NEXT) != 0;
+	struct selection s = { .sel = sel, .turn = turn, .plan = &turn->plan[sel->lane], .t = turn->priv };
+
+	s.v = lane_view(turn->priv, sel->lane, sel->map);
+	s.live = gpu_live(s.v.lane, turn->appended);
+	s.now = turn->pos + (int32_t)turn->appended;
+	s.room = s.plan->victims;
+	s.key = sel->heap;
+	s.slot = (uint32_t *)(sel->heap + s.room);
+	if (sel->what & GPU_SETTLE)
+		settle(&s);
+	if (!rest && s.plan->keep == s.live) {		/* the common case: one pass */
+		if (fold || next || sel->want_stats)
+			sweep(&s, s.live, fold, NULL, next, sel->want_stats);
+	} else {
+		if (fold || sel->what & GPU_REMOVE || sel->want_stats)
+			sweep(&s, s.live, fold, sel->what & GPU_REMOVE ? sel->keys : NULL, 0, sel->want_stats);
+		if (sel->what & GPU_REMOVE)
+			remove_slots(&s);
+		else if (sel->what & GPU_COMPACT && sel->want_stats)
+			leave_marked(&s);
+		if (sel->what & GPU_COMPACT)
+			compact(&s);
+		if (next)
+			sweep(&s, s.plan->keep, 0, NULL, 1, 0);
+	}
+	if (next)
+		name_next(&s);
+	sel->kept -= sel->leaving;
+}
+
+#endif
