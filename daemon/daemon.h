@@ -103,9 +103,9 @@ struct outgoing {
 struct client {
 	struct daemon *d;
 	uint32_t slot, id;
-	bool used, welcome, gone;	/* gone: hung up or dropped; waiting for the process to end */
+	bool welcome, process_gone, gone;	/* gone: hung up or dropped; waiting for the process to end */
 	bool active;			/* its ring is being polled */
-	bool waiting_open;
+	bool waiting_open, unwatched, room_armed;
 	int fd, pidfd, doorbell, bell, shared_fd;
 	pid_t pid;
 	uid_t uid;
@@ -116,6 +116,7 @@ struct client {
 	struct session *session[WIRE_MAX_SESSIONS];
 	uint32_t n_sessions;
 	struct pool_owner owner[WIRE_MAX_POOLS];
+	uint32_t announced[WIRE_MAX_POOLS];	/* of the owner's slabs, how many the client was told of */
 	struct outgoing *outbox;	/* what the socket had no room for */
 	uint32_t n_outbox;
 	uint32_t pending_ops;		/* io_uring operations in flight that name this client */
@@ -128,6 +129,7 @@ struct client {
 /* A session that waits for room. */
 struct waiting {
 	struct client *client;
+	struct pool *pool;
 	uint32_t seq;
 	struct wire_open open;
 	uint64_t deadline_ns;		/* UINT64_MAX: none */
@@ -174,12 +176,15 @@ void client_message(struct client *c, size_t bytes);		/* c->in holds what arrive
 void client_drop(struct client *c, const char *why);		/* hang up on it */
 void client_hangup(struct client *c);				/* it hung up; or the end of client_drop() */
 void client_process_gone(struct client *c);			/* no kernel of it runs any more: its memory is ours */
+void client_release(struct client *c);				/* its last operation in the loop has ended: free it */
 void client_send(struct client *c, const struct wire_msg *msg, int fd, bool owned);
 void client_fail(struct client *c, uint32_t seq, int status, const char *format, ...) __attribute__((format(printf, 4, 5)));
 void client_flush(struct client *c);				/* the socket has room again */
 void client_announce(struct client *c, unsigned pool);		/* tell it of its new slabs */
 void client_trim(struct client *c, unsigned pool);		/* give up its empty slabs */
+/* --- ring.c */
 unsigned client_drain_ring(struct client *c, unsigned most);	/* records taken */
+void client_look(struct client *c);				/* at the words of all its sessions */
 bool client_ring_empty(const struct client *c);
 void client_wake(struct client *c);				/* ring its bell if it sleeps */
 void client_grant_record(struct client *c, const struct session *s);

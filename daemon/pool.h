@@ -68,6 +68,7 @@ struct pool {
 	uint32_t slab_bytes, slab_shift;
 	uint32_t n_slabs, extents_per_slab;
 	uint32_t n_free, n_quarantine;	/* slabs */
+	uint32_t wanted;		/* sessions that wait for room */
 	uint64_t used_bytes;
 	uint64_t serials;
 	struct pool_slab *slab;

@@ -1,0 +1,263 @@
+/* Answers to questions, as JSON: what ebbctl prints and scripts read. The schema is in docs/man/ebbctl.1. */
+#include "daemon/daemon.h"
+
+#include <jansson.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char *const slot_names[] = { "f32", "f16", "bf16", "q8" };
+
+static json_int_t num(uint64_t v)
+{
+	return (json_int_t)v;
+}
+
+static void set(json_t *o, const char *key, uint64_t value)
+{
+	json_object_set_new(o, key, json_integer(num(value)));
+}
+
+static void set_text(json_t *o, const char *key, const char *value)
+{
+	json_t *text = json_string(value);
+
+	json_object_set_new(o, key, text ? text : json_string("(not UTF-8)"));	/* a client may call itself anything */
+}
+
+static double seconds_since(uint64_t then_ns)
+{
+	return (double)(now_ns() - then_ns) / 1e9;
+}
+
+static json_t *pools(struct daemon *d)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; i < d->n_pools; i++) {
+		const struct pool *p = &d->pool[i];
+		json_t *o = json_object();
+
+		set_text(o, "name", p->name);
+		set_text(o, "device", p->device_name);
+		set_text(o, "device_name", gpu_info(p->dev)->name);
+		set_text(o, "uuid", gpu_info(p->dev)->uuid);
+		set(o, "size_bytes", p->size_bytes);
+		set(o, "used_bytes", p->used_bytes);
+		set(o, "free_bytes", (uint64_t)p->n_free * p->slab_bytes);
+		set(o, "slab_bytes", p->slab_bytes);
+		set(o, "slabs", p->n_slabs);
+		set(o, "slabs_used", p->n_slabs - p->n_free - p->n_quarantine);
+		set(o, "slabs_quarantined", p->n_quarantine);
+		set(o, "waiting", p->wanted);
+		json_array_append_new(list, o);
+	}
+	return list;
+}
+
+/* Calls fn for every session of every client. */
+static void each_session(struct daemon *d, void (*fn)(void *arg, struct session *s), void *arg)
+{
+	for (unsigned i = 0; i < d->max_clients; i++)
+		for (uint32_t k = 0; d->client[i] && k < WIRE_MAX_SESSIONS; k++)
+			if (d->client[i]->session[k])
+				fn(arg, d->client[i]->session[k]);
+}
+
+/* Tokens begun, for people: the words may say more than the last turn knew. Bounded, since a client writes them. */
+static uint32_t tokens_now(const struct session *s)
+{
+	uint32_t begun = wire_begun(wire_load64(&s->client->shared->session[s->index].hand));
+
+	return begun >= s->tokens && begun <= s->granted ? begun : s->tokens;
+}
+
+static uint64_t live_now(const struct session *s)
+{
+	uint32_t used = tokens_now(s) - s->tokens;
+	uint64_t live = 0;
+
+	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++)
+		live += s->lane[lane].live + (used < s->lane[lane].fresh ? used : s->lane[lane].fresh);
+	return live;
+}
+
+struct sums {
+	uint64_t sessions, live, full;
+};
+
+static void add_session(void *arg, struct session *s)
+{
+	struct sums *sums = arg;
+
+	sums->sessions++;
+	sums->live += live_now(s);
+	sums->full += (uint64_t)tokens_now(s) * s->table.n_lanes;
+}
+
+static json_t *status(struct daemon *d)
+{
+	json_t *o = json_object();
+	struct sums sums = { 0 };
+
+	each_session(d, add_session, &sums);
+	set_text(o, "version", EBB_BUILD_VERSION);
+	set(o, "pid", (uint64_t)getpid());
+	json_object_set_new(o, "uptime_s", json_real(seconds_since(d->started_ns)));
+	set_text(o, "config", d->conf_path);
+	set_text(o, "socket", d->conf.daemon.socket);
+	json_object_set_new(o, "draining", json_boolean(d->draining));
+	json_object_set_new(o, "pools", pools(d));
+	set(o, "clients", d->n_clients);
+	set(o, "sessions", sums.sessions);
+	set(o, "waiting", d->n_waiting);
+	set(o, "slots_live", sums.live);
+	set(o, "slots_full", sums.full);
+	set(o, "slots_evicted_total", d->count.evicted);
+	set(o, "tokens_total", d->count.tokens);
+	set(o, "steps_total", d->count.steps);
+	set(o, "records_total", d->count.records);
+	set(o, "windows_total", d->count.windows);
+	set(o, "claims_total", d->count.claims);
+	set(o, "compactions_total", d->count.compactions);
+	set(o, "pages_moved_total", d->count.moves);
+	set(o, "sessions_opened_total", d->count.opened);
+	set(o, "sessions_refused_total", d->count.refused);
+	set(o, "clients_dropped_total", d->count.dropped);
+	return o;
+}
+
+static void session_row(void *arg, struct session *s)
+{
+	static const char *const states[] = { "client", "daemon", "daemon" };
+	char budget[32];
+	json_t *o = json_object();
+
+	conf_amount_text(s->asked.budget, budget, sizeof(budget));
+	set(o, "id", s->id);
+	set(o, "client", s->client->id);
+	set(o, "pid", (uint64_t)s->client->pid);
+	set_text(o, "name", s->client->name);
+	set_text(o, "pool", s->pool->name);
+	set_text(o, "policy", s->asked.policy);
+	set_text(o, "budget", budget);
+	set(o, "budget_slots", s->budget);
+	set_text(o, "slots", slot_names[s->slot_type & 3]);
+	set(o, "tokens", tokens_now(s));
+	set(o, "max_tokens", s->max_tokens);
+	set(o, "lanes", s->table.n_lanes);
+	set(o, "slots_live", live_now(s));
+	set(o, "slots_full", (uint64_t)tokens_now(s) * s->table.n_lanes);
+	set(o, "slots_evicted", s->evicted);
+	set(o, "used_bytes", s->bytes);
+	set(o, "window", s->table.window);
+	set(o, "windows", s->windows);
+	set_text(o, "state", s->closing ? "closing" : s->claimed ? "claimed" : states[s->state]);
+	json_object_set_new(o, "pressure", json_boolean(s->cap || s->starved));
+	json_object_set_new(o, "age_s", json_real(seconds_since(s->opened_ns)));
+	json_array_append_new(arg, o);
+}
+
+static json_t *sessions(struct daemon *d)
+{
+	json_t *list = json_array();
+
+	each_session(d, session_row, list);
+	return list;
+}
+
+static json_t *clients(struct daemon *d)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; i < d->max_clients; i++) {
+		const struct client *c = d->client[i];
+		uint64_t used = 0, slabs = 0;
+		json_t *o;
+
+		if (!c || !c->welcome)
+			continue;
+		for (unsigned p = 0; p < d->n_pools; p++) {
+			used += c->owner[p].used_bytes;
+			slabs += c->owner[p].n_slabs;
+		}
+		o = json_object();
+		set(o, "id", c->id);
+		set(o, "pid", (uint64_t)c->pid);
+		set(o, "uid", c->uid);
+		set(o, "gid", c->gid);
+		set_text(o, "name", c->name);
+		set(o, "sessions", c->n_sessions);
+		set(o, "used_bytes", used);
+		set(o, "slabs", slabs);
+		set(o, "tokens", c->tokens);
+		set(o, "steps", c->steps);
+		set(o, "windows", c->windows);
+		json_object_set_new(o, "gone", json_boolean(c->gone));
+		json_object_set_new(o, "connected_s", json_real(seconds_since(c->connected_ns)));
+		json_array_append_new(list, o);
+	}
+	return list;
+}
+
+static json_t *policies(struct daemon *d)
+{
+	static const char *const heat_names[] = { "sum", "max", "squares", "last" };
+	json_t *list = json_array();
+
+	(void)d;
+	for (unsigned i = 0; i < EVICT_N_POLICIES; i++) {
+		const struct evict_policy_info *p = &evict_policies[i];
+		json_t *o = json_object(), *heat = json_array(), *params = json_array();
+
+		set_text(o, "name", p->name);
+		set_text(o, "kind", "rank");
+		set_text(o, "text", p->text);
+		set_text(o, "source", p->source);
+		for (uint32_t k = 0; k < p->n_heat; k++)
+			json_array_append_new(heat, json_string(heat_names[p->heat[k] & 3]));
+		for (uint32_t k = 0; k < p->n_params; k++)
+			json_array_append_new(params, json_pack("{s:s, s:f, s:f, s:f, s:s, s:s}", "name", p->param[k].name,
+								"default", (double)p->param[k].def, "min",
+								(double)p->param[k].min, "max", (double)p->param[k].max, "unit",
+								p->param[k].unit, "text", p->param[k].text));
+		json_object_set_new(o, "heat", heat);
+		json_object_set_new(o, "params", params);
+		json_array_append_new(list, o);
+	}
+	return list;
+}
+
+static void config_row(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload)
+{
+	json_array_append_new(arg, json_pack("{s:s, s:s, s:s, s:s, s:s}", "section", section, "key", key, "value", value, "unit",
+					     unit, "reload", reload));
+}
+
+static json_t *config(struct daemon *d)
+{
+	json_t *list = json_array();
+
+	conf_each(&d->conf, config_row, list);
+	return list;
+}
+
+char *report_json(struct daemon *d, const char *question)
+{
+	static const struct {
+		const char *name;
+		json_t *(*make)(struct daemon *d);
+	} known[] = {
+		{ "status", status },	{ "sessions", sessions }, { "clients", clients },
+		{ "pools", pools },	{ "policies", policies }, { "config", config },
+	};
+
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (strcmp(known[i].name, question) == 0) {
+			json_t *o = known[i].make(d);
+			char *text = json_dumps(o, JSON_COMPACT);
+
+			json_decref(o);
+			return text;
+		}
+	return NULL;
+}

@@ -1,0 +1,213 @@
+/*
+ * Turns on a device. What is due on a pool runs as one batch: page moves out of draining slabs, new ids into the private tables,
+ * select (settle, fold, remove, compact, next) over all lanes of all sessions, then the private tables are copied over
+ * the shared ones. When the device has done all that the grants are published.
+ *
+ * One batch at a time per pool; sessions that become due meanwhile form the next one. On the host everything is done when the
+ * calls return, and serve_done() follows at once.
+ */
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BATCH 64	/* sessions handed to one gpu_select() call */
+
+/* A device that fails has lost our context: nothing here can be trusted any more. systemd starts us afresh. */
+static void must(int rc, const char *what, const struct pool *pool)
+{
+	if (!rc)
+		return;
+	log_line(LOG_ERROR, "device_lost pool=%s operation=%s error=\"%s\"", pool->name, what, strerror(-rc));
+	_Exit(1);
+}
+
+void serve_queue(struct session *s)
+{
+	struct daemon *d = s->client->d;
+	unsigned pool = pool_index(d, s->pool);
+
+	s->next_due = d->due[pool];
+	d->due[pool] = s;
+}
+
+static struct session *reversed(struct session *list)
+{
+	struct session *out = NULL, *next;
+
+	for (; list; list = next) {
+		next = list->next_due;
+		list->next_due = out;
+		out = list;
+	}
+	return out;
+}
+
+static void move_pages(struct pool *pool, struct session *s)
+{
+	uint32_t pages = s->n_moves[0], blocks = s->n_moves[1];
+
+	if (pages)
+		must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src, s->move_dst, pages, s->page_bytes), "move", pool);
+	if (blocks)
+		must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src + pages, s->move_dst + pages, blocks,
+			      s->block_bytes), "move", pool);
+	s->client->d->count.moves += pages + blocks;
+}
+
+/* What the device must know before it selects: the header (once) and the ids (when they changed). */
+static void write_private(struct pool *pool, struct session *s)
+{
+	char *priv = pool_at(pool, s->private_id);
+	size_t ids = (size_t)s->table.n_lanes * (s->table.max_pages + 2 * (size_t)s->table.max_blocks);
+
+	if (s->opening) {
+		must(gpu_scrub(pool->dev, pool->stream, priv, gpu_table_pages(&s->table)), "scrub", pool);
+		must(gpu_write(pool->dev, pool->stream, priv, &s->table, sizeof(s->table)), "write", pool);
+	}
+	if (s->pages_changed)
+		must(gpu_write(pool->dev, pool->stream, priv + gpu_table_pages(&s->table), s->page, ids * sizeof(*s->page)),
+		     "write", pool);
+}
+
+static void select_batch(struct pool *pool, struct session **batch, unsigned n, unsigned what)
+{
+	struct gpu_turn turn[BATCH];
+
+	for (unsigned i = 0; i < n; i++) {
+		struct session *s = batch[i];
+
+		turn[i] = (struct gpu_turn){
+			.priv = pool_at(pool, s->private_id),
+			.plan = s->plan,
+			.n_lanes = s->table.n_lanes,
+			.appended = s->appended,
+			.pos = (int32_t)s->pos,
+			.rule = s->spec.rule,
+			.n_credit = s->n_credit,
+			.slot_type = s->slot_type,
+			.head_dim = s->head_dim,
+		};
+	}
+	must(gpu_select(pool->dev, pool->stream, pool->map, turn, n, what, NULL), "select", pool);
+}
+
+/* Sessions that compact and sessions that do not go in calls of their own: most turns do not. */
+static void select_all(struct pool *pool, struct session *list)
+{
+	struct session *batch[2][BATCH];
+	unsigned n[2] = { 0, 0 }, what[2] = { GPU_SETTLE | GPU_FOLD | GPU_NEXT,
+					      GPU_SETTLE | GPU_FOLD | GPU_REMOVE | GPU_COMPACT | GPU_NEXT };
+
+	for (struct session *s = list; s; s = s->next_due) {
+		unsigned kind = s->what & GPU_COMPACT ? 1 : 0;
+
+		batch[kind][n[kind]++] = s;
+		if (n[kind] == BATCH) {
+			select_batch(pool, batch[kind], BATCH, what[kind]);
+			n[kind] = 0;
+		}
+	}
+	for (unsigned kind = 0; kind < 2; kind++)
+		if (n[kind])
+			select_batch(pool, batch[kind], n[kind], what[kind]);
+}
+
+static void publish_table(struct pool *pool, struct session *s)
+{
+	size_t bytes = s->pages_changed ? gpu_table_bytes(&s->table) : gpu_table_pages(&s->table);
+
+	must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy", pool);
+	s->pages_changed = false;
+}
+
+void serve_run(struct daemon *d, unsigned index)
+{
+	struct pool *pool = &d->pool[index];
+	struct session *list;
+
+	while (d->due[index] && !d->running[index]) {
+		list = reversed(d->due[index]);
+		d->due[index] = NULL;
+		d->running[index] = list;
+		for (struct session *s = list; s; s = s->next_due) {
+			move_pages(pool, s);
+			write_private(pool, s);
+		}
+		select_all(pool, list);
+		for (struct session *s = list; s; s = s->next_due)
+			publish_table(pool, s);
+		int rc = gpu_notify(pool->dev, pool->stream, d->done_fd[index]);
+
+		if (rc == 1)
+			serve_done(d, index);
+		else
+			must(rc, "notify", pool);
+	}
+}
+
+void serve_done(struct daemon *d, unsigned index)
+{
+	struct session *s = d->running[index], *next;
+	bool freed = false;
+
+	d->running[index] = NULL;
+	for (; s; s = next) {
+		next = s->next_due;
+		s->next_due = NULL;
+		freed |= s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
+		session_release(s);
+		s->state = SESSION_PUBLISH;
+		if (s->closing || s->client->process_gone) {
+			struct client *c = s->client;
+
+			session_end(s);
+			if (c->process_gone)
+				client_process_gone(c);	/* it could not finish while the device was at this session */
+			continue;
+		}
+		client_announce(s->client, index);
+		serve_publish(s);
+	}
+	if (!freed)
+		return;
+	for (unsigned i = 0; i < d->max_clients; i++)
+		if (d->client[i] && d->client[i]->owner[index].serial)
+			client_trim(d->client[i], index);
+	pool_trim(&d->pool[index], &d->pool[index].self, NULL, NULL);
+	pressure_retry(d);
+}
+
+void serve_publish(struct session *s)
+{
+	struct client *c = s->client;
+	struct wire_session *w = &c->shared->session[s->index];
+
+	if (s->state != SESSION_PUBLISH || c->n_outbox)
+		return;			/* client_flush() comes back */
+	if (s->opening) {
+		struct wire_msg m = { .head = { .type = WIRE_OPENED, .seq = s->seq } };
+
+		m.u.opened = (struct wire_opened){ s->index, pool_index(c->d, s->pool), s->slot_type, s->table_id,
+						   s->spec.max_slots, 0, s->table };
+		client_send(c, &m, -1, false);
+		s->opening = false;
+	}
+	s->state = SESSION_CLIENT;
+	if (s->claimed) {
+		s->claimed = false;
+		c->d->n_claimed--;
+	}
+	w->base = s->tokens;
+	w->live = s->live;
+	w->evicted = s->evicted;
+	w->budget = s->budget;
+	w->live_max = s->live_max;
+	w->table_id = s->table_id;
+	wire_store64(&w->granted, s->granted);
+	/* Ours until this store, so no swap is needed; what a client wrote there meanwhile was not its to write. */
+	wire_store64(&w->hand, wire_hand(s->tokens, ++s->epoch, 0));	/* partner: step_begin's load of hand */
+	client_grant_record(c, s);
+	client_wake(c);
+}
