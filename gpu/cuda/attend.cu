@@ -1,0 +1,306 @@
+/*
+ * attend: softmax(scale * q K^T) V over the live slots of a lane, then the heat of every slot.
+ *
+ * What: a CTA takes up to 16 (query, head) pairs of one session and KV head and walks over the lane's slots in chunks of 256.
+ * Each chunk is finished by itself (maximum, sum, output) and then merged into the running result. With few CTAs every chunk
+ * has a CTA of its own, the chunks' results go to scratch and combine() merges them: the same numbers, merged in the
+ * same order by the same instructions, so the two ways agree bit for bit and the choice may depend on the whole step.
+ * Heat follows in a second pass (observe.cu), when the log-sum-exp is known.
+ * Memory traffic: K and V once per tile of 16 pairs (decode: once), 4 bytes of position a slot; K and position once more
+ * where heat is taken, 8 bytes a slot and heat array. Split: 4 * (head_dim + 2) bytes a pair and chunk, written and read.
+ * Determinism: fixed chunks, fixed order, no atomics; nothing depends on page ids, on heat or on other sessions.
+ */
+#include "gpu/cuda/tile.cuh"
+
+struct attend_args {
+	struct tile_args t;
+	struct gpu_tensor out;
+	float *lse;			/* [rows][n_kv_heads * group] */
+	float *partial;
+	uint32_t n_splits;
+};
+
+/* How threads share the output: DP channels, the other threads take other rows. */
+template <int DP> struct out_size {
+	static constexpr uint32_t row_groups = TILE_THREADS / (DP < 256 ? DP : 256);
+	static constexpr uint32_t rows = CUDA_TILE_ROWS / row_groups;
+};
+
+/* A thread's rows of a running result. */
+template <int DP> struct running {
+	float m[out_size<DP>::rows], l[out_size<DP>::rows], o[out_size<DP>::rows];
+};
+
+/* Merge one row of a chunk (maximum cm, sum cl, output co) into the running (m, l, o). */
+static __device__ __forceinline__ void merge(float &m, float &l, float &o, float cm, float cl, float co)
+{
+	float top = fmaxf(m, cm), a, b;
+
+	if (cm == TILE_NEG)
+		return;
+	a = m == TILE_NEG ? 0.0f : expf(__fsub_rn(m, top));
+	b = expf(__fsub_rn(cm, top));
+	l = __fadd_rn(__fmul_rn(l, a), __fmul_rn(cl, b));
+	o = __fadd_rn(__fmul_rn(o, a), __fmul_rn(co, b));
+	m = top;
+}
+
+static __device__ __forceinline__ size_t partial_floats(uint32_t d)
+{
+	return (size_t)CUDA_TILE_ROWS * (d + 2u);
+}
+
+/*
+ * One softmax step over the logits in s: a warp has two rows. Replaces logits by exp(logit - maximum), updates the
+ * chunk's maximum and sum, and says by how much older outputs shrink.
+ */
+template <int DP>
+static __device__ __forceinline__ void softmax_rows(const struct tile_ctx &x, float *s, float *m, float *l, float *shrink)
+{
+	constexpr uint32_t slots = tile_size<DP>::slots;
+	unsigned thread = threadIdx.x % 32u;
+
+	for (uint32_t r = threadIdx.x / 32u; r < x.n_rows; r += TILE_THREADS / 32u) {
+		float *row = s + r * (slots + 1u);
+		float old = m[r], top = old, sum = 0.0f, by;
+
+#pragma unroll
+		for (uint32_t i = 0; i < slots; i += 32)
+			top = fmaxf(top, row[i + thread]);
+		for (int i = 16; i; i >>= 1)
+			top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, i));
+#pragma unroll
+		for (uint32_t i = 0; i < slots; i += 32) {
+			float z = row[i + thread], p = z == TILE_NEG ? 0.0f : expf(__fsub_rn(z, top));
+
+			row[i + thread] = p;
+			sum = __fadd_rn(sum, p);
+		}
+		for (int i = 16; i; i >>= 1)
+			sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, i));
+		by = old == TILE_NEG ? 0.0f : expf(__fsub_rn(old, top));
+		__syncwarp();
+		if (thread == 0) {
+			m[r] = top;
+			l[r] = __fadd_rn(__fmul_rn(l[r], by), sum);
+			shrink[r] = by;
+		}
+	}
+}
+
+/* o[row] = o[row] * shrink[row] + sum over slots of p[row][slot] * v[slot][channel]. */
+template <int DP>
+static __device__ __forceinline__ void add_values(const struct tile_ctx &x, uint32_t d, const float *s, const float *v,
+						  const float *shrink, float o[out_size<DP>::rows])
+{
+	constexpr uint32_t slots = tile_size<DP>::slots, groups = out_size<DP>::row_groups, rows = out_size<DP>::rows;
+	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP;
+
+	if (c >= d)
+		return;
+#pragma unroll
+	for (uint32_t i = 0; i < rows; i++)
+		if (rg + groups * i < x.n_rows)
+			o[i] = __fmul_rn(o[i], shrink[rg + groups * i]);
+#pragma unroll 4
+	for (uint32_t k = 0; k < slots; k++) {
+		float vv = v[k * (d + 4u) + c];
+
+#pragma unroll
+		for (uint32_t i = 0; i < rows; i++)
+			if (rg + groups * i < x.n_rows)
+				o[i] = __fmaf_rn(s[(rg + groups * i) * (slots + 1u) + k], vv, o[i]);
+	}
+}
+
+/* out and lse of a thread's rows. */
+template <int DP>
+static __device__ __forceinline__ void finish(const struct attend_args &a, const struct tile_ctx &x, const struct running<DP> &run)
+{
+	constexpr uint32_t groups = out_size<DP>::row_groups, rows = out_size<DP>::rows;
+	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP, d = a.t.head_dim, heads = a.t.n_kv_heads * a.t.group;
+
+	if (c >= d)
+		return;
+#pragma unroll
+	for (uint32_t i = 0; i < rows; i++) {
+		uint32_t r = rg + groups * i, pair = x.row0 + r, head = x.head * a.t.group + pair % a.t.group;
+		int64_t row = (int64_t)x.seq.row + pair / a.t.group;
+
+		if (r >= x.n_rows)
+			continue;
+		cuda_store(a.out.data, a.out.type, row * a.out.stride + (int64_t)head * d + c,
+			   run.l[i] > 0.0f ? __fdiv_rn(run.o[i], run.l[i]) : 0.0f);
+		if (c == 0)
+			a.lse[row * heads + head] = run.l[i] > 0.0f ? __fadd_rn(run.m[i], logf(run.l[i])) : TILE_NEG;
+	}
+}
+
+/* Shared memory of attend_kernel, in floats: q[16][d], k[slots][d + 4], v[slots][d + 4], s[16][slots + 1], m, l, shrink[16]. */
+template <int DP> static size_t attend_shared(uint32_t d)
+{
+	return (CUDA_TILE_ROWS * d + 2u * tile_size<DP>::slots * (d + 4u) + CUDA_TILE_ROWS * (tile_size<DP>::slots + 1u) +
+		3u * CUDA_TILE_ROWS) * sizeof(float);
+}
+
+/* One chunk: its maximum and sum into m[], l[]; a thread's rows of its output into o[]. Ends with a barrier. */
+template <int TYPE, int DP>
+static __device__ __forceinline__ void one_chunk(const struct attend_args &a, const struct tile_ctx &x, uint32_t first,
+						 float *shared, char **page, char **block, float o[out_size<DP>::rows])
+{
+	constexpr uint32_t slots = tile_size<DP>::slots;
+	uint32_t d = a.t.head_dim, end = x.live - first < CUDA_CHUNK ? x.live - first : CUDA_CHUNK;
+	float *q = shared, *k = q + CUDA_TILE_ROWS * d, *v = k + slots * (d + 4u), *s = v + slots * (d + 4u);
+	float *m = s + CUDA_TILE_ROWS * (slots + 1u), *l = m + CUDA_TILE_ROWS, *shrink = l + CUDA_TILE_ROWS;
+
+	tile_load_pages(a.t, x, first, page, block);
+	if (threadIdx.x < CUDA_TILE_ROWS) {
+		m[threadIdx.x] = TILE_NEG;
+		l[threadIdx.x] = 0.0f;
+	}
+#pragma unroll
+	for (uint32_t i = 0; i < out_size<DP>::rows; i++)
+		o[i] = 0.0f;
+	__syncthreads();
+	for (uint32_t at = 0; at < end; at += slots) {
+		uint32_t n_live = end - at < slots ? end - at : slots;
+
+		tile_load_rows<TYPE, DP>(a.t, page, at, n_live, 0, k);
+		tile_load_rows<TYPE, DP>(a.t, page, at, n_live, 1, v);
+		__syncthreads();
+		tile_logits<DP>(a.t, x, q, k, *block, at, n_live, s);
+		__syncthreads();
+		softmax_rows<DP>(x, s, m, l, shrink);
+		__syncthreads();
+		add_values<DP>(x, d, s, v, shrink, o);
+		__syncthreads();
+	}
+}
+
+template <int TYPE, int DP>
+static __global__ void __launch_bounds__(TILE_THREADS) attend_kernel(const __grid_constant__ struct attend_args a)
+{
+	constexpr uint32_t groups = out_size<DP>::row_groups, rows = out_size<DP>::rows, slots = tile_size<DP>::slots;
+	extern __shared__ __align__(16) float shared[];
+	__shared__ char *page[CUDA_CHUNK / GPU_PAGE_SLOTS], *block;
+	uint32_t tile = blockIdx.x / a.n_splits, split = blockIdx.x % a.n_splits, d = a.t.head_dim;
+	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP;
+	const float *m = shared + CUDA_TILE_ROWS * d + 2u * slots * (d + 4u) + CUDA_TILE_ROWS * (slots + 1u), *l = m + CUDA_TILE_ROWS;
+	struct running<DP> run;
+	struct tile_ctx x;
+	float o[rows];
+
+	if (!tile_lane(a.t, a.t.tile[tile].seq, blockIdx.y, &x))
+		return;
+	if (a.n_splits > 1 && split * CUDA_CHUNK >= x.live)
+		return;
+	tile_rows(a.t, a.t.tile[tile].row0, &x);
+	tile_load_q(a.t, x, shared);
+	if (a.n_splits > 1) {
+		float *p = a.partial + (((size_t)tile * a.t.n_kv_heads + x.head) * a.n_splits + split) * partial_floats(d);
+
+		one_chunk<TYPE, DP>(a, x, split * CUDA_CHUNK, shared, page, &block, o);
+		if (threadIdx.x < x.n_rows) {
+			p[threadIdx.x] = m[threadIdx.x];
+			p[CUDA_TILE_ROWS + threadIdx.x] = l[threadIdx.x];
+		}
+#pragma unroll
+		for (uint32_t i = 0; i < rows; i++)
+			if (c < d && rg + groups * i < x.n_rows)
+				p[2u * CUDA_TILE_ROWS + (rg + groups * i) * d + c] = o[i];
+		return;
+	}
+#pragma unroll
+	for (uint32_t i = 0; i < rows; i++) {
+		run.m[i] = TILE_NEG;
+		run.l[i] = run.o[i] = 0.0f;
+	}
+	for (uint32_t first = 0; first < x.live; first += CUDA_CHUNK) {
+		one_chunk<TYPE, DP>(a, x, first, shared, page, &block, o);
+#pragma unroll
+		for (uint32_t i = 0; i < rows; i++)
+			if (rg + groups * i < x.n_rows)
+				merge(run.m[i], run.l[i], run.o[i], m[rg + groups * i], l[rg + groups * i], o[i]);
+		__syncthreads();
+	}
+	finish<DP>(a, x, run);
+}
+
+template <int DP>
+static __global__ void __launch_bounds__(TILE_THREADS) combine_kernel(const __grid_constant__ struct attend_args a)
+{
+	constexpr uint32_t groups = out_size<DP>::row_groups, rows = out_size<DP>::rows;
+	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP, d = a.t.head_dim, n;
+	struct running<DP> run;
+	struct tile_ctx x;
+
+	if (!tile_lane(a.t, a.t.tile[blockIdx.x].seq, blockIdx.y, &x))
+		return;
+	tile_rows(a.t, a.t.tile[blockIdx.x].row0, &x);
+	n = (x.live + CUDA_CHUNK - 1u) / CUDA_CHUNK;
+	n = n < a.n_splits ? n : a.n_splits;
+#pragma unroll
+	for (uint32_t i = 0; i < rows; i++) {
+		run.m[i] = TILE_NEG;
+		run.l[i] = run.o[i] = 0.0f;
+	}
+	for (uint32_t split = 0; split < n && c < d; split++) {
+		const float *p = a.partial + (((size_t)blockIdx.x * a.t.n_kv_heads + x.head) * a.n_splits + split) *
+						     partial_floats(d);
+
+#pragma unroll
+		for (uint32_t i = 0; i < rows; i++) {
+			uint32_t r = rg + groups * i;
+
+			if (r < x.n_rows)
+				merge(run.m[i], run.l[i], run.o[i], p[r], p[CUDA_TILE_ROWS + r],
+				      p[2u * CUDA_TILE_ROWS + r * d + c]);
+		}
+	}
+	finish<DP>(a, x, run);
+}
+
+template <int TYPE, int DP> static cudaError_t launch(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
+{
+	size_t bytes = attend_shared<DP>(a.t.head_dim);
+	cudaError_t e = cudaFuncSetAttribute(attend_kernel<TYPE, DP>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+
+	if (e != cudaSuccess)
+		return e;
+	attend_kernel<TYPE, DP><<<dim3(st->n_tiles * a.n_splits, a.t.n_kv_heads), TILE_THREADS, bytes, s>>>(a);
+	if (a.n_splits > 1)
+		combine_kernel<DP><<<dim3(st->n_tiles, a.t.n_kv_heads), TILE_THREADS, 0, s>>>(a);
+	return cudaGetLastError();
+}
+
+template <int TYPE> static cudaError_t launch_type(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
+{
+	switch (tile_dp(a.t.head_dim)) {
+	case 64: return launch<TYPE, 64>(st, a, s);
+	case 128: return launch<TYPE, 128>(st, a, s);
+	default: return launch<TYPE, 256>(st, a, s);
+	}
+}
+
+int cuda_attend(struct gpu_step *step, gpu_stream stream, uint32_t layer, const struct gpu_tensor *q,
+		const struct gpu_tensor *out, float scale, float *lse)
+{
+	struct cuda_step *st = (struct cuda_step *)step;
+	cudaStream_t s = cuda_stream(stream);
+	struct attend_args a = { { st->view, st->seq, st->tile, st->shape.n_kv_heads, st->shape.group, st->shape.head_dim,
+				   layer, st->shape.slot_type, *q, scale },
+				 *out, lse ? lse : st->lse, st->partial, st->n_splits };
+	cudaError_t e;
+	int rc = cuda_use(step->dev);
+
+	if (rc || !st->n_tiles)
+		return rc;
+	switch (st->shape.slot_type) {
+	case GPU_F32: e = launch_type<GPU_F32>(st, a, s); break;
+	case GPU_F16: e = launch_type<GPU_F16>(st, a, s); break;
+	case GPU_BF16: e = launch_type<GPU_BF16>(st, a, s); break;
+	default: e = launch_type<GPU_Q8>(st, a, s); break;
+	}
+	rc = cuda_errno(e);
+	return rc ? rc : cuda_heat(st, s, layer, q, a.lse, scale, 1, 0);
+}

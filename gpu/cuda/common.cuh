@@ -1,0 +1,160 @@
+/*
+ * Private to gpu/cuda/: the backend's structs, the staging ring, error translation, and the device functions that all
+ * operations share (addresses, element conversions).
+ */
+#ifndef GPU_CUDA_COMMON_CUH
+#define GPU_CUDA_COMMON_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <errno.h>
+#include <pthread.h>
+
+#include "gpu/cuda/cuda.h"
+
+/*
+ * Host data on its way to the device waits in a ring of pinned segments; each has an event that says when the
+ * device is done with it. 8 MiB: more than any step or turn sends, so a segment is free again long before its turn.
+ */
+#define CUDA_RING_SEGMENTS 256u
+#define CUDA_SEGMENT_BYTES 32768u
+#define CUDA_LEASE_MAX ((size_t)CUDA_RING_SEGMENTS / 2u * CUDA_SEGMENT_BYTES)
+
+struct cuda_device {
+	struct gpu_device base;
+	int n_sm;			/* multiprocessors */
+	pthread_mutex_t lock;		/* the ring: held from cuda_lease() to cuda_unlease() */
+	char *ring;			/* pinned, CUDA_RING_SEGMENTS * CUDA_SEGMENT_BYTES */
+	char *twin;			/* device memory of the same size, for what kernels read in place */
+	cudaEvent_t done[CUDA_RING_SEGMENTS];
+	unsigned next;			/* segment to hand out next */
+};
+
+/* A stretch of the ring. Taken and returned by the same thread; nothing that waits for the device may lie between. */
+struct cuda_lease {
+	char *host;
+	char *dev;			/* its device twin */
+	unsigned first, n;		/* segments */
+};
+
+/*
+ * cuda_lease - room for `bytes` (<= CUDA_LEASE_MAX, else -E2BIG). Waits for the device only when the ring is full.
+ * cuda_unlease - marks the room as free once the work so far enqueued on `s` has finished.
+ */
+int cuda_lease(struct cuda_device *dev, size_t bytes, struct cuda_lease *out);
+int cuda_unlease(struct cuda_device *dev, cudaStream_t s, const struct cuda_lease *lease);
+
+int cuda_errno(cudaError_t e);			/* also clears an error that does not stick */
+int cuda_use(const struct gpu_device *dev);	/* makes dev the calling thread's current device */
+
+struct cuda_map {
+	struct gpu_map base;
+	void **bases;			/* device copy of base.base */
+};
+
+/* A pool as a kernel sees it. */
+struct cuda_view {
+	void *const *base;
+	uint32_t n_slabs, shift;
+};
+
+struct cuda_tile {			/* up to CUDA_TILE_ROWS (query, head) pairs of one session and KV head */
+	uint32_t seq, row0;		/* row0: index of the first pair; pair = token * group + head */
+};
+
+struct cuda_token {
+	uint32_t seq, j;
+};
+
+#define CUDA_TILE_ROWS 16u		/* a whole group (1 .. 16) of one query always fits */
+#define CUDA_CHUNK GPU_BLOCK_SLOTS	/* slots whose softmax is finished before it is merged: fixed, see attend.cu */
+
+struct cuda_step {
+	struct gpu_step base;
+	unsigned max_seqs, max_rows;
+	struct gpu_shape shape;
+	struct cuda_view view;
+	unsigned n_seqs, n_tokens, n_tiles;
+	uint32_t live_max;
+	uint32_t n_splits;		/* > 1: a CTA takes one chunk and combine() merges; 1: a CTA takes all chunks */
+	char *lists;			/* device: gpu_seq[max_seqs], cuda_tile[max_seqs + max_rows], cuda_token[max_rows] */
+	const struct gpu_seq *seq;	/* into lists */
+	const struct cuda_tile *tile;
+	const struct cuda_token *token;
+	float *lse;			/* when the caller wants none */
+	size_t lse_bytes;
+	float *partial;			/* [tile][kv head][split]: max[16], sum[16], out[16][head_dim] */
+	size_t partial_bytes;
+};
+
+static inline struct cuda_device *cuda_dev(struct gpu_device *dev) { return (struct cuda_device *)dev; }
+static inline cudaStream_t cuda_stream(gpu_stream s) { return (cudaStream_t)s; }
+static inline struct cuda_view cuda_view_of(const struct gpu_map *map)
+{
+	struct cuda_view v = { ((const struct cuda_map *)map)->bases, map->max_slabs, map->slab_shift };
+
+	return v;
+}
+
+/* attend.cu asks observe.cu for its heat. observed: 1: the tables' observe decides; 0: the last `last` queries. */
+int cuda_heat(struct cuda_step *step, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
+	      float scale, int observed, uint32_t last);
+
+#ifdef __CUDACC__
+
+/* Address of a page or block, NULL when the id lies outside the pool or in a slab that is not mapped. */
+static __device__ __forceinline__ char *cuda_at(const struct cuda_view &v, uint32_t id)
+{
+	uint64_t at = (uint64_t)id * GPU_UNIT, slab = at >> v.shift;
+	char *base = slab < v.n_slabs ? (char *)__ldg((const unsigned long long *)v.base + slab) : NULL;
+
+	return base ? base + (at & ((1ull << v.shift) - 1ull)) : NULL;
+}
+
+static __device__ __forceinline__ const uint32_t *cuda_u32(const void *table, size_t offset)
+{
+	return (const uint32_t *)((const char *)table + offset);
+}
+
+/* Slots that a lane's table can name: nothing beyond is ever touched. */
+static __device__ __forceinline__ uint32_t cuda_slots(const struct gpu_table *t)
+{
+	uint64_t pages = (uint64_t)t->max_pages * GPU_PAGE_SLOTS, blocks = (uint64_t)t->max_blocks * GPU_BLOCK_SLOTS;
+	uint64_t n = pages < blocks ? pages : blocks;
+
+	return n < 0x7fffffffu ? (uint32_t)n : 0x7fffffffu;
+}
+
+static __device__ __forceinline__ char *cuda_page(const struct cuda_view &v, const struct gpu_table *t, uint32_t lane,
+						  uint32_t slot)
+{
+	return cuda_at(v, cuda_u32(t, gpu_table_pages(t))[(size_t)lane * t->max_pages + slot / GPU_PAGE_SLOTS]);
+}
+
+static __device__ __forceinline__ char *cuda_block(const struct cuda_view &v, const struct gpu_table *t, uint32_t lane,
+						   uint32_t slot)
+{
+	return cuda_at(v, cuda_u32(t, gpu_table_blocks(t))[(size_t)lane * t->max_blocks + slot / GPU_BLOCK_SLOTS]);
+}
+
+static __device__ __forceinline__ float cuda_load(const void *data, uint32_t type, int64_t i)
+{
+	switch (type) {
+	case GPU_F32: return ((const float *)data)[i];
+	case GPU_F16: return __half2float(((const __half *)data)[i]);
+	default: return __bfloat162float(((const __nv_bfloat16 *)data)[i]);
+	}
+}
+
+static __device__ __forceinline__ void cuda_store(void *data, uint32_t type, int64_t i, float x)
+{
+	switch (type) {
+	case GPU_F32: ((float *)data)[i] = x; break;
+	case GPU_F16: ((__half *)data)[i] = __float2half_rn(x); break;
+	default: ((__nv_bfloat16 *)data)[i] = __float2bfloat16_rn(x); break;
+	}
+}
+
+#endif
+#endif

@@ -1,0 +1,379 @@
+/*
+ * select: what happens to a lane when its window ends: settle, fold, remove, compact, next (gpu.h).
+ *
+ * What: a CTA takes one lane. Keys are 64-bit (evict/rule.h); the k smallest are found by their bytes, most significant first,
+ * and the named ones are sorted. A warp moves one slot when a lane is compacted.
+ * Memory traffic: position, heat and credit of a slot read once and heat and credit written once (fold), position and credit
+ * read once or twice more (keys); compaction moves 2 rows, read and written, per survivor beyond `keep`.
+ * Determinism: everything depends on keys alone; atomics only count integers. Sums of credit are doubles in a fixed order.
+ * Trust: only private tables are followed. Shared memory gives heat (cleaned) and, when slots move, K and V bytes.
+ */
+#include <string.h>
+
+#include "gpu/cuda/select.cuh"
+
+struct select_args {
+	struct cuda_view view;
+	const struct turn_args *turn;
+	const struct lane_item *item;
+	struct sums *sums;		/* [lanes] */
+	unsigned n_lanes;
+	unsigned what;
+};
+
+static __device__ bool open_lane(const struct select_args &a, unsigned i, struct lane_ctx *x)
+{
+	struct lane_item item = a.item[i];
+	uint32_t cap;
+	char *at;
+
+	x->view = a.view;
+	x->turn = a.turn[item.turn];
+	x->plan = item.plan;
+	x->lane = item.lane;
+	at = x->turn.priv;
+	x->t = (struct gpu_table *)at;
+	if (x->lane >= x->t->n_lanes)
+		return false;
+	x->head = ((const struct gpu_lane *)(at + gpu_table_lanes()))[x->lane];
+	x->next = (uint32_t *)(at + gpu_table_next(x->t)) + (size_t)x->lane * x->t->window;
+	x->page = cuda_u32(at, gpu_table_pages(x->t)) + (size_t)x->lane * x->t->max_pages;
+	x->block = cuda_u32(at, gpu_table_blocks(x->t)) + (size_t)x->lane * x->t->max_blocks;
+	x->credit = cuda_u32(at, gpu_table_credits(x->t)) + (size_t)x->lane * x->t->max_blocks;
+	cap = cuda_slots(x->t);
+	x->live = gpu_live(x->head, x->turn.appended);
+	x->live = x->live < cap ? x->live : cap;
+	x->plan.keep = x->plan.keep < x->live ? x->plan.keep : x->live;
+	x->n_heat = x->t->n_heat < EVICT_MAX_HEAT ? x->t->n_heat : EVICT_MAX_HEAT;
+	x->turn.n_credit = x->turn.n_credit < EVICT_MAX_CREDIT ? x->turn.n_credit : EVICT_MAX_CREDIT;
+	x->now = x->turn.pos + (int32_t)x->turn.appended;
+	return true;
+}
+
+/* The window's tokens get their positions; they start without credit. */
+static __device__ void settle(const struct lane_ctx &x)
+{
+	for (uint32_t j = threadIdx.x; j < x.turn.appended; j += THREADS) {
+		uint32_t slot;
+		char *c;
+
+		if (j >= x.head.fresh && j - x.head.fresh >= x.t->window)
+			break;
+		slot = gpu_slot_of(x.head, x.next, j);
+		c = slot < x.live ? credit_block(x, slot) : NULL;
+		if (!c)
+			continue;
+		*pos_in(c, slot) = x.turn.pos + (int32_t)j;
+		for (uint32_t k = 0; k < x.turn.n_credit; k++)
+			*array_in(c, k, slot) = 0.0f;
+	}
+	__syncthreads();
+}
+
+static __device__ void fold(const struct lane_ctx &x)
+{
+	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
+		char *c = credit_block(x, i), *h = heat_block(x, i);
+		struct evict_slot e;
+
+		if (!c || !h)
+			continue;
+		e.pos = *pos_in(c, i);
+		e.now = x.now;
+		e.lane = x.lane;
+#pragma unroll
+		for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++) {
+			e.heat[k] = k < x.n_heat ? evict_clean(*array_in(h, k, i)) : 0.0f;
+			if (k < x.n_heat)
+				*array_in(h, k, i) = 0.0f;
+		}
+#pragma unroll
+		for (uint32_t k = 0; k < EVICT_MAX_CREDIT; k++)
+			e.credit[k] = k < x.turn.n_credit ? *array_in(c, k, i) : 0.0f;
+		evict_fold(&x.turn.rule, &e);
+#pragma unroll
+		for (uint32_t k = 0; k < EVICT_MAX_CREDIT; k++)
+			if (k < x.turn.n_credit)
+				*array_in(c, k, i) = e.credit[k];
+	}
+	__syncthreads();
+}
+
+/* Mark the live - keep least valuable slots. Returns this thread's share of their credit. */
+static __device__ double remove_slots(const struct lane_ctx &x, struct shared_state *sh)
+{
+	uint32_t n = x.live - x.plan.keep;
+	struct threshold t;
+	double leaving = 0.0;
+
+	if (!n)
+		return 0.0;
+	cache_keys(x, sh, x.live);
+	t = kth_key(x, sh, x.live, n);
+	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
+		char *c;
+
+		if (!is_below(t, key_at(x, sh, i), i))
+			continue;
+		c = credit_block(x, i);
+		if (!c)
+			continue;
+		leaving += (double)first_credit(x, i);
+		*pos_in(c, i) = -1;
+	}
+	__syncthreads();
+	return leaving;
+}
+
+/* One slot to another place: a warp. */
+static __device__ void move_slot(const struct lane_ctx &x, uint32_t from, uint32_t to)
+{
+	uint32_t type = x.turn.slot_type, d = x.turn.head_dim, thread = threadIdx.x % 32u;
+	uint32_t row = gpu_row_bytes(type, d), v = gpu_page_v(type, d), par = gpu_page_params(type, d);
+	uint32_t a = from % GPU_PAGE_SLOTS, b = to % GPU_PAGE_SLOTS;
+	const char *src = cuda_at(x.view, x.page[from / GPU_PAGE_SLOTS]);
+	char *dst = cuda_at(x.view, x.page[to / GPU_PAGE_SLOTS]);
+	char *hs = heat_block(x, from), *hd = heat_block(x, to), *cs = credit_block(x, from), *cd = credit_block(x, to);
+
+	if (!src || !dst || !hs || !hd || !cs || !cd)
+		return;
+	for (uint32_t i = thread; i < row / 16u; i += 32u) {
+		((uint4 *)(dst + (size_t)b * row))[i] = ((const uint4 *)(src + (size_t)a * row))[i];
+		((uint4 *)(dst + v + (size_t)b * row))[i] = ((const uint4 *)(src + v + (size_t)a * row))[i];
+	}
+	if (type == GPU_Q8 && thread < 2)
+		((uint32_t *)(dst + par))[thread * GPU_PAGE_SLOTS + b] = ((const uint32_t *)(src + par))[thread * GPU_PAGE_SLOTS + a];
+	if (thread == 0) {	/* the shared position is a copy of the private one, never the other way round */
+		*pos_in(hd, to) = *pos_in(cs, from);
+		*pos_in(cd, to) = *pos_in(cs, from);
+	}
+	if (thread < x.n_heat)
+		*array_in(hd, thread, to) = *array_in(hs, thread, from);
+	if (thread < x.turn.n_credit)
+		*array_in(cd, thread, to) = *array_in(cs, thread, from);
+}
+
+/* Append the slots of at .. at+THREADS-1 (< end) that are dead (or alive) to a ring list that holds n entries from `head`. */
+static __device__ uint32_t gather(const struct lane_ctx &x, struct shared_state *sh, uint32_t *list, uint32_t head, uint32_t n,
+				  uint32_t at, uint32_t end, bool dead)
+{
+	uint32_t slot = at + threadIdx.x, total, mine = slot < end && (pos_of(x, slot) < 0) == dead;
+	uint32_t before = block_scan(sh, mine, &total);
+
+	if (mine)
+		list[(head + n + before) % LIST] = slot;
+	return n + total;
+}
+
+/* The survivors from keep on move into the holes below it, both in ascending order. */
+static __device__ void compact(const struct lane_ctx &x, struct shared_state *sh)
+{
+	uint32_t keep = x.plan.keep, hole_at = 0, survivor_at = keep, head = 0, tail = 0, holes = 0, survivors = 0;
+
+	for (;;) {
+		uint32_t n;
+
+		for (; holes < THREADS && hole_at < keep; hole_at += THREADS)
+			holes = gather(x, sh, sh->hole, head, holes, hole_at, keep, true);
+		for (; survivors < THREADS && survivor_at < x.live; survivor_at += THREADS)
+			survivors = gather(x, sh, sh->survivor, tail, survivors, survivor_at, x.live, false);
+		__syncthreads();
+		n = holes < survivors ? holes : survivors;
+		if (!n)
+			break;
+		for (uint32_t i = threadIdx.x / 32u; i < n; i += WARPS)
+			move_slot(x, sh->survivor[(tail + i) % LIST], sh->hole[(head + i) % LIST]);
+		__syncthreads();
+		head += n;
+		tail += n;
+		holes -= n;
+		survivors -= n;
+	}
+}
+
+/* Name the least valuable slots and write the lane's header. Returns the thread's share of the named slots' credit. */
+static __device__ double name_next(const struct lane_ctx &x, struct shared_state *sh, struct threshold *named)
+{
+	uint32_t n = x.plan.victims < x.plan.keep ? x.plan.victims : x.plan.keep;
+	double leaving = 0.0;
+
+	n = n < x.t->window ? n : x.t->window;
+	n = n < MAX_VICTIMS ? n : MAX_VICTIMS;
+	if (n) {
+		cache_keys(x, sh, x.plan.keep);
+		*named = kth_key(x, sh, x.plan.keep, n);
+		if (threadIdx.x == 0)
+			sh->n_found = 0;
+		__syncthreads();
+		for (uint32_t i = threadIdx.x; i < x.plan.keep; i += THREADS) {
+			uint64_t key = key_at(x, sh, i);
+			uint32_t at;
+
+			if (!is_below(*named, key, i))
+				continue;
+			at = atomicAdd(&sh->n_found, 1u);	/* any order: they are sorted below */
+			if (at < MAX_VICTIMS) {
+				sh->sorted[at] = key;
+				sh->slot[at] = i;
+			}
+		}
+		__syncthreads();
+		sort_found(sh, n);
+		for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+			x.next[i] = sh->slot[i];
+			leaving += (double)first_credit(x, sh->slot[i]);
+		}
+	}
+	if (threadIdx.x == 0) {
+		struct gpu_lane head = { x.plan.keep, x.plan.fresh };
+
+		((struct gpu_lane *)(x.turn.priv + gpu_table_lanes()))[x.lane] = head;
+	}
+	return leaving;
+}
+
+/* Credit of what is neither removed nor named; valid in thread 0. */
+static __device__ double sum_kept(const struct lane_ctx &x, struct shared_state *sh, unsigned what, const struct threshold &named)
+{
+	uint32_t n = what & (GPU_COMPACT | GPU_NEXT) ? x.plan.keep : x.live;
+	double kept = 0.0;
+
+	for (uint32_t i = threadIdx.x; i < n; i += THREADS)
+		if (pos_of(x, i) >= 0 && !(what & GPU_NEXT && is_below(named, key_of(x, i), i)))
+			kept += (double)first_credit(x, i);
+	return block_sum(sh, kept);
+}
+
+static __global__ void __launch_bounds__(THREADS) select_kernel(const __grid_constant__ struct select_args a)
+{
+	extern __shared__ __align__(16) char bytes[];
+	struct shared_state *sh = (struct shared_state *)bytes;
+	struct threshold named = { 0, 0 };	/* nothing: no key is 0, since protection and rank of a real slot are not */
+	double leaving = 0.0, kept;
+	struct lane_ctx x;
+	bool any_named;
+
+	if (blockIdx.x >= a.n_lanes || !open_lane(a, blockIdx.x, &x))
+		return;
+	if (a.what & GPU_SETTLE)
+		settle(x);
+	if (a.what & GPU_FOLD)
+		fold(x);
+	if (a.what & GPU_REMOVE)
+		leaving += remove_slots(x, sh);
+	if (a.what & GPU_COMPACT)
+		compact(x, sh);
+	any_named = a.what & GPU_NEXT && x.plan.victims && x.plan.keep;
+	if (a.what & GPU_NEXT)
+		leaving += name_next(x, sh, &named);
+	if (!a.sums)
+		return;
+	__syncthreads();
+	kept = sum_kept(x, sh, any_named ? a.what : a.what & ~(unsigned)GPU_NEXT, named);
+	leaving = block_sum(sh, leaving);
+	if (threadIdx.x == 0) {
+		a.sums[blockIdx.x].kept = kept;
+		a.sums[blockIdx.x].leaving = leaving;
+	}
+}
+
+/* A warp adds up the lanes of one session. */
+static __global__ void __launch_bounds__(32) stats_kernel(const struct turn_args *turn, const struct sums *sums,
+							  struct gpu_turn_stats *stats)
+{
+	const struct turn_args *t = turn + blockIdx.x;
+	double kept = 0.0, leaving = 0.0;
+
+	for (uint32_t i = threadIdx.x; i < t->n_lanes; i += 32u) {
+		kept += sums[t->first + i].kept;
+		leaving += sums[t->first + i].leaving;
+	}
+	for (int i = 16; i; i >>= 1) {
+		kept += __shfl_down_sync(0xffffffffu, kept, i);
+		leaving += __shfl_down_sync(0xffffffffu, leaving, i);
+	}
+	if (threadIdx.x == 0) {
+		stats[blockIdx.x].credit_kept = kept;
+		stats[blockIdx.x].credit_leaving = leaving;
+	}
+}
+
+static size_t lease_bytes(size_t turns, size_t lanes)
+{
+	return turns * sizeof(struct turn_args) + lanes * (sizeof(struct lane_item) + sizeof(struct sums));
+}
+
+/* Sums first (8-byte aligned, never uploaded), then turns, then lanes. */
+static void fill(char *at, const struct gpu_turn *turn, unsigned n, size_t lanes)
+{
+	struct turn_args *t = (struct turn_args *)(at + lanes * sizeof(struct sums));
+	struct lane_item *item = (struct lane_item *)(t + n);
+	uint32_t first = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct turn_args x = { (char *)turn[i].priv, turn[i].appended, turn[i].n_credit, turn[i].slot_type,
+				       turn[i].head_dim, first, turn[i].n_lanes, turn[i].pos, turn[i].rule };
+
+		t[i] = x;
+		for (uint32_t l = 0; l < turn[i].n_lanes; l++) {
+			struct lane_item li = { i, l, turn[i].plan[l] };
+
+			item[first++] = li;
+		}
+	}
+}
+
+/* One launch: turns whose lists fit into a lease. */
+static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
+	       size_t lanes, unsigned what, struct gpu_turn_stats *stats)
+{
+	size_t head = lanes * sizeof(struct sums), bytes = lease_bytes(n, lanes);
+	struct cuda_lease lease;
+	struct select_args a;
+	int rc = cuda_lease(d, bytes, &lease), rc2;
+
+	if (rc)
+		return rc;
+	fill(lease.host, turn, n, lanes);
+	a.view = cuda_view_of(map);
+	a.turn = (const struct turn_args *)(lease.dev + head);
+	a.item = (const struct lane_item *)(a.turn + n);
+	a.sums = stats ? (struct sums *)lease.dev : NULL;
+	a.n_lanes = (unsigned)lanes;
+	a.what = what;
+	rc = cuda_errno(cudaMemcpyAsync(lease.dev + head, lease.host + head, bytes - head, cudaMemcpyHostToDevice, s));
+	if (!rc && lanes) {
+		select_kernel<<<a.n_lanes, THREADS, sizeof(struct shared_state), s>>>(a);
+		rc = cuda_errno(cudaGetLastError());
+	}
+	if (!rc && stats) {
+		stats_kernel<<<n, 32, 0, s>>>(a.turn, a.sums, stats);
+		rc = cuda_errno(cudaGetLastError());
+	}
+	rc2 = cuda_unlease(d, s, &lease);
+	return rc ? rc : rc2;
+}
+
+int cuda_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
+		unsigned what, struct gpu_turn_stats *stats)
+{
+	int rc = cuda_use(dev);
+
+	for (unsigned i = 0; i < n && !rc; i++)
+		for (uint32_t l = 0; l < turn[i].n_lanes; l++)
+			if (what & GPU_NEXT && turn[i].plan[l].victims > MAX_VICTIMS)
+				return -EINVAL;
+	if (!rc)
+		rc = cuda_errno(cudaFuncSetAttribute(select_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+						     (int)sizeof(struct shared_state)));
+	for (unsigned first = 0, m; first < n && !rc; first += m) {
+		size_t lanes = 0;
+
+		for (m = 0; first + m < n && lease_bytes(m + 1, lanes + turn[first + m].n_lanes) <= CUDA_LEASE_MAX; m++)
+			lanes += turn[first + m].n_lanes;
+		if (!m)
+			return -E2BIG;
+		rc = run(cuda_dev(dev), cuda_stream(s), map, turn + first, m, lanes, what, stats ? stats + first : NULL);
+	}
+	return rc;
+}

@@ -1,0 +1,263 @@
+/* Private to select.cu: one lane as a CTA sees it, and the block-wide helpers (scan, sum, k-th smallest key, sort). */
+#ifndef GPU_CUDA_SELECT_CUH
+#define GPU_CUDA_SELECT_CUH
+
+#include "gpu/cuda/common.cuh"
+
+#define THREADS 256u		/* one per slot of a block */
+#define WARPS (THREADS / 32u)
+#define MAX_VICTIMS 2048u
+#define KEY_CACHE 4096u		/* keys of a lane's first slots stay in shared memory; the others are computed anew */
+#define NO_KEY (~0ull)		/* of a slot that is not there: after every real one */
+#define LIST 512u		/* holes or survivors waiting to be paired: two rounds of THREADS, a power of two */
+
+/* One session, as uploaded. */
+struct turn_args {
+	char *priv;
+	uint32_t appended, n_credit, slot_type, head_dim;
+	uint32_t first, n_lanes;	/* its lanes in the list */
+	int32_t pos;
+	struct evict_rule rule;
+};
+
+struct lane_item {
+	uint32_t turn, lane;
+	struct gpu_plan plan;
+};
+
+struct sums {
+	double kept, leaving;
+};
+
+struct lane_ctx {
+	struct cuda_view view;
+	struct turn_args turn;
+	struct gpu_plan plan;
+	struct gpu_table *t;
+	struct gpu_lane head;
+	const uint32_t *page, *block, *credit;
+	uint32_t *next;
+	uint32_t lane, live, n_heat;
+	int32_t now;
+};
+
+struct shared_state {
+	uint64_t key[KEY_CACHE];
+	uint64_t sorted[MAX_VICTIMS];
+	uint32_t slot[MAX_VICTIMS];
+	uint32_t hole[LIST], survivor[LIST];
+	uint32_t bin[256];
+	uint32_t warp[WARPS];
+	double sum[WARPS];
+	uint32_t found, below, n_found;
+};
+
+/* --- slots ----------------------------------------------------------------------------------------------------------------- */
+
+static __device__ __forceinline__ char *credit_block(const struct lane_ctx &x, uint32_t slot)
+{
+	return cuda_at(x.view, x.credit[slot / GPU_BLOCK_SLOTS]);
+}
+
+static __device__ __forceinline__ char *heat_block(const struct lane_ctx &x, uint32_t slot)
+{
+	return cuda_at(x.view, x.block[slot / GPU_BLOCK_SLOTS]);
+}
+
+static __device__ __forceinline__ int32_t *pos_in(char *block, uint32_t slot)
+{
+	return (int32_t *)block + slot % GPU_BLOCK_SLOTS;
+}
+
+static __device__ __forceinline__ float *array_in(char *block, uint32_t k, uint32_t slot)
+{
+	return (float *)block + (k + 1u) * GPU_BLOCK_SLOTS + slot % GPU_BLOCK_SLOTS;
+}
+
+static __device__ __forceinline__ int32_t pos_of(const struct lane_ctx &x, uint32_t slot)
+{
+	char *c = credit_block(x, slot);
+
+	return c ? *pos_in(c, slot) : -1;
+}
+
+static __device__ __forceinline__ float first_credit(const struct lane_ctx &x, uint32_t slot)
+{
+	char *c = x.turn.n_credit ? credit_block(x, slot) : NULL;
+
+	return c ? *array_in(c, 0, slot) : 0.0f;
+}
+
+/* A slot's place in the order of leaving. Private memory only, so that it is the same whenever it is asked for. */
+static __device__ __forceinline__ uint64_t key_of(const struct lane_ctx &x, uint32_t slot)
+{
+	char *c = credit_block(x, slot);
+	struct evict_slot e;
+
+	if (!c || *pos_in(c, slot) < 0)
+		return NO_KEY;
+	e.pos = *pos_in(c, slot);
+	e.now = x.now;
+	e.lane = x.lane;
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++)
+		e.heat[k] = 0.0f;	/* a rank looks at credit alone: fold has seen the heat */
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_CREDIT; k++)
+		e.credit[k] = k < x.turn.n_credit ? *array_in(c, k, slot) : 0.0f;
+	return evict_key(&x.turn.rule, x.plan.recent, &e);
+}
+
+static __device__ __forceinline__ uint64_t key_at(const struct lane_ctx &x, const struct shared_state *sh, uint32_t slot)
+{
+	return slot < KEY_CACHE ? sh->key[slot] : key_of(x, slot);
+}
+
+/* Fill the cache for slots 0 .. n-1. */
+static __device__ __forceinline__ void cache_keys(const struct lane_ctx &x, struct shared_state *sh, uint32_t n)
+{
+	for (uint32_t i = threadIdx.x; i < n && i < KEY_CACHE; i += THREADS)
+		sh->key[i] = key_of(x, i);
+	__syncthreads();
+}
+
+/* --- block-wide helpers: every thread calls them --------------------------------------------------------------------------- */
+
+/* Sum of v over the threads before this one; *total over all of them. */
+static __device__ __forceinline__ uint32_t block_scan(struct shared_state *sh, uint32_t v, uint32_t *total)
+{
+	uint32_t thread = threadIdx.x % 32u, warp = threadIdx.x / 32u, up = v, before = 0, all = 0;
+
+	for (uint32_t i = 1; i < 32; i *= 2) {
+		uint32_t other = __shfl_up_sync(0xffffffffu, up, i);
+
+		up += thread >= i ? other : 0u;
+	}
+	__syncthreads();	/* the last use of warp[] is over */
+	if (thread == 31)
+		sh->warp[warp] = up;
+	__syncthreads();
+	for (uint32_t i = 0; i < WARPS; i++) {
+		before += i < warp ? sh->warp[i] : 0u;
+		all += sh->warp[i];
+	}
+	*total = all;
+	return before + up - v;
+}
+
+/* Sum over all threads, in a fixed order; valid in thread 0. */
+static __device__ __forceinline__ double block_sum(struct shared_state *sh, double v)
+{
+	double all = 0.0;
+
+	for (int i = 16; i; i >>= 1)
+		v += __shfl_down_sync(0xffffffffu, v, i);
+	__syncthreads();
+	if (threadIdx.x % 32u == 0)
+		sh->sum[threadIdx.x / 32u] = v;
+	__syncthreads();
+	for (uint32_t i = 0; i < WARPS; i++)
+		all += sh->sum[i];
+	return all;
+}
+
+/* The slots that go: keys below `key`, and of those equal to it the ones up to slot `last_equal`. */
+struct threshold {
+	uint64_t key;
+	uint32_t last_equal;
+};
+
+static __device__ __forceinline__ bool is_below(const struct threshold &t, uint64_t key, uint32_t slot)
+{
+	return key < t.key || (key == t.key && slot <= t.last_equal);
+}
+
+/*
+ * The k-th smallest key (from 1) of slots 0 .. n-1, k <= n, most significant byte first. Counts are integers, so the
+ * order of the atomics does not matter. Needs cache_keys(n) before it.
+ */
+static __device__ struct threshold kth_key(const struct lane_ctx &x, struct shared_state *sh, uint32_t n, uint32_t k)
+{
+	struct threshold t = { 0, 0xffffffffu };
+	uint32_t equal = 0;
+
+	for (int shift = 56; shift >= 0; shift -= 8) {
+		uint32_t before, total, mine;
+
+		sh->bin[threadIdx.x] = 0;
+		__syncthreads();
+		for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+			uint64_t key = key_at(x, sh, i);
+
+			if (shift == 56 || key >> (shift + 8) == t.key)
+				atomicAdd(&sh->bin[key >> shift & 255u], 1u);
+		}
+		__syncthreads();
+		mine = sh->bin[threadIdx.x];
+		before = block_scan(sh, mine, &total);
+		if (before < k && k <= before + mine) {
+			sh->found = threadIdx.x;
+			sh->below = before;
+		}
+		__syncthreads();
+		t.key = t.key << 8 | sh->found;
+		k -= sh->below;
+		equal = sh->bin[sh->found];
+		__syncthreads();
+	}
+	if (k < equal) {	/* equal keys: only if two slots have one position. The lower slots go. */
+		if (threadIdx.x == 0) {
+			uint32_t i = 0;
+
+			for (uint32_t left = k; i < n; i++)
+				if (key_at(x, sh, i) == t.key && --left == 0)
+					break;
+			sh->found = i;
+		}
+		__syncthreads();
+		t.last_equal = sh->found;
+		__syncthreads();
+	}
+	return t;
+}
+
+static __device__ __forceinline__ bool comes_after(uint64_t ka, uint32_t sa, uint64_t kb, uint32_t sb)
+{
+	return ka > kb || (ka == kb && sa > sb);
+}
+
+/* sorted[], slot[]: n entries (<= MAX_VICTIMS) into ascending order, a bitonic network over the next power of two. */
+static __device__ void sort_found(struct shared_state *sh, uint32_t n)
+{
+	uint32_t size = 1;
+
+	while (size < n)
+		size *= 2;
+	for (uint32_t i = n + threadIdx.x; i < size; i += THREADS) {
+		sh->sorted[i] = NO_KEY;
+		sh->slot[i] = 0xffffffffu;
+	}
+	__syncthreads();
+	for (uint32_t run = 2; run <= size; run *= 2)
+		for (uint32_t gap = run / 2; gap; gap /= 2) {
+			for (uint32_t i = threadIdx.x; i < size; i += THREADS) {
+				uint32_t j = i ^ gap;
+				uint64_t ki = sh->sorted[i], kj;
+				uint32_t si = sh->slot[i], sj;
+
+				if (j <= i)
+					continue;
+				kj = sh->sorted[j];
+				sj = sh->slot[j];
+				if (comes_after(ki, si, kj, sj) == ((i & run) == 0)) {
+					sh->sorted[i] = kj;
+					sh->sorted[j] = ki;
+					sh->slot[i] = sj;
+					sh->slot[j] = si;
+				}
+			}
+			__syncthreads();
+		}
+}
+
+#endif

@@ -1,0 +1,222 @@
+/*
+ * Maps (slab addresses) and steps (the list of sessions) on a device, and the scratch that a step's operations need.
+ *
+ * What: host arrays sent through the staging ring; no kernels.
+ * Memory traffic: 8 bytes a slab when it is set; 32 bytes a session, 8 a token and 8 a tile once a step.
+ * Determinism: scratch only holds values that the same operation wrote before it reads them.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/cuda/common.cuh"
+
+#define PARTIAL_MAX (256ull << 20)	/* above, a CTA takes all chunks of its lane: slower, same bits, no scratch */
+
+int cuda_map_new(struct gpu_device *dev, unsigned max_slabs, unsigned slab_shift, struct gpu_map **out)
+{
+	struct cuda_map *m;
+	int rc = cuda_use(dev);
+
+	if (rc)
+		return rc;
+	m = (struct cuda_map *)calloc(1, sizeof(*m));
+	if (!m)
+		return -ENOMEM;
+	m->base.dev = dev;
+	m->base.max_slabs = max_slabs;
+	m->base.slab_shift = slab_shift;
+	m->base.base = (void **)calloc(max_slabs, sizeof(void *));
+	rc = m->base.base ? cuda_errno(cudaMalloc((void **)&m->bases, max_slabs * sizeof(void *))) : -ENOMEM;
+	if (!rc)
+		rc = cuda_errno(cudaMemset(m->bases, 0, max_slabs * sizeof(void *)));
+	if (!rc)
+		rc = cuda_errno(cudaStreamSynchronize(0));
+	if (rc) {
+		cuda_map_free(dev, &m->base);
+		return rc;
+	}
+	*out = &m->base;
+	return 0;
+}
+
+void cuda_map_free(struct gpu_device *dev, struct gpu_map *map)
+{
+	struct cuda_map *m = (struct cuda_map *)map;
+
+	if (m->bases && cuda_use(dev) == 0)
+		(void)cudaFree(m->bases);	/* waits for the kernels that read it */
+	free(m->base.base);
+	free(m);
+}
+
+int cuda_map_set(struct gpu_map *map, gpu_stream s, unsigned slab, void *base)
+{
+	struct cuda_map *m = (struct cuda_map *)map;
+	int rc = cuda_write(map->dev, s, m->bases + slab, &base, sizeof(base));
+
+	if (!rc)
+		map->base[slab] = base;
+	return rc;
+}
+
+static size_t tile_offset(unsigned max_seqs)
+{
+	return (size_t)max_seqs * sizeof(struct gpu_seq);
+}
+
+static size_t token_offset(unsigned max_seqs, unsigned max_rows)
+{
+	return tile_offset(max_seqs) + ((size_t)max_seqs + max_rows) * sizeof(struct cuda_tile);
+}
+
+static size_t list_bytes(unsigned max_seqs, unsigned max_rows)
+{
+	return token_offset(max_seqs, max_rows) + (size_t)max_rows * sizeof(struct cuda_token);
+}
+
+int cuda_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, struct gpu_step **out)
+{
+	struct cuda_step *st;
+	int rc = cuda_use(dev);
+
+	if (rc)
+		return rc;
+	if (list_bytes(max_seqs, max_rows) > CUDA_LEASE_MAX)
+		return -E2BIG;
+	st = (struct cuda_step *)calloc(1, sizeof(*st));
+	if (!st)
+		return -ENOMEM;
+	st->base.dev = dev;
+	st->max_seqs = max_seqs;
+	st->max_rows = max_rows;
+	rc = cuda_errno(cudaMalloc((void **)&st->lists, list_bytes(max_seqs, max_rows)));
+	if (rc) {
+		free(st);
+		return rc;
+	}
+	st->seq = (const struct gpu_seq *)st->lists;
+	st->tile = (const struct cuda_tile *)(st->lists + tile_offset(max_seqs));
+	st->token = (const struct cuda_token *)(st->lists + token_offset(max_seqs, max_rows));
+	*out = &st->base;
+	return 0;
+}
+
+void cuda_step_free(struct gpu_device *dev, struct gpu_step *step)
+{
+	struct cuda_step *st = (struct cuda_step *)step;
+
+	if (cuda_use(dev) == 0) {
+		(void)cudaFree(st->lists);
+		(void)cudaFree(st->lse);
+		(void)cudaFree(st->partial);
+	}
+	free(st);
+}
+
+/* Scratch only grows, by halves at least, so that a session that lengthens slot by slot does not allocate every step. */
+static int grow(float **at, size_t *have, size_t need)
+{
+	size_t bytes = *have + *have / 2;
+	void *fresh = NULL;
+	int rc;
+
+	if (need <= *have)
+		return 0;
+	if (bytes < need)
+		bytes = need;
+	rc = cuda_errno(cudaMalloc(&fresh, bytes));
+	if (rc)
+		return rc;
+	(void)cudaFree(*at);	/* waits for the steps that still use it */
+	*at = (float *)fresh;
+	*have = bytes;
+	return 0;
+}
+
+/* Decide how the lanes are shared out and find room for it. Touches nothing but scratch: a failed call changes no step. */
+static int plan_scratch(struct cuda_step *st, const struct gpu_shape *shape, unsigned n_tiles, uint64_t n_rows,
+			uint32_t live_max, uint32_t *n_splits)
+{
+	uint64_t ctas = (uint64_t)n_tiles * shape->n_kv_heads;
+	uint64_t splits = live_max ? (live_max + CUDA_CHUNK - 1u) / CUDA_CHUNK : 1u;
+	uint64_t bytes = ctas * splits * CUDA_TILE_ROWS * (shape->head_dim + 2u) * sizeof(float);
+	int rc = grow(&st->lse, &st->lse_bytes, n_rows * shape->n_kv_heads * shape->group * sizeof(float));
+
+	if (rc)
+		return rc;
+	*n_splits = 1;
+	if (splits > 1 && ctas < 2ull * (unsigned)cuda_dev(st->base.dev)->n_sm && bytes <= PARTIAL_MAX) {
+		rc = grow(&st->partial, &st->partial_bytes, bytes);
+		*n_splits = (uint32_t)splits;
+	}
+	return rc;
+}
+
+/* The lists of a step in staging memory: the same offsets as on the device. Returns the number of tiles. */
+static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gpu_seq *seq, unsigned n_seqs, uint32_t group)
+{
+	struct cuda_tile *tile = (struct cuda_tile *)(at + tile_offset(st->max_seqs));
+	struct cuda_token *token = (struct cuda_token *)(at + token_offset(st->max_seqs, st->max_rows));
+	unsigned n_tiles = 0, n_tokens = 0;
+
+	memcpy(at, seq, n_seqs * sizeof(*seq));
+	for (unsigned i = 0; i < n_seqs; i++) {
+		for (uint32_t r = 0; r < seq[i].n * group; r += CUDA_TILE_ROWS) {
+			tile[n_tiles].seq = i;
+			tile[n_tiles++].row0 = r;
+		}
+		for (uint32_t j = 0; j < seq[i].n; j++) {
+			token[n_tokens].seq = i;
+			token[n_tokens++].j = j;
+		}
+	}
+	return n_tiles;
+}
+
+int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, const struct gpu_map *map,
+		  const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max)
+{
+	struct cuda_step *st = (struct cuda_step *)step;
+	struct cuda_device *d = cuda_dev(step->dev);
+	uint64_t n_tokens = 0, n_tiles = 0, n_rows = 0;
+	struct cuda_lease lease;
+	uint32_t n_splits = 1;
+	int rc = cuda_use(step->dev), rc2;
+
+	if (rc)
+		return rc;
+	if (n_seqs > st->max_seqs)
+		return -EINVAL;
+	for (unsigned i = 0; i < n_seqs; i++) {
+		uint64_t end = (uint64_t)seq[i].row + seq[i].n;
+
+		n_tokens += seq[i].n;
+		n_tiles += ((uint64_t)seq[i].n * shape->group + CUDA_TILE_ROWS - 1u) / CUDA_TILE_ROWS;
+		n_rows = seq[i].n && end > n_rows ? end : n_rows;
+	}
+	if (n_tokens > st->max_rows)
+		return -EINVAL;
+	rc = plan_scratch(st, shape, (unsigned)n_tiles, n_rows, live_max, &n_splits);
+	if (rc)
+		return rc;
+	if (n_tokens) {
+		rc = cuda_lease(d, list_bytes(st->max_seqs, st->max_rows), &lease);
+		if (rc)
+			return rc;
+		(void)fill_lists(lease.host, st, seq, n_seqs, shape->group);
+		rc = cuda_errno(cudaMemcpyAsync(st->lists, lease.host, list_bytes(st->max_seqs, st->max_rows),
+						cudaMemcpyHostToDevice, cuda_stream(s)));
+		rc2 = cuda_unlease(d, cuda_stream(s), &lease);
+		rc = rc ? rc : rc2;
+		if (rc)
+			return rc;
+	}
+	st->shape = *shape;
+	st->view = cuda_view_of(map);
+	st->n_seqs = n_seqs;
+	st->n_tokens = (unsigned)n_tokens;
+	st->n_tiles = (unsigned)n_tiles;
+	st->n_splits = n_splits;
+	st->live_max = live_max;
+	return 0;
+}

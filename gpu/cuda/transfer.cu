@@ -1,0 +1,193 @@
+/*
+ * Bytes to, from and on a device, and word from the device to the host.
+ *
+ * What: copy, write, read, scrub by the copy engines; notify by a host callback; signal by a kernel of one thread.
+ * Memory traffic: each byte once, and once more through the pinned ring for writes; a signal 8 bytes a word.
+ * Determinism: everything happens in stream order.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "gpu/cuda/common.cuh"
+
+#define SIGNAL_MAX 64u		/* words of one launch: 1 KiB of its parameters */
+
+struct signal_args {
+	unsigned n;
+	uint64_t *word[SIGNAL_MAX];
+	uint64_t value[SIGNAL_MAX];
+};
+
+/* One thread, so that the words are stored in the caller's order. Partner: the acquire loads of whoever polls them. */
+static __global__ void signal_kernel(struct signal_args a)
+{
+	if (threadIdx.x || blockIdx.x)
+		return;
+	for (unsigned i = 0; i < a.n; i++)
+		asm volatile("st.release.sys.global.u64 [%0], %1;" :: "l"(a.word[i]), "l"(a.value[i]) : "memory");
+}
+
+int cuda_lease(struct cuda_device *dev, size_t bytes, struct cuda_lease *out)
+{
+	unsigned n = (unsigned)((bytes + CUDA_SEGMENT_BYTES - 1) / CUDA_SEGMENT_BYTES);
+
+	if (bytes > CUDA_LEASE_MAX)
+		return -E2BIG;
+	if (!n)
+		n = 1;
+	(void)pthread_mutex_lock(&dev->lock);
+	if (dev->next + n > CUDA_RING_SEGMENTS)
+		dev->next = 0;
+	for (unsigned i = dev->next; i < dev->next + n; i++) {
+		cudaError_t e = cudaEventQuery(dev->done[i]);
+
+		if (e == cudaErrorNotReady)
+			e = cudaEventSynchronize(dev->done[i]);
+		if (e != cudaSuccess) {
+			(void)pthread_mutex_unlock(&dev->lock);
+			return cuda_errno(e);
+		}
+	}
+	(void)cudaGetLastError();	/* a not-ready event leaves its mark */
+	out->first = dev->next;
+	out->n = n;
+	out->host = dev->ring + (size_t)dev->next * CUDA_SEGMENT_BYTES;
+	out->dev = dev->twin + (size_t)dev->next * CUDA_SEGMENT_BYTES;
+	dev->next = (dev->next + n) % CUDA_RING_SEGMENTS;
+	return 0;
+}
+
+int cuda_unlease(struct cuda_device *dev, cudaStream_t s, const struct cuda_lease *lease)
+{
+	cudaError_t e = cudaSuccess;
+
+	for (unsigned i = 0; i < lease->n && e == cudaSuccess; i++)
+		e = cudaEventRecord(dev->done[lease->first + i], s);
+	(void)pthread_mutex_unlock(&dev->lock);
+	return cuda_errno(e);
+}
+
+int cuda_copy(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes)
+{
+	int rc = cuda_use(dev);
+
+	return rc || !bytes ? rc : cuda_errno(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_stream(s)));
+}
+
+int cuda_write(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes)
+{
+	struct cuda_device *d = cuda_dev(dev);
+	const size_t piece = 32u * (size_t)CUDA_SEGMENT_BYTES;	/* 1 MiB: large copies overlap filling with sending */
+	int rc = cuda_use(dev);
+
+	for (size_t at = 0; at < bytes && !rc; at += piece) {
+		size_t n = bytes - at < piece ? bytes - at : piece;
+		struct cuda_lease lease;
+		int rc2;
+
+		rc = cuda_lease(d, n, &lease);
+		if (rc)
+			break;
+		memcpy(lease.host, (const char *)src + at, n);
+		rc = cuda_errno(cudaMemcpyAsync((char *)dst + at, lease.host, n, cudaMemcpyHostToDevice, cuda_stream(s)));
+		rc2 = cuda_unlease(d, cuda_stream(s), &lease);
+		rc = rc ? rc : rc2;
+	}
+	return rc;
+}
+
+int cuda_read(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes)
+{
+	int rc = cuda_use(dev);
+
+	if (rc || !bytes)
+		return rc;
+	rc = cuda_errno(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cuda_stream(s)));
+	return rc ? rc : cuda_errno(cudaStreamSynchronize(cuda_stream(s)));
+}
+
+int cuda_scrub(struct gpu_device *dev, gpu_stream s, void *dst, size_t bytes)
+{
+	int rc = cuda_use(dev);
+
+	return rc || !bytes ? rc : cuda_errno(cudaMemsetAsync(dst, 0, bytes, cuda_stream(s)));
+}
+
+static void CUDART_CB ring_bell(void *arg)
+{
+	uint64_t one = 1;
+	ssize_t n = write((int)(intptr_t)arg, &one, sizeof(one));
+
+	(void)n;	/* a full counter wakes its reader as well as one more would */
+}
+
+int cuda_notify(struct gpu_device *dev, gpu_stream s, int eventfd)
+{
+	int rc = cuda_use(dev);
+
+	return rc ? rc : cuda_errno(cudaLaunchHostFunc(cuda_stream(s), ring_bell, (void *)(intptr_t)eventfd));
+}
+
+int cuda_reg(struct gpu_device *dev, void *ptr, size_t bytes)
+{
+	void *at = NULL;
+	int rc = cuda_use(dev);
+
+	if (rc)
+		return rc;
+	rc = cuda_errno(cudaHostRegister(ptr, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped));
+	if (rc)
+		return rc;
+	/* signal() uses the host's addresses on the device: so they must be the same, as they are on x86-64 Linux. */
+	rc = cuda_errno(cudaHostGetDevicePointer(&at, ptr, 0));
+	if (!rc && at != ptr)
+		rc = -ENOTSUP;
+	if (rc)
+		(void)cudaHostUnregister(ptr);
+	return rc;
+}
+
+void cuda_unreg(struct gpu_device *dev, void *ptr)
+{
+	if (cuda_use(dev) == 0)
+		(void)cuda_errno(cudaHostUnregister(ptr));
+}
+
+int cuda_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[])
+{
+	int rc = cuda_use(dev);
+
+	for (unsigned at = 0; at < n && !rc; at += SIGNAL_MAX) {
+		struct signal_args a;
+
+		a.n = n - at < SIGNAL_MAX ? n - at : SIGNAL_MAX;
+		for (unsigned i = 0; i < a.n; i++) {
+			a.word[i] = word[at + i];
+			a.value[i] = value[at + i];
+		}
+		signal_kernel<<<1, 1, 0, cuda_stream(s)>>>(a);
+		rc = cuda_errno(cudaGetLastError());
+	}
+	return rc;
+}
+
+int cuda_host_alloc(struct gpu_device *dev, size_t bytes, void **out)
+{
+	void *ptr = NULL;
+	int rc = cuda_use(dev);
+
+	if (!rc)
+		rc = cuda_errno(cudaHostAlloc(&ptr, bytes ? bytes : 1, cudaHostAllocPortable | cudaHostAllocMapped));
+	if (rc)
+		return rc;
+	memset(ptr, 0, bytes);
+	*out = ptr;
+	return 0;
+}
+
+void cuda_host_free(struct gpu_device *dev, void *ptr)
+{
+	if (ptr && cuda_use(dev) == 0)
+		(void)cudaFreeHost(ptr);
+}
