@@ -26,7 +26,7 @@ static inline uint16_t f16_near(float x)
 static __attribute__((noinline)) void row_to_q8(int8_t *dst, uint16_t param[2], const float *x, uint32_t d)
 {
 	vf lo = vf_load(x), hi = lo, voff, vscale;
-	float max, min, offset, scale, above, below;
+	float max, min, scale;
 
 	for (uint32_t c = VW; c < d; c += VW) {
 		lo = vf_min(lo, vf_load(x + c));
@@ -34,17 +34,14 @@ static __attribute__((noinline)) void row_to_q8(int8_t *dst, uint16_t param[2], 
 	}
 	max = vf_hmax(hi);
 	min = -vf_hmax(-lo);
-	param[1] = f16_near(min * 0.5f + max * 0.5f);
-	offset = f_of_f16(param[1]);
-	above = max - offset;
-	below = offset - min;
-	param[0] = f16_up((above > below ? above : below) / 127.0f);
+	param[1] = f16_near((max + min) * 0.5f);
+	param[0] = f16_up((max - min) / 254.0f);
 	scale = f_of_f16(param[0]);
 	if (!(scale > 0.0f)) {		/* all equal to the offset (or NaN) */
 		memset(dst, 0, d);
 		return;
 	}
-	voff = vf_set1(offset);
+	voff = vf_set1(f_of_f16(param[1]));
 	vscale = vf_set1(scale);
 	for (uint32_t c = 0; c < d; c += VW) {
 		vf q = (vf_load(x + c) - voff) / vscale;

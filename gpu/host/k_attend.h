@@ -83,6 +83,7 @@ VFN void weigh_page(uint32_t type, uint32_t heads, const char *v, uint32_t d, ui
 struct one {
 	struct lane_view v;
 	uint32_t d, heads, live, pages;
+	int32_t limit;			/* newest position that the query sees */
 	const float *q;
 	float q_sum[FEW_HEADS];		/* q8: sum of q's channels */
 	float *l, *o;
@@ -102,6 +103,19 @@ VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, f
 		}
 }
 
+/* Slots that the query may not see. There are none unless the table or the positions are wrong. */
+VFN void hide(const struct one *a, uint32_t heads, uint32_t slot, float *l)
+{
+	const int32_t *pos = block_pos(&a->v, slot / GPU_BLOCK_SLOTS) + slot % GPU_BLOCK_SLOTS;
+
+	UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
+		vi later = vi_load(pos + s) > vi_set1(a->limit);
+
+		UNROLL for (uint32_t h = 0; h < heads; h++)
+			vf_store(l + h * a->ld + s, vf_sel(later, vf_set1(NEVER), vf_load(l + h * a->ld + s)));
+	}
+}
+
 VFN void one_logits(uint32_t type, uint32_t heads, const struct one *a)
 {
 	for (uint32_t i = 0; i < a->pages; i++) {
@@ -112,6 +126,7 @@ VFN void one_logits(uint32_t type, uint32_t heads, const struct one *a)
 		dot_page(type, heads, page, a->d, a->q, l, a->ld, ahead);
 		if (type == GPU_Q8)
 			q8_logits(a, heads, (const uint16_t *)(const void *)(page + gpu_page_params(type, a->d)), l);
+		hide(a, heads, i * GPU_PAGE_SLOTS, l);
 	}
 	for (uint32_t h = 0; h < heads; h++)
 		for (uint32_t s = a->live; s < a->pages * GPU_PAGE_SLOTS; s++)
@@ -220,26 +235,38 @@ struct probs {
 	uint64_t seen;			/* bit i: query i gives heat */
 };
 
-/* Adds to n slots (whole vectors) of one block's heat array. kind is a constant. */
+/* What the block's queries add to VW slots that start at `slot` of the lane. kind is a constant. */
+VFN vf heat_vector(uint32_t kind, vf x, const struct probs *p, size_t slot)
+{
+	for (uint32_t i = 0; i < p->queries; i++) {
+		const float *e = p->e + (size_t)i * p->group * p->ld + slot;
+		vf sum = { 0 };
+
+		if (!(p->seen >> i & 1u))
+			continue;
+		for (uint32_t h = 0; h < p->group; h++) {
+			vf one = vf_load(e + h * p->ld) * vf_set1(p->inv[i * p->group + h]);
+
+			sum += kind == EVICT_HEAT_SQUARES ? one * one : one;
+		}
+		x = kind == EVICT_HEAT_MAX ? vf_max(x, sum) : kind == EVICT_HEAT_LAST ? sum : x + sum;
+	}
+	return x;
+}
+
+/* n slots of one block's heat array; what lies behind the last live slot is not touched. */
 VFN void heat_some(uint32_t kind, float *heat, const struct probs *p, size_t first, uint32_t n)
 {
-	for (uint32_t s = 0; s < n; s += VW) {
-		vf x = vf_load(heat + s);
+	uint32_t s = 0;
 
-		for (uint32_t i = 0; i < p->queries; i++) {
-			const float *e = p->e + (size_t)i * p->group * p->ld + first + s;
-			vf sum = { 0 };
+	for (; s + VW <= n; s += VW)
+		vf_store(heat + s, heat_vector(kind, vf_load(heat + s), p, first + s));
+	if (s < n) {
+		float part[VW] = { 0 };
 
-			if (!(p->seen >> i & 1u))
-				continue;
-			for (uint32_t h = 0; h < p->group; h++) {
-				vf one = vf_load(e + h * p->ld) * vf_set1(p->inv[i * p->group + h]);
-
-				sum += kind == EVICT_HEAT_SQUARES ? one * one : one;
-			}
-			x = kind == EVICT_HEAT_MAX ? vf_max(x, sum) : kind == EVICT_HEAT_LAST ? sum : x + sum;
-		}
-		vf_store(heat + s, x);
+		memcpy(part, heat + s, (n - s) * sizeof(float));
+		vf_store(part, heat_vector(kind, vf_load(part), p, first + s));
+		memcpy(heat + s, part, (n - s) * sizeof(float));
 	}
 }
 
@@ -250,7 +277,7 @@ static void heat_add(const struct lane_view *v, const struct gpu_table *t, const
 	for (uint32_t b = 0; b < gpu_blocks_for(live); b++) {
 		size_t first = (size_t)b * GPU_BLOCK_SLOTS;
 		uint32_t left = live - b * GPU_BLOCK_SLOTS;
-		uint32_t n = left < GPU_BLOCK_SLOTS ? (left + VW - 1u) / VW * VW : GPU_BLOCK_SLOTS;
+		uint32_t n = left < GPU_BLOCK_SLOTS ? left : GPU_BLOCK_SLOTS;
 
 		for (uint32_t k = 0; k < t->n_heat; k++) {
 			float *heat = block_heat(v, b, k);
@@ -278,7 +305,7 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 	const uint32_t d = sh->head_dim, g = sh->group, head = it->kv_head * g;
 	struct host_room room = host_room(it->scratch, sh, live, 1);
 	struct one a = { .v = *v, .d = d, .heads = g, .live = live, .pages = gpu_pages_for(live), .q = room.q, .l = room.logits,
-			 .o = room.out, .ld = host_row_floats(live) };
+			 .o = room.out, .ld = host_row_floats(live), .limit = it->seq->pos };
 	struct probs p = { .e = a.l, .ld = a.ld, .queries = 1, .group = g, .seen = observed(t, it->seq->pos) };
 	float inv[FEW_HEADS];
 

@@ -193,7 +193,7 @@ static void block_init(struct block *b, const struct host_item *it, const struct
 	b->room = host_room(it->scratch, sh, live, it->seq->n);
 }
 
-/* Takes queries first .. first + queries - 1. A single query of a step sees every live slot. */
+/* Takes queries first .. first + queries - 1. */
 static void block_take(struct block *b, uint32_t first, uint32_t queries)
 {
 	b->first = first;
@@ -201,7 +201,7 @@ static void block_take(struct block *b, uint32_t first, uint32_t queries)
 	b->rows = queries * b->group;
 	b->tiles = (b->rows + TILE_ROWS - 1u) / TILE_ROWS;
 	for (uint32_t i = 0; i < queries; i++)
-		b->limit[i] = b->it->seq->n == 1 ? INT32_MAX - 1 : b->it->seq->pos + (int32_t)(first + i);
+		b->limit[i] = b->it->seq->pos + (int32_t)(first + i);
 	load_queries(b);
 	block_logits(b);
 }
