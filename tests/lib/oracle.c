@@ -1,0 +1,494 @@
+#include "tests/lib/oracle.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void *zeroed(size_t n, size_t bytes)
+{
+	void *p = calloc(n ? n : 1, bytes ? bytes : 1);
+
+	assert(p);
+	return p;
+}
+
+void oracle_session_init(struct oracle_session *s)
+{
+	const size_t row = gpu_row_bytes(s->shape.slot_type, s->shape.head_dim);
+
+	s->lane = zeroed(s->table.n_lanes, sizeof(*s->lane));
+	for (uint32_t l = 0; l < s->table.n_lanes; l++) {
+		s->lane[l].meaningful = s->max_slots;
+		s->lane[l].next = zeroed(s->table.window, sizeof(uint32_t));
+		s->lane[l].slot = zeroed(s->max_slots, sizeof(struct oracle_slot));
+		s->lane[l].k = zeroed(s->max_slots, row);
+		s->lane[l].v = zeroed(s->max_slots, row);
+	}
+}
+
+void oracle_session_fini(struct oracle_session *s)
+{
+	for (uint32_t l = 0; l < s->table.n_lanes; l++) {
+		free(s->lane[l].next);
+		free(s->lane[l].slot);
+		free(s->lane[l].k);
+		free(s->lane[l].v);
+	}
+	free(s->lane);
+	s->lane = NULL;
+}
+
+void oracle_session_copy(struct oracle_session *to, const struct oracle_session *from)
+{
+	const size_t row = gpu_row_bytes(from->shape.slot_type, from->shape.head_dim);
+
+	assert(to->table.n_lanes == from->table.n_lanes && to->max_slots == from->max_slots);
+	for (uint32_t l = 0; l < from->table.n_lanes; l++) {
+		to->lane[l].head = from->lane[l].head;
+		to->lane[l].meaningful = from->lane[l].meaningful;
+		memcpy(to->lane[l].next, from->lane[l].next, from->table.window * sizeof(uint32_t));
+		memcpy(to->lane[l].slot, from->lane[l].slot, from->max_slots * sizeof(struct oracle_slot));
+		memcpy(to->lane[l].k, from->lane[l].k, from->max_slots * row);
+		memcpy(to->lane[l].v, from->lane[l].v, from->max_slots * row);
+	}
+}
+
+/* --- numbers ------------------------------------------------------------------------------------------------------- */
+
+/*
+ * x rounded to a binary format of `digits` significand bits (the leading one included) whose smallest normal number is
+ * 2^min_exponent, ties to even (rint). Exact scalings on both sides.
+ */
+static double round_to(double x, int digits, int min_exponent)
+{
+	int e;
+
+	if (x == 0.0 || !isfinite(x))
+		return x;
+	frexp(x, &e);		/* |x| in [2^(e-1), 2^e) */
+	if (e - 1 < min_exponent)
+		e = min_exponent + 1;
+	return ldexp(rint(ldexp(x, digits - e)), e - digits);
+}
+
+double oracle_from_f16(uint16_t bits)
+{
+	const int e = bits >> 10 & 31, m = bits & 1023;
+	const double sign = bits & 0x8000 ? -1.0 : 1.0;
+
+	if (e == 31)
+		return m ? NAN : sign * INFINITY;
+	return sign * (e ? ldexp(1024 + m, e - 25) : ldexp(m, -24));
+}
+
+uint16_t oracle_f16(double x)
+{
+	const uint16_t sign = signbit(x) ? 0x8000 : 0;
+	const double r = fabs(round_to(x, 11, -14));
+	int e;
+
+	if (isnan(x))
+		return 0x7e00;
+	if (r > 65504.0)
+		return sign | 0x7c00;
+	if (r < ldexp(1, -14))
+		return (uint16_t)(sign | (int)ldexp(r, 24));
+	frexp(r, &e);
+	return (uint16_t)(sign | (e + 14) << 10 | ((int)ldexp(r, 11 - e) - 1024));
+}
+
+uint16_t oracle_f16_up(double x)
+{
+	const uint16_t near = oracle_f16(x);
+
+	assert(x >= 0.0);
+	if (x > 65504.0)
+		return 0x7bff;
+	return oracle_from_f16(near) < x ? (uint16_t)(near + 1) : near;	/* non-negative: the next bits are the next number */
+}
+
+double oracle_from_bf16(uint16_t bits)
+{
+	const uint32_t wide = (uint32_t)bits << 16;
+	float x;
+
+	memcpy(&x, &wide, sizeof(x));
+	return (double)x;
+}
+
+uint16_t oracle_bf16(double x)
+{
+	const float r = (float)round_to(x, 8, -126);	/* exact, or beyond the range: infinity */
+	uint32_t bits;
+
+	memcpy(&bits, &r, sizeof(bits));
+	return isnan(x) ? 0x7fc0 : (uint16_t)(bits >> 16);
+}
+
+double oracle_load(uint32_t type, const void *data, size_t index)
+{
+	switch (type) {
+	case GPU_F32: return (double)((const float *)data)[index];
+	case GPU_F16: return oracle_from_f16(((const uint16_t *)data)[index]);
+	case GPU_BF16: return oracle_from_bf16(((const uint16_t *)data)[index]);
+	default: assert(!"a tensor's type"); return 0.0;
+	}
+}
+
+void oracle_store(uint32_t type, void *data, size_t index, double x)
+{
+	switch (type) {
+	case GPU_F32: ((float *)data)[index] = (float)x; break;
+	case GPU_F16: ((uint16_t *)data)[index] = oracle_f16(x); break;
+	case GPU_BF16: ((uint16_t *)data)[index] = oracle_bf16(x); break;
+	default: assert(!"a tensor's type");
+	}
+}
+
+void oracle_row_store(uint32_t slot_type, uint32_t head_dim, const float *x, uint8_t *row, uint32_t *param)
+{
+	float least = x[0], most = x[0], offset, scale;
+	uint16_t offset_bits, scale_bits;
+
+	if (slot_type != GPU_Q8) {
+		for (uint32_t c = 0; c < head_dim; c++)
+			oracle_store(slot_type, row, c, (double)x[c]);
+		return;
+	}
+	for (uint32_t c = 1; c < head_dim; c++) {
+		least = x[c] < least ? x[c] : least;
+		most = x[c] > most ? x[c] : most;
+	}
+	offset_bits = oracle_f16((double)((most + least) * 0.5f));
+	scale_bits = oracle_f16_up((double)((most - least) / 254.0f));
+	offset = (float)oracle_from_f16(offset_bits);
+	scale = (float)oracle_from_f16(scale_bits);
+	for (uint32_t c = 0; c < head_dim; c++) {
+		float q = scale == 0.0f ? 0.0f : rintf((x[c] - offset) / scale);
+
+		row[c] = (uint8_t)(int8_t)(q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q);
+	}
+	*param = (uint32_t)offset_bits << 16 | scale_bits;
+}
+
+double oracle_row_load(uint32_t slot_type, const uint8_t *row, uint32_t param, uint32_t channel)
+{
+	if (slot_type != GPU_Q8)
+		return oracle_load(slot_type, row, channel);
+	return oracle_from_f16((uint16_t)(param >> 16)) + oracle_from_f16((uint16_t)param) * (double)((const int8_t *)row)[channel];
+}
+
+/* --- the client's operations ----------------------------------------------------------------------------------------- */
+
+void oracle_append(const struct oracle_seq *seq, uint32_t layer, const struct gpu_tensor *k, const struct gpu_tensor *v)
+{
+	const struct gpu_shape *shape = &seq->session->shape;
+	const uint32_t d = shape->head_dim, row_bytes = gpu_row_bytes(shape->slot_type, d);
+	float x[256];
+
+	for (uint32_t t = 0; t < seq->n; t++) {
+		for (uint32_t g = 0; g < shape->n_kv_heads; g++) {
+			struct oracle_lane *lane = &seq->session->lane[layer * shape->n_kv_heads + g];
+			const uint32_t at = gpu_slot_of(lane->head, lane->next, seq->used + t);
+			struct oracle_slot *slot = &lane->slot[at];
+			const size_t row = seq->row + t;
+
+			assert(at < seq->session->max_slots);
+			for (uint32_t c = 0; c < d; c++)
+				x[c] = (float)oracle_load(k->type, k->data, row * (size_t)k->stride + g * d + c);
+			oracle_row_store(shape->slot_type, d, x, &lane->k[at * row_bytes], &slot->k_param);
+			for (uint32_t c = 0; c < d; c++)
+				x[c] = (float)oracle_load(v->type, v->data, row * (size_t)v->stride + g * d + c);
+			oracle_row_store(shape->slot_type, d, x, &lane->v[at * row_bytes], &slot->v_param);
+			slot->pos = seq->pos + (int32_t)t;
+			for (uint32_t i = 0; i < seq->session->table.n_heat; i++)
+				slot->heat[i] = 0.0;
+		}
+	}
+}
+
+/* All rows of a lane as numbers: [live][head_dim]; free(). */
+static double *numbers(const struct oracle_session *s, const struct oracle_lane *lane, uint32_t live, int is_v)
+{
+	const uint32_t d = s->shape.head_dim, row_bytes = gpu_row_bytes(s->shape.slot_type, d);
+	const uint8_t *rows = is_v ? lane->v : lane->k;
+	double *x = zeroed((size_t)live * d, sizeof(*x));
+
+	for (uint32_t at = 0; at < live; at++)
+		for (uint32_t c = 0; c < d; c++)
+			x[at * d + c] = oracle_row_load(s->shape.slot_type, &rows[at * row_bytes],
+							is_v ? lane->slot[at].v_param : lane->slot[at].k_param, c);
+	return x;
+}
+
+/* scale * q.k of query row `row`, head h, against every slot: logit[at * stride]. */
+static void logits(const struct oracle_session *s, const double *k, uint32_t live, const struct gpu_tensor *q, uint32_t row,
+		   uint32_t h, double scale, double *logit, size_t stride)
+{
+	const uint32_t d = s->shape.head_dim;
+	double x[256];
+
+	for (uint32_t c = 0; c < d; c++)
+		x[c] = oracle_load(q->type, q->data, row * (size_t)q->stride + h * d + c);
+	for (uint32_t at = 0; at < live; at++) {
+		double dot = 0.0;
+
+		for (uint32_t c = 0; c < d; c++)
+			dot += x[c] * k[(size_t)at * d + c];
+		logit[at * stride] = scale * dot;
+	}
+}
+
+/* What one query adds to a slot: p[i] is the probability under the i-th head of the group. */
+static void heat_add(const struct oracle_session *s, struct oracle_slot *slot, const double *p)
+{
+	double sum = 0.0, squares = 0.0;
+
+	for (uint32_t i = 0; i < s->shape.group; i++) {
+		sum += p[i];
+		squares += p[i] * p[i];
+	}
+	for (uint32_t i = 0; i < s->table.n_heat; i++) {
+		switch (s->table.heat[i]) {
+		case EVICT_HEAT_SUM: slot->heat[i] += sum; break;
+		case EVICT_HEAT_MAX: slot->heat[i] = sum > slot->heat[i] ? sum : slot->heat[i]; break;
+		case EVICT_HEAT_SQUARES: slot->heat[i] += squares; break;
+		case EVICT_HEAT_LAST: slot->heat[i] = sum; break;
+		default: assert(!"a kind of heat");
+		}
+	}
+}
+
+/* One query under one head: p[at * stride] (0 where it may not look), the output, the log-sum-exp. */
+static double query(const struct oracle_session *s, const struct oracle_lane *lane, const double *k, const double *v, uint32_t live,
+		    int32_t pos, const struct gpu_tensor *q, uint32_t row, uint32_t h, double scale, double *p, double *out)
+{
+	const uint32_t d = s->shape.head_dim;
+	const size_t stride = s->shape.group;
+	double most = -INFINITY, sum = 0.0;
+
+	logits(s, k, live, q, row, h, scale, p, stride);
+	for (uint32_t at = 0; at < live; at++) {
+		if (lane->slot[at].pos > pos)
+			p[at * stride] = -INFINITY;
+		most = p[at * stride] > most ? p[at * stride] : most;
+	}
+	for (uint32_t at = 0; at < live; at++) {
+		p[at * stride] = exp(p[at * stride] - most);
+		sum += p[at * stride];
+	}
+	memset(out, 0, d * sizeof(*out));
+	for (uint32_t at = 0; at < live; at++) {
+		p[at * stride] /= sum;
+		for (uint32_t c = 0; c < d; c++)
+			out[c] += p[at * stride] * v[(size_t)at * d + c];
+	}
+	return most + log(sum);
+}
+
+void oracle_attend(const struct oracle_seq *seq, uint32_t layer, const struct gpu_tensor *q, double scale, double *out, double *lse)
+{
+	const struct oracle_session *s = seq->session;
+	const uint32_t group = s->shape.group, heads = s->shape.n_kv_heads * group, d = s->shape.head_dim;
+	double *p = zeroed(s->max_slots, group * sizeof(double));
+
+	for (uint32_t g = 0; g < s->shape.n_kv_heads && seq->n; g++) {
+		struct oracle_lane *lane = &s->lane[layer * s->shape.n_kv_heads + g];
+		const uint32_t live = gpu_live(lane->head, seq->used + seq->n);
+		double *k = numbers(s, lane, live, 0), *v = numbers(s, lane, live, 1);
+
+		for (uint32_t t = 0; t < seq->n; t++) {
+			const int32_t pos = seq->pos + (int32_t)t;
+
+			for (uint32_t i = 0; i < group; i++) {
+				const size_t at = (size_t)(seq->row + t) * heads + g * group + i;
+
+				lse[at] = query(s, lane, k, v, live, pos, q, seq->row + t, g * group + i, scale, p + i, &out[at * d]);
+			}
+			if (!s->table.observe || (uint32_t)pos % s->table.observe)
+				continue;
+			for (uint32_t at = 0; at < live; at++)
+				if (lane->slot[at].pos <= pos)
+					heat_add(s, &lane->slot[at], &p[at * group]);
+		}
+		free(k);
+		free(v);
+	}
+	free(p);
+}
+
+void oracle_observe(const struct oracle_seq *seq, uint32_t layer, const struct gpu_tensor *q, const float *lse, double scale,
+		    uint32_t last)
+{
+	const struct oracle_session *s = seq->session;
+	const uint32_t group = s->shape.group, heads = s->shape.n_kv_heads * group;
+	double *p = zeroed(s->max_slots, group * sizeof(double));
+
+	for (uint32_t g = 0; g < s->shape.n_kv_heads && seq->n; g++) {
+		struct oracle_lane *lane = &s->lane[layer * s->shape.n_kv_heads + g];
+		const uint32_t live = gpu_live(lane->head, seq->used + seq->n);
+		double *k = numbers(s, lane, live, 0);
+
+		for (uint32_t t = last && last < seq->n ? seq->n - last : 0; t < seq->n; t++) {
+			const uint32_t row = seq->row + t;
+
+			for (uint32_t i = 0; i < group; i++)
+				logits(s, k, live, q, row, g * group + i, scale, p + i, group);
+			for (uint32_t at = 0; at < live; at++) {
+				if (lane->slot[at].pos > seq->pos + (int32_t)t)
+					continue;
+				for (uint32_t i = 0; i < group; i++)
+					p[at * group + i] = exp(p[at * group + i] - (double)lse[row * heads + g * group + i]);
+				heat_add(s, &lane->slot[at], &p[at * group]);
+			}
+		}
+		free(k);
+	}
+	free(p);
+}
+
+/* --- the daemon's operation -------------------------------------------------------------------------------------------- */
+
+static struct evict_slot evict_view(const struct oracle_session *s, const struct gpu_turn *turn, uint32_t lane, uint32_t at)
+{
+	const struct oracle_slot *slot = &s->lane[lane].slot[at];
+	struct evict_slot view = { .pos = slot->own_pos, .now = turn->pos + (int32_t)turn->appended, .lane = lane };
+
+	for (uint32_t i = 0; i < s->table.n_heat; i++) {
+		const float heat = (float)slot->heat[i];
+
+		view.heat[i] = isfinite(heat) && heat > 0.0f && heat <= 1e30f ? heat : 0.0f;
+	}
+	for (uint32_t i = 0; i < s->n_credit; i++)
+		view.credit[i] = slot->credit[i];
+	return view;
+}
+
+static int tier(const struct evict_rule *rule, uint32_t recent, const struct evict_slot *slot)
+{
+	if (slot->pos < rule->sinks)
+		return 3;
+	if ((int64_t)slot->pos >= (int64_t)slot->now - recent)
+		return 2;
+	return slot->pos < rule->pinned;
+}
+
+/* Does a leave before b? By protection, then value, then position: written out, not through evict_key(). */
+static int leaves_before(const struct evict_rule *rule, uint32_t recent, const struct evict_slot *a, const struct evict_slot *b)
+{
+	const int tier_a = tier(rule, recent, a), tier_b = tier(rule, recent, b);
+	const float rank_a = evict_rank(rule, a), rank_b = evict_rank(rule, b);
+
+	if (tier_a != tier_b)
+		return tier_a < tier_b;
+	if (isnan(rank_a) != isnan(rank_b))
+		return isnan(rank_a);
+	if (!isnan(rank_a) && rank_a != rank_b)
+		return rank_a < rank_b;
+	return a->pos < b->pos;
+}
+
+/* The slot below `end` that leaves first, among those that are not removed and not named. */
+static uint32_t least(const struct oracle_session *s, const struct gpu_turn *turn, uint32_t lane, uint32_t recent, uint32_t end,
+		      const uint8_t *named)
+{
+	struct evict_slot best_view = { 0 };
+	uint32_t best = UINT32_MAX;
+
+	for (uint32_t at = 0; at < end; at++) {
+		const struct evict_slot view = evict_view(s, turn, lane, at);
+
+		if (view.pos < 0 || named[at])
+			continue;
+		if (best == UINT32_MAX || leaves_before(&turn->rule, recent, &view, &best_view)) {
+			best = at;
+			best_view = view;
+		}
+	}
+	assert(best != UINT32_MAX);
+	return best;
+}
+
+static void compact(struct oracle_session *s, struct oracle_lane *lane, uint32_t keep, uint32_t live)
+{
+	const uint32_t row = gpu_row_bytes(s->shape.slot_type, s->shape.head_dim);
+	uint32_t hole = 0;
+
+	for (uint32_t at = keep; at < live; at++) {
+		if (lane->slot[at].own_pos < 0)
+			continue;
+		while (lane->slot[hole].own_pos >= 0)
+			hole++;
+		assert(hole < keep);
+		memcpy(&lane->k[hole * row], &lane->k[at * row], row);
+		memcpy(&lane->v[hole * row], &lane->v[at * row], row);
+		lane->slot[hole] = lane->slot[at];
+		lane->slot[hole].pos = lane->slot[at].own_pos;
+		lane->slot[at].own_pos = -1;
+	}
+}
+
+static double worth(const struct oracle_session *s, const struct oracle_lane *lane, uint32_t at)
+{
+	return s->n_credit ? (double)lane->slot[at].credit[0] : 0.0;
+}
+
+static void select_lane(struct oracle_session *s, const struct gpu_turn *turn, uint32_t l, unsigned what,
+			struct gpu_turn_stats *stats, uint8_t *named)
+{
+	struct oracle_lane *lane = &s->lane[l];
+	const struct gpu_plan *plan = &turn->plan[l];
+	const uint32_t live = gpu_live(lane->head, turn->appended);
+	uint32_t at;
+
+	assert(live <= s->max_slots && plan->keep <= live && plan->victims <= plan->keep);
+	for (uint32_t j = 0; what & GPU_SETTLE && j < turn->appended; j++) {
+		struct oracle_slot *slot = &lane->slot[gpu_slot_of(lane->head, lane->next, j)];
+
+		slot->own_pos = turn->pos + (int32_t)j;
+		memset(slot->credit, 0, sizeof(slot->credit));
+	}
+	for (at = 0; what & GPU_FOLD && at < live; at++) {
+		struct evict_slot view = evict_view(s, turn, l, at);
+
+		evict_fold(&turn->rule, &view);
+		memcpy(lane->slot[at].credit, view.credit, s->n_credit * sizeof(float));
+		memset(lane->slot[at].heat, 0, sizeof(lane->slot[at].heat));
+	}
+	memset(named, 0, s->max_slots);
+	for (uint32_t i = plan->keep; what & GPU_REMOVE && i < live; i++) {
+		at = least(s, turn, l, plan->recent, live, named);
+		stats->credit_leaving += worth(s, lane, at);
+		lane->slot[at].own_pos = -1;
+	}
+	if (what & GPU_COMPACT) {
+		compact(s, lane, plan->keep, live);
+		lane->meaningful = plan->keep;
+	}
+	for (uint32_t i = 0; what & GPU_NEXT && i < plan->victims; i++) {
+		at = least(s, turn, l, plan->recent, plan->keep, named);
+		stats->credit_leaving += worth(s, lane, at);
+		named[at] = 1;
+		lane->next[i] = at;
+	}
+	for (at = 0; at < live; at++)
+		if (lane->slot[at].own_pos >= 0 && !named[at])
+			stats->credit_kept += worth(s, lane, at);
+	if (what & GPU_NEXT) {
+		lane->head = (struct gpu_lane){ .len = plan->keep, .fresh = plan->fresh };
+		lane->meaningful = s->max_slots;
+	}
+}
+
+void oracle_select(struct oracle_session *s, const struct gpu_turn *turn, unsigned what, struct gpu_turn_stats *stats)
+{
+	struct gpu_turn_stats unused, *sum = stats ? stats : &unused;
+	uint8_t *named = zeroed(s->max_slots, 1);
+
+	assert(turn->n_lanes == s->table.n_lanes);
+	*sum = (struct gpu_turn_stats){ 0 };
+	for (uint32_t l = 0; l < turn->n_lanes; l++)
+		select_lane(s, turn, l, what, sum, named);
+	free(named);
+}

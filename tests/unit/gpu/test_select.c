@@ -1,0 +1,381 @@
+/*
+ * gpu_select against the oracle: settle, fold, remove, compact, next, together and one after the other, for every policy; hostile
+ * heat and shared memory; ties. All of it exact. And gpu_move.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+
+#include "evict/evict.h"
+#include "tests/lib/world.h"
+
+enum { N = 3, MAX_LANES = 8, ALL = GPU_SETTLE | GPU_FOLD | GPU_REMOVE | GPU_COMPACT | GPU_NEXT };
+
+static const uint32_t small[] = { 0, 1, 2, 15, 16, 17, 31 }, middle[] = { 37, 63, 255, 256, 257 }, large[] = { 900, 1311, 511 };
+
+struct turns {
+	struct gpu_turn turn[N];
+	struct gpu_plan plan[N][MAX_LANES];
+	uint32_t live_max[N];
+};
+
+static struct world *world_for(uint32_t policy, uint32_t slot_type, uint32_t dim, unsigned number)
+{
+	const struct evict_policy_info *info = &evict_policies[policy];
+	struct world_spec spec = {
+		.shape = { .n_kv_heads = 1 + number % 2, .group = 1, .head_dim = dim, .slot_type = slot_type },
+		.n_layers = 2, .n_sessions = N, .window = 32, .max_slots = 1400, .n_heat = info->n_heat,
+		.heat = { info->heat[0], info->heat[1] }, .observe = 1, .n_credit = info->n_credit,
+		.seed = 600 + number, .places = 31 + number,
+	};
+
+	return world_new(&spec);
+}
+
+/* The window's tokens go into their slots (any contents), in the models and by way of world_put() on the device. */
+static void append_window(struct world *w, unsigned session, uint32_t appended)
+{
+	struct world_session *s = &w->session[session];
+
+	for (uint32_t l = 0; l < s->model.table.n_lanes; l++) {
+		struct oracle_lane *lane = &s->model.lane[l];
+
+		world_room(w, session, l, gpu_live(lane->head, appended));
+		for (uint32_t j = 0; j < appended; j++) {
+			struct oracle_slot *slot = &lane->slot[gpu_slot_of(lane->head, lane->next, j)];
+
+			slot->pos = s->pos + (int32_t)j;
+			slot->heat[0] = (double)((float)world_below(&w->random, 20) / 8.0f);
+			slot->heat[1] = (double)((float)world_below(&w->random, 20) / 8.0f);
+		}
+	}
+	s->used = appended;
+}
+
+/* A turn per session with plans drawn at random: keeping all, or few; no victim, some, or a whole window. */
+static void turns_new(struct world *w, struct turns *t, uint32_t policy, int compacts, const uint32_t *appended)
+{
+	memset(t, 0, sizeof(*t));
+	for (unsigned i = 0; i < N; i++) {
+		struct world_session *s = &w->session[i];
+
+		for (uint32_t l = 0; l < s->model.table.n_lanes; l++) {
+			const uint32_t live = gpu_live(s->model.lane[l].head, appended[i]), window = w->spec.window;
+			struct gpu_plan *p = &t->plan[i][l];
+
+			p->keep = compacts && world_below(&w->random, 4) ? world_below(&w->random, live + 1) : live;
+			p->victims = p->keep < window ? p->keep : window;
+			if (!world_below(&w->random, 3))
+				p->victims = world_below(&w->random, p->victims + 1);
+			p->fresh = window - p->victims;
+			p->recent = world_below(&w->random, 3) ? world_below(&w->random, p->keep + 1) : 0;
+			t->live_max[i] = live > t->live_max[i] ? live : t->live_max[i];
+		}
+		t->turn[i] = (struct gpu_turn){
+			.priv = s->priv, .plan = t->plan[i], .n_lanes = s->model.table.n_lanes, .appended = appended[i], .pos = s->pos,
+			.rule = { .policy = policy, .sinks = (int32_t)(i * 4), .pinned = i == 1 ? s->pos / 2 : 0, .seed = 7 + i },
+			.n_credit = w->spec.n_credit, .slot_type = w->spec.shape.slot_type, .head_dim = w->spec.shape.head_dim,
+		};
+	}
+}
+
+/* What a call with `what` leaves open: slots behind keep, entries of next[] behind the victims. */
+static void expect_open(struct world *w, const struct turns *t, unsigned what)
+{
+	for (unsigned i = 0; i < N; i++) {
+		struct world_session *s = &w->session[i];
+
+		s->shared_stays = 1;
+		if (what & GPU_COMPACT)
+			s->open_to = t->live_max[i];
+		if (!(what & GPU_NEXT))
+			continue;
+		s->used = 0;
+		for (uint32_t l = 0; l < s->model.table.n_lanes; l++)
+			for (uint32_t j = t->plan[i][l].victims; j < w->spec.window; j++)
+				s->model.lane[l].next[j] = WORLD_OPEN;
+	}
+}
+
+static void check_stats(const struct gpu_turn_stats *got, const struct gpu_turn_stats *want)
+{
+	for (unsigned i = 0; i < N; i++) {
+		if (fabs(got[i].credit_kept - want[i].credit_kept) > 1e-6 * (1.0 + want[i].credit_kept) ||
+		    fabs(got[i].credit_leaving - want[i].credit_leaving) > 1e-6 * (1.0 + want[i].credit_leaving)) {
+			fprintf(stderr, "session %u: kept %.9g leaving %.9g, expected %.9g and %.9g\n", i, got[i].credit_kept,
+				got[i].credit_leaving, want[i].credit_kept, want[i].credit_leaving);
+			fail();
+		}
+	}
+}
+
+static void select_and_check(struct world *w, struct turns *t, unsigned what, int with_stats)
+{
+	struct gpu_turn_stats want[N];
+	void *got = NULL;
+
+	if (with_stats)
+		assert_int_equal(gpu_host_alloc(w->dev, sizeof(want), &got), 0);
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t->turn, N, what, got), 0);
+	assert_int_equal(gpu_sync(w->dev, w->stream), 0);
+	for (unsigned i = 0; i < N; i++)
+		oracle_select(&w->session[i].model, &t->turn[i], what, &want[i]);
+	expect_open(w, t, what);
+	world_check(w, 0.0, 0.0);
+	if (with_stats) {
+		check_stats(got, want);
+		gpu_host_free(w->dev, got);
+	}
+}
+
+static struct world *settled_world(uint32_t policy, uint32_t slot_type, uint32_t dim, unsigned number, uint32_t *appended)
+{
+	const uint32_t *len = number % 3 == 0 ? middle : number % 3 == 1 ? small : large;
+	const unsigned n_len = number % 3 == 0 ? 5 : number % 3 == 1 ? 7 : 3;
+	struct world *w = world_for(policy, slot_type, dim, number);
+
+	for (unsigned i = 0; i < N; i++) {
+		appended[i] = number % 5 == 3 ? world_below(&w->random, 33) : i == 2 && number % 2 ? 0 : 32;
+		world_fill(w, i, len, n_len, 32);
+		append_window(w, i, appended[i]);
+	}
+	return w;
+}
+
+static void a_whole_turn_is_exact_for_every_policy_and_slot_type(void **state)
+{
+	static const uint32_t dims[] = { 64, 80, 128, 256 };
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++) {
+		for (uint32_t type = GPU_F32; type <= GPU_Q8; type++) {
+			for (unsigned i = 0; i < 3; i++) {
+				struct world *w = settled_world(policy, type, dims[(type + i) % 4], policy * 12 + type * 3 + i, appended);
+
+				turns_new(w, &t, policy, 1, appended);
+				world_put(w);
+				select_and_check(w, &t, ALL, 1);
+				world_free(w);
+			}
+		}
+	}
+}
+
+static void the_steps_of_a_turn_may_be_separate_calls(void **state)
+{
+	static const unsigned calls[][5] = {
+		{ GPU_SETTLE, GPU_FOLD, GPU_REMOVE, GPU_COMPACT, GPU_NEXT },
+		{ GPU_SETTLE | GPU_FOLD, GPU_REMOVE | GPU_COMPACT, GPU_NEXT, 0, 0 },
+		{ GPU_SETTLE | GPU_FOLD | GPU_REMOVE, GPU_COMPACT | GPU_NEXT, 0, 0, 0 },
+	};
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (unsigned c = 0; c < 3; c++) {
+		for (unsigned i = 0; i < 3; i++) {
+			struct world *w = settled_world(EVICT_h2o, i + 1, 64, i, appended);
+
+			turns_new(w, &t, EVICT_h2o, 1, appended);
+			world_put(w);
+			for (unsigned k = 0; k < 5 && calls[c][k]; k++)
+				select_and_check(w, &t, calls[c][k], 0);
+			world_free(w);
+		}
+	}
+}
+
+static void a_steady_turn_names_victims_and_moves_nothing(void **state)
+{
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++) {
+		for (unsigned i = 0; i < 3; i++) {
+			struct world *w = settled_world(policy, GPU_BF16, 64, i + 3 * policy, appended);
+
+			turns_new(w, &t, policy, 0, appended);
+			world_put(w);
+			select_and_check(w, &t, GPU_SETTLE | GPU_FOLD | GPU_NEXT, i != 1);
+			world_free(w);
+		}
+	}
+}
+
+static void turns_follow_one_another(void **state)
+{
+	uint32_t appended[N] = { 32, 32, 32 };
+	struct turns t;
+
+	(void)state;
+	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++) {
+		struct world *w = world_for(policy, GPU_F16, 64, policy);
+
+		for (unsigned i = 0; i < N; i++)
+			world_fill(w, i, middle, 5, 32);
+		for (unsigned turn = 0; turn < 6; turn++) {
+			for (unsigned i = 0; i < N; i++) {
+				for (uint32_t l = 0; turn && l < w->session[i].model.table.n_lanes; l++)
+					for (uint32_t j = 0; j < w->spec.window; j++)
+						if (w->session[i].model.lane[l].next[j] == WORLD_OPEN)
+							w->session[i].model.lane[l].next[j] = UINT32_MAX;
+				w->session[i].shared_stays = 0;
+				w->session[i].open_to = 0;
+				append_window(w, i, appended[i]);
+			}
+			turns_new(w, &t, policy, (int)(turn % 2), appended);
+			world_put(w);
+			select_and_check(w, &t, ALL, 1);
+			for (unsigned i = 0; i < N; i++)
+				w->session[i].pos += 32;
+		}
+		world_free(w);
+	}
+}
+
+/* Bits that a hostile client may leave as heat. */
+static void hostile_heat_counts_as_nothing(void **state)
+{
+	static const uint32_t bits[] = { 0x7fc00000, 0xffc00000, 0x7f800000, 0xff800000, 0x7f800001, 0xbf800000, 0x80000000,
+					 0x7f7fffff, 0x7149f2ca, 0x00000001, 0xffffffff, 0x3f800000 };
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (unsigned number = 0; number < 3; number++) {
+		struct world *w = settled_world(EVICT_h2o, GPU_BF16, 64, number, appended);
+
+		turns_new(w, &t, EVICT_h2o, 1, appended);
+		world_put(w);
+		for (unsigned i = 0; i < N; i++) {
+			for (uint32_t l = 0; l < w->session[i].model.table.n_lanes; l++) {
+				for (uint32_t at = 0; at < gpu_live(w->session[i].model.lane[l].head, appended[i]); at++) {
+					const uint32_t heat = bits[(at * 7 + l) % 12];
+					float as_float;
+
+					memcpy(&as_float, &heat, 4);
+					w->session[i].model.lane[l].slot[at].heat[0] = (double)as_float;
+				}
+			}
+		}
+		world_put(w);
+		select_and_check(w, &t, ALL, 1);
+		world_free(w);
+	}
+}
+
+/* The shared table and the shared positions say anything; the private ones are followed. Only private parts are compared. */
+static void shared_memory_is_not_believed(void **state)
+{
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (unsigned number = 0; number < 3; number++) {
+		struct world *w = settled_world(EVICT_h2o, GPU_F16, 64, number, appended);
+
+		turns_new(w, &t, EVICT_h2o, 1, appended);
+		world_put(w);
+		for (unsigned i = 0; i < N; i++) {
+			const size_t bytes = gpu_table_bytes(&w->session[i].model.table);
+			uint8_t *garbage = malloc(bytes);
+
+			assert_non_null(garbage);
+			for (size_t b = 0; b < bytes; b++)
+				garbage[b] = (uint8_t)world_random(&w->random);
+			memcpy(world_byte(w->image, w->session[i].table_id), garbage, bytes);
+			free(garbage);
+			for (uint32_t l = 0; l < t.turn[i].n_lanes; l++)
+				for (uint32_t at = 0; at < gpu_live(w->session[i].model.lane[l].head, appended[i]); at++)
+					w->session[i].model.lane[l].slot[at].pos = (int32_t)world_random(&w->random);
+			w->session[i].shared_stays = 1;
+		}
+		world_put(w);
+		select_and_check(w, &t, ALL, 1);
+		world_free(w);
+	}
+}
+
+static void equal_credit_leaves_by_position(void **state)
+{
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (unsigned number = 0; number < 3; number++) {
+		struct world *w = settled_world(EVICT_h2o, GPU_BF16, 64, number, appended);
+
+		for (unsigned i = 0; i < N; i++) {
+			for (uint32_t l = 0; l < w->session[i].model.table.n_lanes; l++) {
+				for (uint32_t at = 0; at < gpu_live(w->session[i].model.lane[l].head, appended[i]); at++) {
+					struct oracle_slot *slot = &w->session[i].model.lane[l].slot[at];
+
+					slot->heat[0] = 0.0;
+					slot->credit[0] = at % 2 ? 0.0f : -0.0f;
+				}
+			}
+		}
+		turns_new(w, &t, EVICT_h2o, 1, appended);
+		world_put(w);
+		select_and_check(w, &t, ALL, 1);
+		world_free(w);
+	}
+}
+
+static void move_copies_pages_across_slabs(void **state)
+{
+	struct world_spec spec = {
+		.shape = { .n_kv_heads = 1, .group = 1, .head_dim = 64, .slot_type = GPU_Q8 },
+		.n_layers = 1, .n_sessions = 2, .window = 32, .max_slots = 1400, .n_heat = 1, .n_credit = 1, .seed = 3, .places = 4,
+	};
+	const uint32_t bytes = gpu_page_bytes(GPU_Q8, 64), n = gpu_pages_for(900);
+	struct world *w = world_new(&spec);
+
+	(void)state;
+	for (unsigned i = 0; i < 2; i++)
+		world_lane(w, i, 0, 900, 0, 1000, 1);
+	world_put(w);
+	assert_int_equal(gpu_move(w->dev, w->stream, w->map, w->session[0].page, w->session[1].page, n, bytes), 0);
+	assert_int_equal(gpu_move(w->dev, w->stream, w->map, w->session[0].page, w->session[1].page, 0, bytes), 0);
+	assert_int_equal(gpu_sync(w->dev, w->stream), 0);
+	for (uint32_t at = 0; at < 900; at++) {
+		w->session[1].model.lane[0].slot[at].k_param = w->session[0].model.lane[0].slot[at].k_param;
+		w->session[1].model.lane[0].slot[at].v_param = w->session[0].model.lane[0].slot[at].v_param;
+	}
+	memcpy(w->session[1].model.lane[0].k, w->session[0].model.lane[0].k, 900 * 64);
+	memcpy(w->session[1].model.lane[0].v, w->session[0].model.lane[0].v, 900 * 64);
+	world_check(w, 0.0, 0.0);
+	world_free(w);
+}
+
+static int run(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_whole_turn_is_exact_for_every_policy_and_slot_type),
+		cmocka_unit_test(the_steps_of_a_turn_may_be_separate_calls),
+		cmocka_unit_test(a_steady_turn_names_victims_and_moves_nothing),
+		cmocka_unit_test(turns_follow_one_another),
+		cmocka_unit_test(hostile_heat_counts_as_nothing),
+		cmocka_unit_test(shared_memory_is_not_believed),
+		cmocka_unit_test(equal_credit_leaves_by_position),
+		cmocka_unit_test(move_copies_pages_across_slabs),
+	};
+
+	return cmocka_run_group_tests_name("gpu_select", tests, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+	return world_main(argc, argv, run);
+}
