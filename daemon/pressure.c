@@ -74,11 +74,12 @@ void pressure_starved(struct session *s)
 	uint32_t cap = (mean_live(v) + mean_live(s)) / 2;
 
 	log_line(LOG_DEBUG, "claim session=%llu cap=%u for=%llu", (unsigned long long)v->id, cap, (unsigned long long)s->id);
+	d->count.claims++;
 	session_claim(v, cap > v->spec.floor ? cap : v->spec.floor);
 }
 
-/* What an OPEN needs at least, without opening it. An estimate for the question whether waiting makes sense. */
-static uint64_t need_bytes(const struct daemon *d, const struct pool *pool, const struct wire_open *o)
+/* What an OPEN needs at least, without opening it: its floor's pages and its tables. Decides whether waiting makes sense. */
+static uint64_t need_bytes(const struct daemon *d, const struct wire_open *o)
 {
 	struct conf_session a = d->conf.session;
 	uint64_t lanes = (uint64_t)o->n_layers * o->n_kv_heads, floor;
@@ -90,7 +91,7 @@ static uint64_t need_bytes(const struct daemon *d, const struct pool *pool, cons
 	if (!evict_policies[rule.policy].evicts || floor > o->max_tokens)
 		floor = o->max_tokens;
 	return lanes * gpu_pages_for((uint32_t)floor) * gpu_page_bytes(a.slots, o->head_dim) +
-	       lanes * gpu_blocks_for((uint32_t)floor) * 4096 + lanes * o->max_tokens / 2 + 2 * pool->slab_bytes;
+	       lanes * gpu_blocks_for((uint32_t)floor) * 2 * gpu_block_bytes(0) + lanes * o->max_tokens / 2;
 }
 
 static uint64_t available(struct daemon *d, const struct pool *pool, uint64_t *free_bytes)
@@ -117,6 +118,7 @@ static void squeeze(struct daemon *d, struct pool *pool, uint64_t bytes)
 
 		below = most;
 		given += part;
+		d->count.claims++;
 		session_claim(s, cap > s->spec.floor ? cap : s->spec.floor);
 	}
 }
@@ -137,6 +139,7 @@ static bool consolidate(struct daemon *d, struct pool *pool)
 			continue;
 		for (uint32_t k = 0; k < WIRE_MAX_SESSIONS && !c->gone; k++)
 			if (c->session[k] && c->session[k]->pool == pool && !c->session[k]->opening) {
+				d->count.claims++;
 				session_claim(c->session[k], c->session[k]->cap);
 				some = true;
 			}
@@ -178,9 +181,9 @@ int pressure_wait(struct client *c, uint32_t seq, const struct wire_open *open)
 	for (unsigned i = 0; i < d->n_pools; i++)
 		if (strcmp(open->pool, d->pool[i].name) == 0)
 			pool = &d->pool[i];
-	need = need_bytes(d, pool, open);
+	need = need_bytes(d, open);
 	sum = available(d, pool, &free_bytes);
-	if (open->wait_ms == 0 && sum == 0 && !pool->n_quarantine)
+	if (open->wait_ms == 0 && need > free_bytes + sum)
 		return -ENOSPC;
 	w = calloc(1, sizeof(*w));
 	if (!w)
@@ -195,7 +198,7 @@ int pressure_wait(struct client *c, uint32_t seq, const struct wire_open *open)
 	c->waiting_open = true;
 	log_line(LOG_INFO, "open_waits client=%u pool=%s needs=%llu free=%llu could_shrink=%llu wait_ms=%d", c->id, pool->name,
 		 (unsigned long long)need, (unsigned long long)free_bytes, (unsigned long long)sum, open->wait_ms);
-	squeeze(d, pool, need);
+	squeeze(d, pool, need + 2 * (uint64_t)pool->slab_bytes);	/* what is freed must add up to whole slabs */
 	pressure_retry(d);
 	return 0;
 }
@@ -216,7 +219,7 @@ static void try_waiting(struct daemon *d)
 
 			if (!blocked[index] && !d->n_claimed && !consolidate(d, w->pool)) {
 				if (available(d, w->pool, &free_bytes)) {
-					squeeze(d, w->pool, need_bytes(d, w->pool, &w->open));
+					squeeze(d, w->pool, need_bytes(d, &w->open) + 2 * (uint64_t)w->pool->slab_bytes);
 				} else if (!w->patient && !w->pool->n_quarantine && !d->n_claimed) {
 					answer_no(d, w, -ENOSPC);
 					wait_remove(d, link);

@@ -320,7 +320,6 @@ void session_claim(struct session *s, uint32_t cap)
 	if (!s->claimed) {
 		s->claimed = true;
 		s->client->d->n_claimed++;
-		s->client->d->count.claims++;
 		hand = wire_load64(&w->hand);
 		while (!wire_claim(hand) && !wire_swap64(&w->hand, &hand, hand | 1))
 			;
