@@ -1,0 +1,194 @@
+/* What the tests of conf/ share: files made from text, values made from the table of keys, and a generator with a seed. */
+#ifndef CONF_TEST_H
+#define CONF_TEST_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "conf/keys.h"
+
+/* xorshift64*; the same numbers everywhere. */
+static inline uint64_t test_random(uint64_t *state)
+{
+	*state ^= *state >> 12;
+	*state ^= *state << 25;
+	*state ^= *state >> 27;
+	return *state * UINT64_C(2685821657736338717);
+}
+
+/* Policies as the tests know them: h2o, full and x:... */
+static inline int test_check_policy(const char *policy, char *why, size_t why_bytes)
+{
+	if (strncmp(policy, "h2o", 3) == 0 || strcmp(policy, "full") == 0 || strncmp(policy, "x:", 2) == 0)
+		return 0;
+	snprintf(why, why_bytes, "the tests' policies are h2o, full and x:");
+	return -22;
+}
+
+/* A file of these bytes; the name is the caller's to unlink and free. */
+static inline char *test_file(const void *data, size_t bytes)
+{
+	char name[] = "/tmp/conf_test_XXXXXX";
+	int fd = mkstemp(name);
+
+	assert_true(fd >= 0);
+	assert_true(write(fd, data, bytes) == (ssize_t)bytes);
+	close(fd);
+	return strdup(name);
+}
+
+/*
+ * conf_load() of these bytes. In @why the file's name is replaced by F, so that messages can be compared.
+ * @conf is poisoned first, so that a failure that touches it shows.
+ */
+static inline int test_load_bytes(const void *data, size_t bytes, struct conf *conf, char *why, size_t why_bytes)
+{
+	char *name = test_file(data, bytes), *at, *raw = malloc(65536);
+	struct conf before;
+	int err;
+
+	assert_non_null(raw);
+	memset(conf, 0x5a, sizeof(*conf));
+	before = *conf;
+	err = conf_load(conf, name, test_check_policy, raw, 65536);
+	if (err)
+		assert_memory_equal(conf, &before, sizeof(before));
+	while ((at = strstr(raw, name))) {
+		at[0] = 'F';
+		memmove(at + 1, at + strlen(name), strlen(at + strlen(name)) + 1);
+	}
+	snprintf(why, why_bytes, "%s", raw);
+	unlink(name);
+	free(name);
+	free(raw);
+	return err;
+}
+
+static inline int test_load(const char *text, struct conf *conf, char *why, size_t why_bytes)
+{
+	return test_load_bytes(text, strlen(text), conf, why, why_bytes);
+}
+
+static inline const void *test_base(const struct conf *conf, const struct conf_key *key)
+{
+	if (key->section == CONF_DAEMON)
+		return &conf->daemon;
+	return key->section == CONF_POOL ? (const void *)&conf->pool[0] : (const void *)&conf->session;
+}
+
+/* A file that says nothing but key = value (and what a file has to say). The value is in line 2 or, of a pool's slab, 3. */
+static inline unsigned test_ini(const struct conf_key *key, const char *value, char *out, size_t bytes)
+{
+	if (key->section == CONF_POOL && key->def) {
+		snprintf(out, bytes, "[pool a]\nsize = 8T\n%s = %s\n", key->name, value);
+		return 3;
+	}
+	snprintf(out, bytes, "[%s]\n%s = %s\n%s", key->section == CONF_POOL ? "pool a" : conf_section_names[key->section], key->name,
+		 value, key->section == CONF_POOL ? "" : "[pool a]\nsize = 8T\n");
+	return 2;
+}
+
+static inline void test_repeat(char *out, size_t n)
+{
+	memset(out, 'a', n);
+	out[n] = '\0';
+}
+
+/*
+ * The i-th value at or beyond the limits of @key: *good says whether it is allowed. Returns 0 behind the last.
+ * Every type: the minimum, the maximum, one below, one above; then values of other types.
+ */
+static inline int test_edge(const struct conf_key *key, unsigned i, char out[200], int *good)
+{
+	static const char *const wrong[][12] = {
+		[CONF_TYPE_UINT] = { "many", "1.5", "0x10", "+3", "3 4", "-1", "3k", "18446744073709551616", "99999999999999999999999", "" },
+		[CONF_TYPE_MODE] = { "0999", "rw", "-1", "0660 1", "00000000660", "" },
+		[CONF_TYPE_TIME] = { "10", "10 s", "s", "10h", "1.5s", "-1s", "10sec", "18446744073709551615m", "" },
+		[CONF_TYPE_SIZE] = { "big", "1MB", "1.5G", "-1", "4MM", "1 G", "16777216T", "99999999999999999999G", "" },
+		[CONF_TYPE_SLAB] = { "3M", "no", "1MB", "-1", "autos", "" },
+		[CONF_TYPE_AMOUNT] = { "25 %", "%", "-5%", "0.00001%", "1e3", "25%%", "100.0001%", "101%", "1.5", "5.%", "half", "" },
+		[CONF_TYPE_CHOICE] = { "neither", "F32", "|", "0", "whole|chunked", "" },
+		[CONF_TYPE_DEVICE] = { "cuda", "cuda:", "gpu0", "cuda:-1", "HOST", "cuda:GPU-", "cuda:1024", "cuda:GPU-xyz", "host 1", "" },
+		[CONF_TYPE_POLICY] = { "nobody", "", NULL },
+		[CONF_TYPE_TEXT] = { NULL },
+	};
+	uint64_t lo = key->min, hi = key->max;
+	const char *w;
+
+	*good = i < 2;
+	switch (key->type) {
+	case CONF_TYPE_UINT:
+		if (i == 2 && lo == 0)
+			snprintf(out, 200, "-1");
+		else if (i < 4)
+			snprintf(out, 200, "%" PRIu64, (uint64_t[]){ lo, hi, lo - 1, hi + 1 }[i]);
+		break;
+	case CONF_TYPE_MODE:
+		if (i < 4)
+			snprintf(out, 200, "0%" PRIo64, (uint64_t[]){ lo, hi, hi + 1, hi * 8 }[i]);
+		break;
+	case CONF_TYPE_TIME:
+		if (i < 4)
+			snprintf(out, 200, "%" PRIu64 "ms", (uint64_t[]){ lo, hi, hi + 1, hi * 60 }[i]);
+		break;
+	case CONF_TYPE_SIZE:
+		if (i < 4)
+			snprintf(out, 200, "%" PRIu64, (uint64_t[]){ lo, hi, lo - 1, hi + 1 }[i]);
+		break;
+	case CONF_TYPE_SLAB:
+		if (i < 4)
+			snprintf(out, 200, "%" PRIu64, (uint64_t[]){ lo, hi, lo / 2, hi * 2 }[i]);
+		break;
+	case CONF_TYPE_AMOUNT:
+		*good = i < 2 || (i == 2 && lo == 0);
+		if (i < 4)
+			snprintf(out, 200, "%" PRIu64, (uint64_t[]){ lo, hi, 0, hi + 1 }[i]);
+		if (i == 2)
+			snprintf(out, 200, "0%%");
+		break;
+	case CONF_TYPE_CHOICE:
+		if (i < 2)
+			snprintf(out, 200, "%.*s", (int)strcspn(i ? strrchr(key->unit, '|') + 1 : key->unit, "|"),
+				 i ? strrchr(key->unit, '|') + 1 : key->unit);
+		else if (i < 4)
+			snprintf(out, 200, "%s", i == 2 ? "nothing" : "everything");
+		break;
+	case CONF_TYPE_DEVICE:
+		*good = i < 4;
+		if (i < 4)
+			snprintf(out, 200, "%s", (const char *[]){ "host", "cuda:0", "cuda:1023", "cuda:GPU-1b2c3d4e-00ff-1122-3344-5566778899aa" }[i]);
+		break;
+	case CONF_TYPE_POLICY:
+		if (i == 0 || i == 1 || i == 3) {
+			memcpy(out, "x:", 2);
+			test_repeat(out + 2, i == 0 ? 1 : i == 1 ? hi - 2 : hi - 1);
+		} else if (i == 2) {
+			snprintf(out, 200, "somebody");
+		}
+		break;
+	case CONF_TYPE_TEXT:
+		*good = i < 2 || (i == 2 && lo == 0);
+		if (i < 4)
+			test_repeat(out, (size_t[]){ lo, hi, lo ? lo - 1 : 0, hi + 1 }[i]);
+		break;
+	}
+	if (i < 4)
+		return 1;
+	w = wrong[key->type][0] && i - 4 < 12 ? wrong[key->type][i - 4] : NULL;
+	if (!w)
+		return 0;
+	snprintf(out, 200, "%s", w);
+	return 1;
+}
+
+#endif
