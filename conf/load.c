@@ -347,8 +347,8 @@ static void check_whole(struct loader *l)
 		if (pool->size_bytes && pool->slab_bytes > pool->size_bytes) {
 			conf_size_text(pool->slab_bytes, found, sizeof(found));
 			conf_size_text(pool->size_bytes, allowed, sizeof(allowed));
-			complain(l, part->key_line[slab - conf_keys], "[pool %s] slab: found '%s'; allowed: not more than the pool's size, %s",
-				 pool->name, found, allowed);
+			complain(l, part->key_line[slab - conf_keys],
+				 "[pool %s] slab: found '%s'; allowed: not more than the pool's size, %s", pool->name, found, allowed);
 		}
 	}
 }

@@ -45,7 +45,8 @@ static void facts(const struct conf_key *key, char *out, size_t bytes)
 	char allowed[CONF_VALUE_TEXT];
 
 	conf_key_allowed(key, allowed, sizeof(allowed));
-	snprintf(out, bytes, "%s%s%s; %s%s", counted ? key->unit : "", counted ? ", " : "", allowed, !key->def ? "has to be given" : "default ",
+	snprintf(out, bytes, "%s%s%s; %s%s", counted ? key->unit : "", counted ? ", " : "", allowed,
+		 !key->def ? "has to be given" : "default ",
 		 !key->def ? "" : key->def[0] ? key->def : "empty");
 }
 
@@ -79,7 +80,8 @@ static void print_conf(FILE *to, const struct conf *conf, bool all)
 {
 	fprintf(to, "; ebbd.ini: settings of ebbd, the daemon that owns the KV cache. The manual is ebbd.ini(5).\n"
 		    "; Check it with \"ebbd --check-config --config FILE\"; load it with \"systemctl reload ebbd\".\n"
-		    "; Sizes: K, M, G, T are powers of 1024. Times: ms, s, m. A comment starts with ; at the start of a line or behind a blank.\n");
+		    "; Sizes: K, M, G, T are powers of 1024. Times: ms, s, m. A comment starts with ; at the start of a line\n"
+		    "; or behind a blank.\n");
 	for (unsigned s = 0; s < CONF_N_SECTIONS; s++) {
 		unsigned times = s == CONF_POOL ? conf->n_pools : 1;
 
@@ -87,7 +89,8 @@ static void print_conf(FILE *to, const struct conf *conf, bool all)
 			fprintf(to, "\n");
 			if (i == 0)
 				wrap(to, "; ", section_text[s]);
-			fprintf(to, "[%s%s%s]\n", conf_section_names[s], s == CONF_POOL ? " " : "", s == CONF_POOL ? conf->pool[i].name : "");
+			fprintf(to, "[%s%s%s]\n", conf_section_names[s], s == CONF_POOL ? " " : "",
+				s == CONF_POOL ? conf->pool[i].name : "");
 			print_section(to, (enum conf_section)s, base_of(conf, (enum conf_section)s, i), all);
 		}
 	}

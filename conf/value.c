@@ -294,7 +294,8 @@ void conf_key_allowed(const struct conf_key *key, char *out, size_t bytes)
 		snprintf(out, bytes, "%s%s .. %s", key->type == CONF_TYPE_SLAB ? "auto, or a power of two " : "", low, high);
 		return;
 	case CONF_TYPE_AMOUNT:
-		snprintf(out, bytes, "%" PRIu64 " .. %" PRIu64 ", or %s 100%%", key->min, key->max, key->min ? "more than 0% up to" : "0% ..");
+		snprintf(out, bytes, "%" PRIu64 " .. %" PRIu64 ", or %s 100%%", key->min, key->max,
+			 key->min ? "more than 0% up to" : "0% ..");
 		return;
 	case CONF_TYPE_CHOICE:
 		spell_choices(key->unit, out, bytes);

@@ -177,8 +177,8 @@ static void user_cell(struct ctl_table *table, double uid)
 void ctl_show_clients(const json_t *clients, FILE *to, const struct ctl_style *style)
 {
 	static const struct ctl_column columns[] = {
-		{ "ID", 1 }, { "PID", 1 }, { "USER", 0 }, { "NAME", 0 }, { "SESSIONS", 1 }, { "MEMORY", 1 }, { "SLABS", 1 }, { "TOKENS", 1 },
-		{ "STEPS", 1 }, { "WINDOWS", 1 }, { "CONNECTED", 1 },
+		{ "ID", 1 }, { "PID", 1 }, { "USER", 0 }, { "NAME", 0 }, { "SESSIONS", 1 }, { "MEMORY", 1 }, { "SLABS", 1 },
+		{ "TOKENS", 1 }, { "STEPS", 1 }, { "WINDOWS", 1 }, { "CONNECTED", 1 },
 	};
 	struct ctl_table *table = ctl_table_new(columns, COUNT_OF(columns));
 	char text[CTL_CELL];

@@ -98,8 +98,8 @@ static void explain(const struct ctl_source *source, int err, const char *said, 
 	switch (err) {
 	case -ENOENT:
 	case -ECONNREFUSED:
-		snprintf(why, why_bytes, "ebbd is not running: %s %s.\nStart it with \"systemctl start ebbd\", or name its socket with --socket "
-			 "or EBB_SOCKET.", err == -ENOENT ? "there is no socket" : "nobody listens on", path);
+		snprintf(why, why_bytes, "ebbd is not running: %s %s.\nStart it with \"systemctl start ebbd\", or name its socket with "
+			 "--socket or EBB_SOCKET.", err == -ENOENT ? "there is no socket" : "nobody listens on", path);
 		return;
 	case -EACCES:
 	case -EPERM:

@@ -2,7 +2,20 @@
  * Random bytes, random lines and mutated good files: nothing crashes (build with SAN=address,undefined), every refusal has a
  * sentence, and what is accepted prints and reads back. The seed is printed; CONF_SEED=N repeats one, CONF_ROUNDS=N goes on longer.
  */
-#include "conf_test.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/lib/conf_test.h"
 
 static uint64_t seed_of(unsigned salt)
 {
@@ -62,7 +75,8 @@ static void random_bytes(void **state)
 }
 
 static const char *const words[] = {
-	"[", "]", "=", ";", "#", " ", "\t", "\n", "\n", "\n", "\r\n", "pool", "[pool a]", "[pool b]\n", "[session]\n", "[daemon]\n", "size = 1M\n",
+	"[", "]", "=", ";", "#", " ", "\t", "\n", "\n", "\n", "\r\n", "pool", "[pool a]", "[pool b]\n", "[session]\n", "[daemon]\n",
+	"size = 1M\n",
 	"budget=", "25%", "0", "1", "99999999999", "%", "policy = h2o\n", "window", ":", "auto", "host", "cuda:0", "\0", "\xef\xbb\xbf",
 	"K", "G", "ms", "-", ".", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 };
@@ -154,8 +168,8 @@ static void random_settings(void **state)
 			const struct conf_key *key = &conf_keys[test_random(&seed) % conf_n_keys];
 			const char *word = words[test_random(&seed) % N_WORDS];
 
-			n += (size_t)snprintf(data + n, sizeof(data) - n, "%s%s%.60s%s", i ? " " : "", key->name, test_random(&seed) % 8 ? "=" : "",
-					      test_random(&seed) % 3 ? key->def ? key->def : "" : word);
+			n += (size_t)snprintf(data + n, sizeof(data) - n, "%s%s%s%s", i ? " " : "", key->name,
+					      test_random(&seed) % 8 ? "=" : "", test_random(&seed) % 3 ? key->def ? key->def : "" : word);
 			n = n < sizeof(data) ? n : sizeof(data) - 1;
 		}
 		data[n] = '\0';

@@ -1,5 +1,18 @@
 /* Every key, its limits and its errors, driven from the table itself. */
-#include "conf_test.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/lib/conf_test.h"
 
 /* What conf_load() must say about a bad value: where, which key, what was found, what is allowed. */
 static void expect_complaint(const struct conf_key *key, unsigned line, const char *value, const char *why)
@@ -122,7 +135,8 @@ static void a_key_given_twice_is_refused(void **state)
 		snprintf(ini, sizeof(ini), "[%s]\n%s = %s\n\n%s = %s\n%s", label, key->name, value, key->name, value,
 			 key->section != CONF_POOL ? "[pool a]\nsize=2M\n" : key->def ? "size=2M\n" : "");
 		assert_int_equal(test_load(ini, &conf, why, sizeof(why)), -22);
-		snprintf(expected, sizeof(expected), "F:4: [%s] %s: found again (first in line 2); allowed: each key once", label, key->name);
+		snprintf(expected, sizeof(expected), "F:4: [%s] %s: found again (first in line 2); allowed: each key once", label,
+			 key->name);
 		assert_string_equal(why, expected);
 	}
 }
@@ -152,8 +166,8 @@ static void a_slip_in_a_key_is_recognised(void **state)
 				name[1] = c;
 			}
 			assert_null(conf_find(key->section, name));
-			snprintf(ini, sizeof(ini), "[%s]\n%s = 1\n", key->section == CONF_POOL ? "pool a" : conf_section_names[key->section],
-				 name);
+			snprintf(ini, sizeof(ini), "[%s]\n%s = 1\n",
+				 key->section == CONF_POOL ? "pool a" : conf_section_names[key->section], name);
 			assert_int_equal(test_load(ini, &conf, why, sizeof(why)), -22);
 			snprintf(expected, sizeof(expected), "did you mean %s?", key->name);
 			if (!strstr(why, expected))

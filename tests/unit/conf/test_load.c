@@ -1,7 +1,19 @@
 /* Files as a whole: sections, lines, comments, and how complaints are collected. */
-#include <sys/stat.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
 
-#include "conf_test.h"
+#include <cmocka.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tests/lib/conf_test.h"
 
 static void the_manual_s_example_loads(void **state)
 {

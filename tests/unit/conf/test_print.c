@@ -2,7 +2,20 @@
  * What is printed reads back; and the files made from the table (conf/ebbd.ini, the middle of docs/man/ebbd.ini.5) are those
  * that the table makes now. EBB_WRITE=1 build/tests/unit/conf/test_print rewrites them.
  */
-#include "conf_test.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/lib/conf_test.h"
 
 #define BEGIN ".\\\" begin: made from conf/keys.def by tests/unit/conf/test_print.c\n"
 #define END ".\\\" end: made from conf/keys.def\n"
@@ -67,7 +80,7 @@ static void any_configuration_reads_back_from_its_print(void **state)
 			const struct conf_key *key = &conf_keys[k];
 
 			for (unsigned p = 0; p < (key->section == CONF_POOL ? conf.n_pools : 1); p++) {
-				char *base = key->section == CONF_POOL ? (char *)&conf.pool[p] : (char *)(uintptr_t)test_base(&conf, key);
+				char *base = key->section == CONF_POOL ? (char *)&conf.pool[p] : (char *)test_base(&conf, key);
 				uint32_t n;
 
 				random_value(key, &seed, value, sizeof(value));
@@ -90,7 +103,7 @@ static void any_configuration_reads_back_from_its_print(void **state)
 
 struct walk {
 	unsigned n;
-	const struct conf *conf;
+	struct conf *conf;
 };
 
 static void check_key(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload)

@@ -1,5 +1,18 @@
 /* A client's wishes, who follows a change, and SIGHUP: by key and reload class of the table. */
-#include "conf_test.h"
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tests/lib/conf_test.h"
 
 static void every_session_key_is_a_setting_and_sets_its_bit(void **state)
 {
@@ -151,14 +164,14 @@ static void reload_takes_what_may_change_and_names_the_rest(void **state)
 		assert_int_equal(conf_reload(&conf, &next, report, sizeof(report)), 0);
 		assert_string_equal(report, "");
 		other_value(key, test_base(&conf, key), value);
-		assert_int_equal(conf_key_set(key, (void *)(uintptr_t)test_base(&next, key), value, NULL, NULL, 0), 0);
+		assert_int_equal(conf_key_set(key, test_base(&next, key), value, NULL, NULL, 0), 0);
 		conf_key_text(key, test_base(&conf, key), old_text, sizeof(old_text));
 		conf_key_text(key, test_base(&next, key), new_text, sizeof(new_text));
 
 		assert_int_equal(conf_reload(&conf, &next, report, sizeof(report)), key->reload != CONF_RESTART);
-		snprintf(expected, sizeof(expected), "%s.%s: %s -> %s%s", key->section == CONF_POOL ? "pool a" : conf_section_names[key->section],
-			 key->name, old_text, new_text, key->reload == CONF_LIVE ? "" : key->reload == CONF_NEXT ?
-			 " for sessions opened from now on" : " needs a restart");
+		snprintf(expected, sizeof(expected), "%s.%s: %s -> %s%s",
+			 key->section == CONF_POOL ? "pool a" : conf_section_names[key->section], key->name, old_text, new_text,
+			 key->reload == CONF_LIVE ? "" : key->reload == CONF_NEXT ? " for sessions opened from now on" : " needs a restart");
 		assert_string_equal(report, expected);
 		assert_memory_equal(&conf, key->reload == CONF_RESTART ? &before : &next, sizeof(conf));
 	}

@@ -1,7 +1,3 @@
-/* What the tests of conf/ share: files made from text, values made from the table of keys, and a generator with a seed. */
-#ifndef CONF_TEST_H
-#define CONF_TEST_H
-
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -15,10 +11,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "conf/keys.h"
+#include "tests/lib/conf_test.h"
 
-/* xorshift64*; the same numbers everywhere. */
-static inline uint64_t test_random(uint64_t *state)
+uint64_t test_random(uint64_t *state)
 {
 	*state ^= *state >> 12;
 	*state ^= *state << 25;
@@ -26,8 +21,7 @@ static inline uint64_t test_random(uint64_t *state)
 	return *state * UINT64_C(2685821657736338717);
 }
 
-/* Policies as the tests know them: h2o, full and x:... */
-static inline int test_check_policy(const char *policy, char *why, size_t why_bytes)
+int test_check_policy(const char *policy, char *why, size_t why_bytes)
 {
 	if (strncmp(policy, "h2o", 3) == 0 || strcmp(policy, "full") == 0 || strncmp(policy, "x:", 2) == 0)
 		return 0;
@@ -35,8 +29,7 @@ static inline int test_check_policy(const char *policy, char *why, size_t why_by
 	return -22;
 }
 
-/* A file of these bytes; the name is the caller's to unlink and free. */
-static inline char *test_file(const void *data, size_t bytes)
+char *test_file(const void *data, size_t bytes)
 {
 	char name[] = "/tmp/conf_test_XXXXXX";
 	int fd = mkstemp(name);
@@ -47,11 +40,7 @@ static inline char *test_file(const void *data, size_t bytes)
 	return strdup(name);
 }
 
-/*
- * conf_load() of these bytes. In @why the file's name is replaced by F, so that messages can be compared.
- * @conf is poisoned first, so that a failure that touches it shows.
- */
-static inline int test_load_bytes(const void *data, size_t bytes, struct conf *conf, char *why, size_t why_bytes)
+int test_load_bytes(const void *data, size_t bytes, struct conf *conf, char *why, size_t why_bytes)
 {
 	char *name = test_file(data, bytes), *at, *raw = malloc(65536);
 	struct conf before;
@@ -74,20 +63,19 @@ static inline int test_load_bytes(const void *data, size_t bytes, struct conf *c
 	return err;
 }
 
-static inline int test_load(const char *text, struct conf *conf, char *why, size_t why_bytes)
+int test_load(const char *text, struct conf *conf, char *why, size_t why_bytes)
 {
 	return test_load_bytes(text, strlen(text), conf, why, why_bytes);
 }
 
-static inline const void *test_base(const struct conf *conf, const struct conf_key *key)
+void *test_base(struct conf *conf, const struct conf_key *key)
 {
 	if (key->section == CONF_DAEMON)
 		return &conf->daemon;
-	return key->section == CONF_POOL ? (const void *)&conf->pool[0] : (const void *)&conf->session;
+	return key->section == CONF_POOL ? (void *)&conf->pool[0] : (void *)&conf->session;
 }
 
-/* A file that says nothing but key = value (and what a file has to say). The value is in line 2 or, of a pool's slab, 3. */
-static inline unsigned test_ini(const struct conf_key *key, const char *value, char *out, size_t bytes)
+unsigned test_ini(const struct conf_key *key, const char *value, char *out, size_t bytes)
 {
 	if (key->section == CONF_POOL && key->def) {
 		snprintf(out, bytes, "[pool a]\nsize = 8T\n%s = %s\n", key->name, value);
@@ -98,30 +86,31 @@ static inline unsigned test_ini(const struct conf_key *key, const char *value, c
 	return 2;
 }
 
-static inline void test_repeat(char *out, size_t n)
+static void repeat(char *out, size_t n)
 {
 	memset(out, 'a', n);
 	out[n] = '\0';
 }
 
-/*
- * The i-th value at or beyond the limits of @key: *good says whether it is allowed. Returns 0 behind the last.
- * Every type: the minimum, the maximum, one below, one above; then values of other types.
- */
-static inline int test_edge(const struct conf_key *key, unsigned i, char out[200], int *good)
+/* Values of other types, by type. */
+static const char *const wrong[][12] = {
+	[CONF_TYPE_UINT] = { "many", "1.5", "0x10", "+3", "3 4", "-1", "3k", "18446744073709551616", "99999999999999999999999",
+			     "" },
+	[CONF_TYPE_MODE] = { "0999", "rw", "-1", "0660 1", "00000000660", "" },
+	[CONF_TYPE_TIME] = { "10", "10 s", "s", "10h", "1.5s", "-1s", "10sec", "18446744073709551615m", "" },
+	[CONF_TYPE_SIZE] = { "big", "1MB", "1.5G", "-1", "4MM", "1 G", "16777216T", "99999999999999999999G", "" },
+	[CONF_TYPE_SLAB] = { "3M", "no", "1MB", "-1", "autos", "" },
+	[CONF_TYPE_AMOUNT] = { "25 %", "%", "-5%", "0.00001%", "1e3", "25%%", "100.0001%", "101%", "1.5", "5.%", "half", "" },
+	[CONF_TYPE_CHOICE] = { "neither", "F32", "|", "0", "whole|chunked", "" },
+	[CONF_TYPE_DEVICE] = { "cuda", "cuda:", "gpu0", "cuda:-1", "HOST", "cuda:GPU-", "cuda:1024", "cuda:GPU-xyz", "host 1",
+			       "" },
+	[CONF_TYPE_POLICY] = { "nobody", "", NULL },
+	[CONF_TYPE_TEXT] = { NULL },
+};
+
+int test_edge(const struct conf_key *key, unsigned i, char out[200], int *good)
 {
-	static const char *const wrong[][12] = {
-		[CONF_TYPE_UINT] = { "many", "1.5", "0x10", "+3", "3 4", "-1", "3k", "18446744073709551616", "99999999999999999999999", "" },
-		[CONF_TYPE_MODE] = { "0999", "rw", "-1", "0660 1", "00000000660", "" },
-		[CONF_TYPE_TIME] = { "10", "10 s", "s", "10h", "1.5s", "-1s", "10sec", "18446744073709551615m", "" },
-		[CONF_TYPE_SIZE] = { "big", "1MB", "1.5G", "-1", "4MM", "1 G", "16777216T", "99999999999999999999G", "" },
-		[CONF_TYPE_SLAB] = { "3M", "no", "1MB", "-1", "autos", "" },
-		[CONF_TYPE_AMOUNT] = { "25 %", "%", "-5%", "0.00001%", "1e3", "25%%", "100.0001%", "101%", "1.5", "5.%", "half", "" },
-		[CONF_TYPE_CHOICE] = { "neither", "F32", "|", "0", "whole|chunked", "" },
-		[CONF_TYPE_DEVICE] = { "cuda", "cuda:", "gpu0", "cuda:-1", "HOST", "cuda:GPU-", "cuda:1024", "cuda:GPU-xyz", "host 1", "" },
-		[CONF_TYPE_POLICY] = { "nobody", "", NULL },
-		[CONF_TYPE_TEXT] = { NULL },
-	};
+	static const char *const devices[] = { "host", "cuda:0", "cuda:1023", "cuda:GPU-1b2c3d4e-00ff-1122-3344-5566778899aa" };
 	uint64_t lo = key->min, hi = key->max;
 	const char *w;
 
@@ -166,12 +155,12 @@ static inline int test_edge(const struct conf_key *key, unsigned i, char out[200
 	case CONF_TYPE_DEVICE:
 		*good = i < 4;
 		if (i < 4)
-			snprintf(out, 200, "%s", (const char *[]){ "host", "cuda:0", "cuda:1023", "cuda:GPU-1b2c3d4e-00ff-1122-3344-5566778899aa" }[i]);
+			snprintf(out, 200, "%s", devices[i]);
 		break;
 	case CONF_TYPE_POLICY:
 		if (i == 0 || i == 1 || i == 3) {
 			memcpy(out, "x:", 2);
-			test_repeat(out + 2, i == 0 ? 1 : i == 1 ? hi - 2 : hi - 1);
+			repeat(out + 2, i == 0 ? 1 : i == 1 ? hi - 2 : hi - 1);
 		} else if (i == 2) {
 			snprintf(out, 200, "somebody");
 		}
@@ -179,7 +168,7 @@ static inline int test_edge(const struct conf_key *key, unsigned i, char out[200
 	case CONF_TYPE_TEXT:
 		*good = i < 2 || (i == 2 && lo == 0);
 		if (i < 4)
-			test_repeat(out, (size_t[]){ lo, hi, lo ? lo - 1 : 0, hi + 1 }[i]);
+			repeat(out, (size_t[]){ lo, hi, lo ? lo - 1 : 0, hi + 1 }[i]);
 		break;
 	}
 	if (i < 4)
@@ -190,5 +179,3 @@ static inline int test_edge(const struct conf_key *key, unsigned i, char out[200
 	snprintf(out, 200, "%s", w);
 	return 1;
 }
-
-#endif
