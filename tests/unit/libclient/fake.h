@@ -68,7 +68,7 @@ struct fake {
 	uint64_t tokens;
 };
 
-#define FAKE_STRIDE (256u << 10)
+#define FAKE_STRIDE (1u << 20)
 
 static inline unsigned fake_count(const unsigned *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void fake_bump(unsigned *p) { __atomic_fetch_add(p, 1, __ATOMIC_RELEASE); }
