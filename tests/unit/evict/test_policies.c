@@ -1,0 +1,223 @@
+/* The table of policies, and evict_parse(): what it takes, what it refuses, and that it says why. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+
+#include "evict/evict_internal.h"
+#include "tests/lib/world.h"
+
+#define N(a) (sizeof(a) / sizeof((a)[0]))
+
+/* A table with parameters, whatever the real policies have. */
+static const struct evict_policy_info made_up[] = {
+	{ .name = "plain", .text = "-", .source = "-" },
+	{ .name = "decay", .text = "-", .source = "-", .n_params = 2,
+	  .param = { { .name = "factor", .unit = "", .text = "-", .def = 0.5f, .min = 0.0f, .max = 1.0f },
+		     { .name = "age", .unit = "tokens", .text = "-", .def = 100.0f, .min = -10.0f, .max = 1e6f } } },
+};
+
+static void every_policy_is_described_as_it_is(void **state)
+{
+	(void)state;
+	for (uint32_t i = 0; i < EVICT_N_POLICIES; i++) {
+		const struct evict_policy_info *p = &evict_policies[i];
+
+		assert_true(p->name && p->text && p->source && *p->name && *p->text && *p->source);
+		assert_null(strchr(p->text, '\n'));
+		assert_true(p->n_heat <= EVICT_MAX_HEAT && p->n_credit <= EVICT_MAX_CREDIT && p->n_params <= EVICT_MAX_PARAMS);
+		for (uint32_t h = 0; h < p->n_heat; h++)
+			assert_true(p->heat[h] <= EVICT_HEAT_LAST);
+		for (uint32_t k = 0; k < p->n_params; k++) {
+			assert_true(p->param[k].name && p->param[k].text);
+			assert_true(p->param[k].min <= p->param[k].def && p->param[k].def <= p->param[k].max);
+		}
+		for (uint32_t j = 0; j < i; j++)
+			assert_string_not_equal(p->name, evict_policies[j].name);
+	}
+	assert_string_equal(evict_policies[EVICT_full].name, "full");
+	assert_string_equal(evict_policies[EVICT_streaming].name, "streaming");
+	assert_string_equal(evict_policies[EVICT_random].name, "random");
+	assert_string_equal(evict_policies[EVICT_h2o].name, "h2o");
+	assert_true(!evict_policies[EVICT_full].evicts && evict_policies[EVICT_h2o].evicts);
+	assert_true(evict_policies[EVICT_random].pin_prompt && !evict_policies[EVICT_h2o].pin_prompt);
+	assert_true(!evict_policies[EVICT_streaming].pin_prompt && !evict_policies[EVICT_full].pin_prompt);
+}
+
+/* No fold or rank may look at heat or credit that its policy did not declare: nobody collects it. */
+static void policies_use_only_what_they_declare(void **state)
+{
+	uint64_t random = 1;
+
+	(void)state;
+	for (uint32_t i = 0; i < EVICT_N_POLICIES; i++) {
+		const struct evict_rule rule = { .policy = i, .seed = 9 };
+
+		for (int trial = 0; trial < 1000; trial++) {
+			struct evict_slot a = { .pos = (int32_t)world_below(&random, 1000), .now = 1000, .lane = world_below(&random, 9) }, b;
+
+			for (uint32_t h = 0; h < EVICT_MAX_HEAT; h++)
+				a.heat[h] = (float)world_below(&random, 100);
+			for (uint32_t h = 0; h < EVICT_MAX_CREDIT; h++)
+				a.credit[h] = (float)world_below(&random, 100);
+			b = a;
+			for (uint32_t h = evict_policies[i].n_heat; h < EVICT_MAX_HEAT; h++)
+				b.heat[h] += 1.0f;
+			for (uint32_t h = evict_policies[i].n_credit; h < EVICT_MAX_CREDIT; h++)
+				b.credit[h] += 1.0f;
+			evict_fold(&rule, &a);
+			evict_fold(&rule, &b);
+			assert_memory_equal(a.credit, b.credit, evict_policies[i].n_credit * sizeof(float));
+			assert_true(evict_rank(&rule, &a) == evict_rank(&rule, &b));
+		}
+	}
+}
+
+static void names_alone_give_the_defaults_and_leave_the_rest(void **state)
+{
+	(void)state;
+	for (uint32_t i = 0; i < EVICT_N_POLICIES; i++) {
+		struct evict_rule rule = { .policy = 77, .sinks = 5, .pinned = 6, .seed = 7, .param = { 8, 8, 8, 8 } };
+
+		assert_int_equal(evict_parse(evict_policies[i].name, &rule, NULL, 0), 0);
+		assert_int_equal(rule.policy, i);
+		assert_true(rule.sinks == 5 && rule.pinned == 6 && rule.seed == 7);
+		for (uint32_t k = 0; k < EVICT_MAX_PARAMS; k++)
+			assert_true(rule.param[k] == (k < evict_policies[i].n_params ? evict_policies[i].param[k].def : 0.0f));
+	}
+}
+
+static void parameters_are_read(void **state)
+{
+	static const struct { const char *text; uint32_t policy; float factor, age; } cases[] = {
+		{ "plain", 0, 0.0f, 0.0f }, { "decay", 1, 0.5f, 100.0f }, { "decay:factor=1", 1, 1.0f, 100.0f },
+		{ "decay:age=7", 1, 0.5f, 7.0f }, { "decay:factor=0.25,age=-10", 1, 0.25f, -10.0f }, { "decay:age=1e6,factor=0", 1, 0.0f, 1e6f },
+		{ "decay:factor=.98", 1, 0.98f, 100.0f }, { "decay:factor=0.995", 1, 0.995f, 100.0f }, { "decay:factor=5e-1", 1, 0.5f, 100.0f },
+		{ "decay:factor=1e-3", 1, 0.001f, 100.0f }, { "decay:factor=+0.1", 1, 0.1f, 100.0f }, { "decay:age=128.", 1, 0.5f, 128.0f },
+		{ "decay:factor=0.1234567", 1, 0.1234567f, 100.0f }, { "decay:age=1E2", 1, 0.5f, 100.0f },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < N(cases); i++) {
+		struct evict_rule rule = { 0 };
+
+		if (evict_parse_in(made_up, N(made_up), cases[i].text, &rule, NULL, 0))
+			fail_msg("%s is refused", cases[i].text);
+		if (rule.policy != cases[i].policy || rule.param[0] != cases[i].factor || rule.param[1] != cases[i].age)
+			fail_msg("%s: %g %g", cases[i].text, (double)rule.param[0], (double)rule.param[1]);
+	}
+}
+
+static void refusals_change_nothing_and_say_why(void **state)
+{
+	static const struct { const char *text, *why; } cases[] = {
+		{ "", "found policy \"\"; allowed: plain, decay" },
+		{ "h2o", "found policy \"h2o\"; allowed: plain, decay" },
+		{ "Decay", "found policy \"Decay\"; allowed: plain, decay" },
+		{ "decay ", "found policy \"decay \"; allowed: plain, decay" },
+		{ "deca", "found policy \"deca\"; allowed: plain, decay" },
+		{ "a\tb\nc", "found policy \"a?b?c\"; allowed: plain, decay" },
+		{ ":factor=1", "found policy \"\"; allowed: plain, decay" },
+		{ "plain:factor=1", "found parameter \"factor\"; policy plain has no parameters" },
+		{ "plain:", "found \"\" where key=value is expected; policy plain has no parameters" },
+		{ "decay:", "found \"\" where key=value is expected; allowed: factor, age" },
+		{ "decay:factor", "found \"factor\" where key=value is expected; allowed: factor, age" },
+		{ "decay:factor=1,", "found \"\" where key=value is expected; allowed: factor, age" },
+		{ "decay:fac=1", "found parameter \"fac\"; allowed: factor, age" },
+		{ "decay:=1", "found parameter \"\"; allowed: factor, age" },
+		{ "decay:factor=", "parameter factor: found \"\"; allowed: 0 to 1" },
+		{ "decay:factor=x", "parameter factor: found \"x\"; allowed: 0 to 1" },
+		{ "decay:factor=1x", "parameter factor: found \"1x\"; allowed: 0 to 1" },
+		{ "decay:factor=0,5", "found \"5\" where key=value is expected; allowed: factor, age" },
+		{ "decay:factor=1.0001", "parameter factor: found \"1.0001\"; allowed: 0 to 1" },
+		{ "decay:factor=-0.1", "parameter factor: found \"-0.1\"; allowed: 0 to 1" },
+		{ "decay:factor=nan", "parameter factor: found \"nan\"; allowed: 0 to 1" },
+		{ "decay:factor=inf", "parameter factor: found \"inf\"; allowed: 0 to 1" },
+		{ "decay:factor=0x1", "parameter factor: found \"0x1\"; allowed: 0 to 1" },
+		{ "decay:factor=1e", "parameter factor: found \"1e\"; allowed: 0 to 1" },
+		{ "decay:factor=.", "parameter factor: found \".\"; allowed: 0 to 1" },
+		{ "decay:factor= 1", "parameter factor: found \" 1\"; allowed: 0 to 1" },
+		{ "decay:age=1e9", "parameter age: found \"1e9\"; allowed: -10 to 1e+06 tokens" },
+		{ "decay:age=1e999999999999", "parameter age: found \"1e999999999999\"; allowed: -10 to 1e+06 tokens" },
+		{ "decay:age=5,factor=0.5,age=5", "parameter age is given twice" },
+		{ "decay:factor=0.00000000000000000000000000000000000000001",
+		  "parameter factor: found \"0.00000000000000000000000000000000000000...\"; allowed: 0 to 1" },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < N(cases); i++) {
+		struct evict_rule rule = { .policy = 7, .param = { 1, 2, 3, 4 } }, before = rule;
+		char why[200] = "";
+
+		if (evict_parse_in(made_up, N(made_up), cases[i].text, &rule, why, sizeof(why)) != -EINVAL)
+			fail_msg("\"%s\" is taken", cases[i].text);
+		assert_memory_equal(&rule, &before, sizeof(rule));
+		assert_string_equal(why, cases[i].why);
+		for (size_t bytes = 0; bytes < 40; bytes++) {	/* cut where the buffer ends, terminated, not a byte more */
+			memset(why, '#', sizeof(why));
+			assert_int_equal(evict_parse_in(made_up, N(made_up), cases[i].text, &rule, why, bytes), -EINVAL);
+			if (bytes)
+				assert_int_equal(strlen(why), bytes - 1 < strlen(cases[i].why) ? bytes - 1 : strlen(cases[i].why));
+			assert_memory_equal(why, cases[i].why, bytes ? strlen(why) : 0);
+			assert_int_equal(why[bytes], '#');
+		}
+	}
+}
+
+static void real_policies_are_named_in_the_refusal(void **state)
+{
+	struct evict_rule rule = { 0 };
+	char why[100];
+
+	(void)state;
+	assert_int_equal(evict_parse("lru", &rule, why, sizeof(why)), -EINVAL);
+	assert_string_equal(why, "found policy \"lru\"; allowed: full, streaming, random, h2o");
+	assert_int_equal(evict_parse("h2o:decay=1", &rule, why, sizeof(why)), -EINVAL);
+}
+
+/* Any bytes: it answers, and takes only what the grammar says. */
+static void random_text_never_harms(void **state)
+{
+	static const char letters[] = "decayplnftorg:=,.0123456789e+- \x80\xff";
+	uint64_t random = 99;
+
+	(void)state;
+	for (int i = 0; i < 200000; i++) {
+		struct evict_rule rule = { 0 };
+		char text[40] = "decay:factor=", why[64];
+		const uint32_t from = world_below(&random, 14), n = world_below(&random, 25);
+
+		for (uint32_t j = 0; j < n; j++)
+			text[from + j] = letters[world_below(&random, sizeof(letters) - 1)];
+		text[from + n] = '\0';
+		if (evict_parse_in(made_up, N(made_up), text, &rule, why, sizeof(why)) == 0) {
+			assert_true(rule.policy < 2);
+			assert_true(rule.policy == 0 || (rule.param[0] >= 0.0f && rule.param[0] <= 1.0f));
+			assert_true(rule.policy == 0 || (rule.param[1] >= -10.0f && rule.param[1] <= 1e6f));
+		} else {
+			assert_true(strlen(why) > 10);
+		}
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(every_policy_is_described_as_it_is),
+		cmocka_unit_test(policies_use_only_what_they_declare),
+		cmocka_unit_test(names_alone_give_the_defaults_and_leave_the_rest),
+		cmocka_unit_test(parameters_are_read),
+		cmocka_unit_test(refusals_change_nothing_and_say_why),
+		cmocka_unit_test(real_policies_are_named_in_the_refusal),
+		cmocka_unit_test(random_text_never_harms),
+	};
+
+	return cmocka_run_group_tests_name("evict policies", tests, NULL, NULL);
+}
