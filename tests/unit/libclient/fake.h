@@ -48,9 +48,12 @@ struct fake {
 	bool deaf;			/* take nothing from the ring, __atomic */
 	bool busy;			/* never sleep: look at the ring all the time */
 	int open_status;		/* fail OPEN with this */
+	int idle_ms;			/* hang up on a client that is silent for so long; 0: never */
+	int lie;			/* messages call themselves so much longer than they are */
 	/* called before a message is sent: may change it, its size (msg->head.bytes) and its descriptors; false: do not send */
 	bool (*mangle)(struct fake *f, struct wire_msg *msg, int *fd, unsigned *n_fds);
-	unsigned mangle_case, mangle_seed;
+	unsigned mangle_case;
+	uint32_t mangle_seed;
 
 	char dir[32], path[64];
 	int listener, conn, stop_fd, doorbell, bell, shared_fd, life_fd, slab_fd[FAKE_SLABS];
@@ -120,6 +123,7 @@ static inline void fake_send(struct fake *f, struct wire_msg *msg, uint16_t type
 		return;
 	if (iov.iov_len == sizeof(msg->head) + bytes)	/* a mangler that changes bytes changes what is sent, too */
 		iov.iov_len = msg->head.bytes <= sizeof(*msg) ? msg->head.bytes : sizeof(*msg);
+	msg->head.bytes += (uint32_t)f->lie;
 	if (n) {
 		struct cmsghdr *c = &control.align;
 
@@ -386,6 +390,7 @@ static inline void *fake_main(void *arg)
 {
 	struct fake *f = arg;
 	uint64_t count;
+	int ready;
 
 	while (!__atomic_load_n(&f->stop, __ATOMIC_ACQUIRE)) {
 		struct pollfd p[4] = { { f->stop_fd, POLLIN, 0 }, { f->doorbell, POLLIN, 0 }, { f->conn, POLLIN, 0 },
@@ -401,7 +406,12 @@ static inline void *fake_main(void *arg)
 				continue;
 			}
 		}
-		if (poll(p, 4, f->busy && f->conn >= 0 ? 0 : -1) <= 0)
+		ready = poll(p, 4, f->busy && f->conn >= 0 ? 0 : f->idle_ms && f->conn >= 0 ? f->idle_ms : -1);
+		if (ready == 0 && f->idle_ms && !f->busy) {
+			close(f->conn);
+			f->conn = -1;
+		}
+		if (ready <= 0)
 			continue;
 		wire_store32(&f->shared->sq_flags.value, 0);
 		if (p[1].revents && read(f->doorbell, &count, sizeof(count)) == sizeof(count))
