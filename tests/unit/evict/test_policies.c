@@ -61,7 +61,7 @@ static void policies_use_only_what_they_declare(void **state)
 		const struct evict_rule rule = { .policy = i, .seed = 9 };
 
 		for (int trial = 0; trial < 1000; trial++) {
-			struct evict_slot a = { .pos = (int32_t)world_below(&random, 1000), .now = 1000, .lane = world_below(&random, 9) }, b;
+			struct evict_slot a = { .pos = (int32_t)world_below(&random, 1000), .now = 1000, .lane = (uint32_t)trial % 9 }, b;
 
 			for (uint32_t h = 0; h < EVICT_MAX_HEAT; h++)
 				a.heat[h] = (float)world_below(&random, 100);
@@ -98,8 +98,9 @@ static void parameters_are_read(void **state)
 {
 	static const struct { const char *text; uint32_t policy; float factor, age; } cases[] = {
 		{ "plain", 0, 0.0f, 0.0f }, { "decay", 1, 0.5f, 100.0f }, { "decay:factor=1", 1, 1.0f, 100.0f },
-		{ "decay:age=7", 1, 0.5f, 7.0f }, { "decay:factor=0.25,age=-10", 1, 0.25f, -10.0f }, { "decay:age=1e6,factor=0", 1, 0.0f, 1e6f },
-		{ "decay:factor=.98", 1, 0.98f, 100.0f }, { "decay:factor=0.995", 1, 0.995f, 100.0f }, { "decay:factor=5e-1", 1, 0.5f, 100.0f },
+		{ "decay:age=7", 1, 0.5f, 7.0f }, { "decay:factor=0.25,age=-10", 1, 0.25f, -10.0f },
+		{ "decay:age=1e6,factor=0", 1, 0.0f, 1e6f }, { "decay:factor=.98", 1, 0.98f, 100.0f },
+		{ "decay:factor=0.995", 1, 0.995f, 100.0f }, { "decay:factor=5e-1", 1, 0.5f, 100.0f },
 		{ "decay:factor=1e-3", 1, 0.001f, 100.0f }, { "decay:factor=+0.1", 1, 0.1f, 100.0f }, { "decay:age=128.", 1, 0.5f, 128.0f },
 		{ "decay:factor=0.1234567", 1, 0.1234567f, 100.0f }, { "decay:age=1E2", 1, 0.5f, 100.0f },
 	};

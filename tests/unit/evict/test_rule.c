@@ -29,7 +29,8 @@ static float from_bits(uint32_t bits)
 
 static void ranks_are_ordered_as_the_floats_are(void **state)
 {
-	const float rising[] = { -INFINITY, -3.4e38f, -1.0f, -1e-30f, -1e-45f, 0.0f, 1e-45f, 1e-30f, 0.5f, 1.0f, 1.0000001f, 3.4e38f, INFINITY };
+	const float rising[] = { -INFINITY, -3.4e38f, -1.0f, -1e-30f, -1e-45f, 0.0f, 1e-45f, 1e-30f, 0.5f, 1.0f, 1.0000001f, 3.4e38f,
+				 INFINITY };
 
 	(void)state;
 	for (size_t i = 0; i + 1 < N(rising); i++)
@@ -97,7 +98,8 @@ static void protection_has_its_exact_edges(void **state)
 	rule.sinks = rule.pinned = 0;
 	assert_int_equal(evict_key(&rule, 0, &(struct evict_slot){ .pos = 0, .now = 1 }) >> 62, 0);
 	/* the largest positions still order */
-	const struct evict_slot last = { .pos = EVICT_MAX_POSITION, .now = INT32_MAX }, before = { .pos = EVICT_MAX_POSITION - 1, .now = INT32_MAX };
+	const struct evict_slot last = { .pos = EVICT_MAX_POSITION, .now = INT32_MAX };
+	const struct evict_slot before = { .pos = EVICT_MAX_POSITION - 1, .now = INT32_MAX };
 
 	assert_true(evict_key(&rule, 0, &before) < evict_key(&rule, 0, &last));
 }
@@ -275,7 +277,8 @@ static void the_golden_case_starts_as_printed(void **state)
 static void the_golden_heat_is_right(void **state)
 {
 	static const double sum[2][4] = { { 6.055521, 5.749595, 4.063211, 3.185309 }, { 8.767807, 3.831897, 4.385110, 4.014294 } };
-	static const double squares[2][4] = { { 2.800928, 2.271630, 1.019386, 0.752357 }, { 5.128640, 1.091639, 1.395398, 0.875713 } };
+	static const double squares[2][4] = { { 2.800928, 2.271630, 1.019386, 0.752357 },
+					      { 5.128640, 1.091639, 1.395398, 0.875713 } };
 	static const double tova[4] = { 0.026274, 0.026337, 0.055970, 0.065549 };	/* mean of all four heads */
 	static const uint32_t kinds[2] = { EVICT_HEAT_SUM, EVICT_HEAT_SQUARES }, last[2] = { EVICT_HEAT_LAST, EVICT_HEAT_MAX };
 
@@ -288,7 +291,9 @@ static void the_golden_heat_is_right(void **state)
 				assert_true(fabs(g->session.lane[l].slot[j].heat[0] - sum[l][j]) < 3e-6);
 				assert_true(fabs(g->session.lane[l].slot[j].heat[1] - squares[l][j]) < 3e-6);
 			}
-			assert_true(fabs((t->session.lane[0].slot[j].heat[0] + t->session.lane[1].slot[j].heat[0]) / HEADS - tova[j]) < 3e-6);
+			const double both = t->session.lane[0].slot[j].heat[0] + t->session.lane[1].slot[j].heat[0];
+
+			assert_true(fabs(both / HEADS - tova[j]) < 3e-6);
 		}
 		golden_free(g);
 		golden_free(t);
