@@ -28,8 +28,8 @@ static __device__ __forceinline__ float warp_max(float x)
 }
 
 /*
- * q8 as in layout.h: the offset is the middle of the row's range, the scale reaches its ends
- * (rounded up). Integers are computed against what will be read back, as on the host: the bits are the same.
+ * q8 as in layout.h: the offset is the middle of the row's range, the scale (rounded up) reaches its
+ * ends. Integers are computed against what will be read back, as on the host: the bits are the same.
  */
 static __device__ void store_q8(const float x[PER_LANE], uint32_t d, unsigned thread, char *row, char *params)
 {
@@ -45,9 +45,9 @@ static __device__ void store_q8(const float x[PER_LANE], uint32_t d, unsigned th
 	}
 	lo = -warp_max(-lo);
 	hi = warp_max(hi);
-	offset = __float2half_rn(fminf(fmaxf(0.5f * lo + 0.5f * hi, -65504.0f), 65504.0f));
+	offset = __float2half_rn(fminf(fmaxf((hi + lo) * 0.5f, -65504.0f), 65504.0f));
 	middle = __half2float(offset);
-	step = __float2half_ru(fminf(fmaxf(hi - middle, middle - lo) / 127.0f, 65504.0f));
+	step = __float2half_ru(fminf(__fdiv_rn(hi - lo, 254.0f), 65504.0f));
 	scale = __half2float(step);
 #pragma unroll
 	for (uint32_t i = 0; i < PER_LANE; i++) {

@@ -72,7 +72,7 @@ int cuda_copy(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, 
 {
 	int rc = cuda_use(dev);
 
-	return rc || !bytes ? rc : cuda_errno(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_stream(s)));
+	return rc || !bytes ? rc : cuda_errno(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, cuda_stream(s)));
 }
 
 int cuda_write(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes)
