@@ -141,7 +141,6 @@ static void totals(struct page *p, const json_t *old, const json_t *now, double 
 	snprintf(text, sizeof(text), "%-12s %9s  of %s slots that full caches would hold: %s", "live", ctl_count(live, total),
 		 ctl_count(full, per_s), ctl_share(live, full, share));
 	put(p, text);
-	put(p, "");
 }
 
 static void session_row(struct ctl_table *table, const json_t *old, const json_t *s, double seconds)
@@ -175,8 +174,9 @@ static void sessions(struct page *p, const struct ctl_snapshot *old, const struc
 	char *text = NULL, rest[64];
 	FILE *to;
 
-	if (n == 0 || lines_left(p) < 2)
+	if (n == 0 || lines_left(p) < 3)
 		return;
+	put(p, "");
 	shown = lines_left(p) - 1;
 	shown = n <= shown ? n : shown - 1;	/* the last line counts those left out */
 	order = calloc(n, sizeof(const json_t *));

@@ -171,7 +171,8 @@ static void reload_takes_what_may_change_and_names_the_rest(void **state)
 		assert_int_equal(conf_reload(&conf, &next, report, sizeof(report)), key->reload != CONF_RESTART);
 		snprintf(expected, sizeof(expected), "%s.%s: %s -> %s%s",
 			 key->section == CONF_POOL ? "pool a" : conf_section_names[key->section], key->name, old_text, new_text,
-			 key->reload == CONF_LIVE ? "" : key->reload == CONF_NEXT ? " for sessions opened from now on" : " needs a restart");
+			 key->reload == CONF_LIVE ? "" :
+			 key->reload == CONF_NEXT ? " for sessions opened from now on" : " needs a restart");
 		assert_string_equal(report, expected);
 		assert_memory_equal(&conf, key->reload == CONF_RESTART ? &before : &next, sizeof(conf));
 	}

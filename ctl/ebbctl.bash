@@ -1,0 +1,39 @@
+# bash completion for ebbctl
+
+_ebbctl()
+{
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} word command= i
+	local commands='status sessions clients pools policies config watch version help'
+	local options='--socket --json --help --version'
+
+	COMPREPLY=()
+	case $prev in
+	-s | --socket)
+		compopt -o filenames 2>/dev/null
+		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+		return
+		;;
+	-n | --interval)
+		mapfile -t COMPREPLY < <(compgen -W '0.5 1 2 5 10 60' -- "$cur")
+		return
+		;;
+	-c | --count)
+		return
+		;;
+	esac
+	# The command, if there is one already: the first word that is neither an option nor its value.
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		word=${COMP_WORDS[i]}
+		case $word in
+		-s | --socket | -n | --interval | -c | --count) ((i++)) ;;
+		-*) ;;
+		*) command=$word && break ;;
+		esac
+	done
+	[[ -z $command || $command == watch ]] && options+=' --interval --count'
+	if [[ $cur == -* || -n $command ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
+	else
+		mapfile -t COMPREPLY < <(compgen -W "$commands" -- "$cur")
+	fi
+} && complete -F _ebbctl ebbctl
