@@ -23,7 +23,8 @@ static char answers[] = "/tmp/ebbctl_test_XXXXXX";
 
 static const char frames[] =
 	"[{\"at_s\":1,\"status\":{\"version\":\"9.9\",\"uptime_s\":7391,\"pid\":7,\"clients\":1,\"sessions\":1,\"tokens_total\":1000,"
-	"\"pools\":[{\"name\":\"host\",\"device\":\"host\",\"size_bytes\":268435456,\"used_bytes\":67108864,\"slabs\":4,\"slabs_used\":1}]},"
+	"\"pools\":[{\"name\":\"host\",\"device\":\"host\",\"size_bytes\":268435456,\"used_bytes\":67108864,\"slabs\":4,"
+	"\"slabs_used\":1}]},"
 	"\"sessions\":[{\"id\":1,\"client\":1,\"pid\":8,\"name\":\"llama\",\"policy\":\"h2o\",\"tokens\":10,\"used_bytes\":4096}],"
 	"\"clients\":[],\"policies\":[{\"name\":\"h2o\",\"text\":\"heavy hitters\"}],"
 	"\"config\":[{\"section\":\"session\",\"key\":\"budget\",\"value\":\"25%\",\"unit\":\"slots\",\"reload\":\"live\"}]},"
@@ -112,10 +113,12 @@ static void exit_codes_say_what_was_wrong(void **state)
 		int code;
 		const char *says;
 	} row[] = {
-		{ "", 2, "usage: ebbctl" }, { "help", 0, "usage: ebbctl" }, { "--help", 0, "usage: ebbctl" }, { "--version", 0, "ebbctl 0." },
+		{ "", 2, "usage: ebbctl" }, { "help", 0, "usage: ebbctl" }, { "--help", 0, "usage: ebbctl" },
+		{ "--version", 0, "ebbctl 0." },
 		{ "stats", 2, "there is no command stats" }, { "--colour status", 2, "there is no option --colour" },
 		{ "status now", 2, "too much: now" }, { "watch -n 0", 2, "0.1 .. 3600" }, { "watch -n 1x", 2, "0.1 .. 3600" },
-		{ "watch -n nan", 2, "0.1 .. 3600" }, { "watch -c -1", 2, "--count" }, { "--socket", 2, "a value is missing behind --socket" },
+		{ "watch -n nan", 2, "0.1 .. 3600" }, { "watch -c -1", 2, "--count" },
+		{ "--socket", 2, "a value is missing behind --socket" },
 		{ "--socket /nonexistent/s status", 1, "ebbd is not running: there is no socket /nonexistent/s" },
 		{ "--socket /nonexistent/s watch", 1, "systemctl start ebbd" }, { "--socket /nonexistent/s version", 0, "not running" },
 		{ "--from /nonexistent status", 1, "/nonexistent" },

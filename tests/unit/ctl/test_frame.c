@@ -15,16 +15,17 @@
 static struct ctl_snapshot snapshot(int k, int n)
 {
 	struct ctl_snapshot s = { .at_s = 50 + k };
-	json_t *pool = json_pack("{s:s, s:s, s:I, s:I, s:i, s:i, s:i}", "name", "host", "device", "host", "size_bytes", (json_int_t)64 << 20,
-				 "used_bytes", (json_int_t)32 << 20, "slabs", 64, "slabs_used", 32, "slabs_quarantined", 1);
+	json_t *pool = json_pack("{s:s, s:s, s:I, s:I, s:i, s:i, s:i}", "name", "host", "device", "host",
+				 "size_bytes", (json_int_t)64 << 20, "used_bytes", (json_int_t)32 << 20,
+				 "slabs", 64, "slabs_used", 32, "slabs_quarantined", 1);
 
-	s.status = json_pack("{s:s, s:i, s:[o], s:i, s:i, s:i, s:i, s:i}", "version", "9.9", "uptime_s", 100 + k, "pools", pool, "clients", 1,
-			     "sessions", n, "tokens_total", 1000 + 250 * k, "slots_live", 500, "slots_full", 2000);
+	s.status = json_pack("{s:s, s:i, s:[o], s:i, s:i, s:i, s:i, s:i}", "version", "9.9", "uptime_s", 100 + k, "pools", pool,
+			     "clients", 1, "sessions", n, "tokens_total", 1000 + 250 * k, "slots_live", 500, "slots_full", 2000);
 	s.sessions = json_array();
 	for (int i = 0; i < n; i++)
-		json_array_append_new(s.sessions, json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:s, s:b}", "id", i + 1, "client", 1, "pid", 4000,
-			"name", i ? "llama" : "\033[31mred", "tokens", 100 + (10 + i) * k, "used_bytes", 1024 * (1 + i * 7 % n), "state", "client",
-			"pressure", i == 1));
+		json_array_append_new(s.sessions, json_pack("{s:i, s:i, s:i, s:s, s:i, s:i, s:s, s:b}", "id", i + 1, "client", 1,
+			"pid", 4000, "name", i ? "llama" : "\033[31mred", "tokens", 100 + (10 + i) * k,
+			"used_bytes", 1024 * (1 + i * 7 % n), "state", "client", "pressure", i == 1));
 	assert_non_null(s.status);
 	return s;
 }
