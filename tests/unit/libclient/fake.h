@@ -41,7 +41,7 @@ struct fake_session {
 struct fake {
 	/* knobs, set before fake_start() or while the thread has nothing to do */
 	uint32_t window;		/* tokens of a grant */
-	bool no_grants;			/* the test grants by itself */
+	bool no_grants;			/* the test grants by itself; __atomic */
 	unsigned answer_delay_ms;	/* before a grant */
 	uint32_t want_most;		/* answer a WANT with at most so many; 0: with a window */
 	unsigned stride;		/* bytes of a session in the slab; 0: FAKE_STRIDE */
@@ -205,7 +205,7 @@ static inline void fake_look(struct fake *f, uint32_t i)
 {
 	uint64_t want;
 
-	if (f->no_grants || !fake_owns(f, i) || wire_begun(wire_load64(&f->shared->session[i].hand)) >= f->session[i].max_tokens)
+	if (__atomic_load_n(&f->no_grants, __ATOMIC_ACQUIRE) || !fake_owns(f, i) || wire_begun(wire_load64(&f->shared->session[i].hand)) >= f->session[i].max_tokens)
 		return;
 	if (f->answer_delay_ms)
 		fake_nap_ms(f->answer_delay_ms);
@@ -353,7 +353,7 @@ static inline bool fake_drain(struct fake *f)
 
 		wire_store32(&f->shared->sq_head.value, f->sq_head);
 		if (r.op == WIRE_STEP) {
-			f->tokens += r.n_tokens;
+			__atomic_fetch_add(&f->tokens, r.n_tokens, __ATOMIC_RELEASE);
 			fake_bump(&f->n_step);
 		}
 		if (r.op == WIRE_STEP && r.flags & WIRE_USED_UP) {
@@ -364,7 +364,7 @@ static inline bool fake_drain(struct fake *f)
 		}
 		if (r.op == WIRE_WANT) {
 			fake_bump(&f->n_want);
-			if (!f->no_grants) {
+			if (!__atomic_load_n(&f->no_grants, __ATOMIC_ACQUIRE)) {
 				fake_claim(f, r.session);
 				fake_look(f, r.session);
 			}
