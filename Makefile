@@ -51,7 +51,6 @@ NVCCFLAGS := -std=c++17 -O3 -lineinfo -Xfatbin -compress-all $(CUDA_ARCH) -I. --
 ifneq ($(CUDA),)
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt
-CUBLAS_LIBS := -L$(CUDA_HOME)/lib64 -lcublas
 endif
 
 # --- sources -----------------------------------------------------------------------------------------------------------
@@ -123,7 +122,7 @@ $(BIN)/ebbd: $(B)/obj/daemon/main.o $(DAEMON_O) $(CONF_O) $(EVICT_O) $(GPU_O)
 $(BIN)/ebbctl: $(CTL_O) $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS) -ljansson)
 $(BIN)/ebb-llama: $(LLAMA_O) $(LIB)/libebb.a
-	$(call link,$^ $(CLIENT_LIBS) -ljansson $(if $(CUDA),$(CUBLAS_LIBS)))
+	$(call link,$^ $(CLIENT_LIBS) -ljansson)
 $(BIN)/ebb-hello: $(B)/obj/examples/hello.o $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS))
 
@@ -143,13 +142,20 @@ TESTS    := $(UNIT_T) $(INT_T)
 LLAMA_PARTS := $(filter-out %/main.o,$(LLAMA_O))
 CTL_PARTS   := $(filter-out %/main.o,$(CTL_O))
 $(B)/tests/unit/llama/%: $(B)/obj/tests/unit/llama/%.o $(LLAMA_PARTS) $(TESTLIB_O) $(LIB)/all.a
-	$(call link,$< $(LLAMA_PARTS) $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS) $(if $(CUDA),$(CUBLAS_LIBS)))
+	$(call link,$< $(LLAMA_PARTS) $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS))
 $(B)/tests/unit/ctl/%: $(B)/obj/tests/unit/ctl/%.o $(CTL_PARTS) $(TESTLIB_O) $(LIB)/all.a
 	$(call link,$< $(CTL_PARTS) $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS))
 $(B)/tests/%: $(B)/obj/tests/%.o $(TESTLIB_O) $(LIB)/all.a
 	$(call link,$< $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS))
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.cu.o $(TESTLIB_O) $(LIB)/all.a
 	$(call link,$< $(TESTLIB_O) $(LIB)/all.a -lcmocka $(DAEMON_LIBS) -lstdc++)
+
+# Preloaded into a daemon by tests/integration/test_fault.
+FAULT_SO := $(if $(wildcard tests/fault/fault.c),$(B)/tests/fault/fault.so)
+$(B)/tests/fault/fault.so: $(B)/obj/tests/fault/fault.o
+	@mkdir -p $(@D)
+	$(call say,LINK,$@)
+	$(Q)$(CC) -shared -o $@ $< -ldl
 
 # What tests find in their environment. Absolute, so that a test may change its folder.
 MODEL := build/model/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -163,7 +169,7 @@ submake  = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)
 SETUP   := tools/setup.sh
 
 .PHONY: tests run-tests check check-asan check-tsan check-valgrind check-model check-gpu check-headers check-layers check-style fuzz clean help
-tests: $(TESTS)
+tests: $(TESTS) $(FAULT_SO)
 
 check:	## set up this machine, build, run unit and integration tests
 	@$(SETUP) build test model
