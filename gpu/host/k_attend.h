@@ -17,48 +17,83 @@
 
 /* --- one query ------------------------------------------------------------------------------------------------------------ */
 
-/* l[h][slot] = q[h] . k[slot] for the 16 rows of a page. type and heads are constants. */
-VFN void dot_page(uint32_t type, uint32_t heads, const char *k, uint32_t d, const float *q, float *l, size_t ld, const char *ahead)
+/* l[h][slot] = q[h] . k[slot] for `n` rows; q in unit order. type, heads and n are constants: n * heads accumulators. */
+VFN void dot_rows(uint32_t type, uint32_t heads, uint32_t n, const char *k, uint32_t d, const float *q, float *l, size_t ld)
 {
-	const uint32_t row = gpu_row_bytes(type, d);
+	const uint32_t row = gpu_row_bytes(type, d), unit = UNIT_VECS(type), in_units = unit_vecs_of(type, d) * VW;
+	vf acc[4][FEW_HEADS] = { 0 };
 
-	for (uint32_t r = 0; r < GPU_PAGE_SLOTS; r += 4) {
-		const char *k0 = k + (size_t)r * row;
-		vf acc[4][FEW_HEADS] = { 0 };
-
-		prefetch(ahead + (size_t)r * row, 4 * row);
-		for (uint32_t c = 0; c < d; c += VW) {
-			UNROLL for (uint32_t i = 0; i < 4; i++) {
-				vf x = vf_of(type, k0 + (size_t)i * row, c);
+	for (uint32_t c = 0; c < in_units; c += unit * VW) {
+		UNROLL for (uint32_t j = 0; j < unit; j++) {
+			UNROLL for (uint32_t i = 0; i < n; i++) {
+				vf x = vf_piece(type, k + (size_t)i * row + c * gpu_type_bytes(type), j);
 
 				UNROLL for (uint32_t h = 0; h < heads; h++)
-					acc[i][h] = vf_fma(x, vf_load(q + h * d + c), acc[i][h]);
+					acc[i][h] = vf_fma(x, vf_load(q + h * d + c + j * VW), acc[i][h]);
 			}
+			FORGET();
 		}
+	}
+	for (uint32_t c = in_units; c < d; c += VW)
+		UNROLL for (uint32_t i = 0; i < n; i++) {
+			vf x = vf_of(type, k + (size_t)i * row, c);
+
+			UNROLL for (uint32_t h = 0; h < heads; h++)
+				acc[i][h] = vf_fma(x, vf_load(q + h * d + c), acc[i][h]);
+		}
+	if (n == 4) {
 		UNROLL for (uint32_t h = 0; h < heads; h++)
-			vf_sum4(l + h * ld + r, acc[0][h], acc[1][h], acc[2][h], acc[3][h]);
+			vf_sum4(l + h * ld, acc[0][h], acc[1][h], acc[2][h], acc[3][h]);
+	} else {
+		UNROLL for (uint32_t h = 0; h + 1 < heads; h += 2) {
+			float sum[4];
+
+			vf_sum4(sum, acc[0][h], acc[1][h], acc[0][h + 1], acc[1][h + 1]);
+			memcpy(l + h * ld, sum, 8);
+			memcpy(l + (h + 1) * ld, sum + 2, 8);
+		}
 	}
 }
 
-/* o[h] += p[h][slot] * v[slot] for `vecs` vectors of channels from c on, over the first n rows of a page. */
-VFN void weigh_some(uint32_t type, uint32_t heads, uint32_t vecs, const char *v, uint32_t row, uint32_t n, uint32_t c,
-		    const float *p, size_t ld, float *o, uint32_t d)
+/* The 16 rows of a page, as many at a time as there are registers for; the rows of `ahead` are fetched meanwhile. */
+VFN void dot_page(uint32_t type, uint32_t heads, const char *k, uint32_t d, const float *q, float *l, size_t ld, const char *ahead)
 {
+	const uint32_t row = gpu_row_bytes(type, d), n = heads > 3 && VW < 16 ? 2 : 4;
+
+	for (uint32_t r = 0; r < GPU_PAGE_SLOTS; r += n) {
+		prefetch(ahead + (size_t)r * row, n * row);
+		dot_rows(type, heads, n, k + (size_t)r * row, d, q, l + r, ld);
+	}
+}
+
+/*
+ * o[h] += p[h][slot] * v[slot] over the first n rows of a page, for `vecs` vectors from vector `first` on. Unit order when
+ * `units` (j: the first one's place in its unit, 0 or 2), else natural. All of type, heads, vecs, units and j are constants.
+ */
+VFN void weigh_some(uint32_t type, uint32_t heads, uint32_t vecs, int units, uint32_t j, const char *v, uint32_t d, uint32_t n,
+		    uint32_t first, const float *p, size_t ld, float *o, const char *ahead)
+{
+	const uint32_t row = gpu_row_bytes(type, d), c = first * VW;
+	const uint32_t lines = GPU_PAGE_SLOTS * vecs * VW * gpu_type_bytes(type) / 64u;	/* this call's share of the page */
 	vf acc[4][FEW_HEADS];
 
+	UNROLL for (uint32_t i = 0; i < lines; i++)
+		__builtin_prefetch(ahead + (size_t)first / vecs * lines * 64u + i * 64u, 0, 3);
 	UNROLL for (uint32_t i = 0; i < vecs; i++)
 		UNROLL for (uint32_t h = 0; h < heads; h++)
 			acc[i][h] = vf_load(o + h * d + c + i * VW);
 	for (uint32_t s = 0; s < n; s++) {
+		const char *at = v + (size_t)s * row;
 		vf w[FEW_HEADS];
 
 		UNROLL for (uint32_t h = 0; h < heads; h++)
 			w[h] = vf_set1(p[h * ld + s]);
 		UNROLL for (uint32_t i = 0; i < vecs; i++) {
-			vf x = vf_of(type, v + (size_t)s * row, c + i * VW);
+			vf x = units ? vf_piece(type, at + (c - j * VW) * gpu_type_bytes(type), j + i) : vf_of(type, at, c + i * VW);
 
 			UNROLL for (uint32_t h = 0; h < heads; h++)
 				acc[i][h] = vf_fma(x, w[h], acc[i][h]);
+			FORGET();
 		}
 	}
 	UNROLL for (uint32_t i = 0; i < vecs; i++)
@@ -66,17 +101,23 @@ VFN void weigh_some(uint32_t type, uint32_t heads, uint32_t vecs, const char *v,
 			vf_store(o + h * d + c + i * VW, acc[i][h]);
 }
 
-VFN void weigh_page(uint32_t type, uint32_t heads, const char *v, uint32_t d, uint32_t n, const float *p, size_t ld, float *o)
+VFN void weigh_page(uint32_t type, uint32_t heads, const char *v, uint32_t d, uint32_t n, const float *p, size_t ld, float *o,
+		    const char *ahead)
 {
-	const uint32_t vecs = heads > 3 ? 2 : 4, row = gpu_row_bytes(type, d);
-	uint32_t c = 0;
+	const uint32_t vecs = heads > 3 && VW < 16 ? 2 : 4, in_units = unit_vecs_of(type, d);
+	uint32_t i = 0;
 
-	for (; c + vecs * VW <= d; c += vecs * VW)
-		weigh_some(type, heads, vecs, v, row, n, c, p, ld, o, d);
-	for (; c + 2 * VW <= d; c += 2 * VW)
-		weigh_some(type, heads, 2, v, row, n, c, p, ld, o, d);
-	for (; c < d; c += VW)
-		weigh_some(type, heads, 1, v, row, n, c, p, ld, o, d);
+	for (; i + 4 <= in_units; i += 4) {
+		weigh_some(type, heads, vecs, 1, 0, v, d, n, i, p, ld, o, ahead);
+		if (vecs == 2)
+			weigh_some(type, heads, 2, 1, UNIT_VECS(type) == 4 ? 2 : 0, v, d, n, i + 2, p, ld, o, ahead);
+	}
+	if (UNIT_VECS(type) == 2 && i < in_units) {
+		weigh_some(type, heads, 2, 1, 0, v, d, n, i, p, ld, o, ahead);
+		i += 2;
+	}
+	for (; i < d / VW; i++)
+		weigh_some(type, heads, 1, 0, 0, v, d, n, i, p, ld, o, ahead);
 }
 
 /* What one query's two passes over a lane need. */
@@ -116,14 +157,23 @@ VFN void hide(const struct one *a, uint32_t heads, uint32_t slot, float *l)
 	}
 }
 
+/* Pages are anywhere, so the processor cannot guess the next: ask for it this many bytes before it is needed. */
+#define AHEAD_BYTES 4096u
+
+VFN uint32_t pages_ahead(uint32_t half) { return (AHEAD_BYTES + half - 1u) / half; }
+
 VFN void one_logits(uint32_t type, uint32_t heads, const struct one *a)
 {
+	const uint32_t half = gpu_page_v(type, a->d), ahead = pages_ahead(half);
+
 	for (uint32_t i = 0; i < a->pages; i++) {
 		const char *page = page_at(&a->v, i);
-		const char *ahead = page_at(&a->v, i + 1 < a->pages ? i + 1 : 0);
+		/* At the end the first pages of V, which are next. */
+		const char *soon = i + ahead < a->pages ? page_at(&a->v, i + ahead) :
+				   page_at(&a->v, (i + ahead - a->pages) % a->pages) + half;
 		float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
 
-		dot_page(type, heads, page, a->d, a->q, l, a->ld, ahead);
+		dot_page(type, heads, page, a->d, a->q, l, a->ld, soon);
 		if (type == GPU_Q8)
 			q8_logits(a, heads, (const uint16_t *)(const void *)(page + gpu_page_params(type, a->d)), l);
 		hide(a, heads, i * GPU_PAGE_SLOTS, l);
@@ -153,26 +203,25 @@ VFN void q8_weights(const struct one *a, uint32_t heads, const uint16_t *param, 
 
 VFN void one_values(uint32_t type, uint32_t heads, const struct one *a)
 {
-	const uint32_t half = gpu_page_v(type, a->d);
+	const uint32_t half = gpu_page_v(type, a->d), ahead = pages_ahead(half);
 	vf share[FEW_HEADS] = { 0 };
 
 	memset(a->o, 0, (size_t)heads * a->d * sizeof(float));
 	for (uint32_t i = 0; i < a->pages; i++) {
 		const char *page = page_at(&a->v, i);
 		const float *p = a->l + (size_t)i * GPU_PAGE_SLOTS;
+		const char *soon = page_at(&a->v, i + ahead < a->pages ? i + ahead : i) + half;
 		uint32_t n = a->live - i * GPU_PAGE_SLOTS;
 
 		n = n < GPU_PAGE_SLOTS ? n : GPU_PAGE_SLOTS;
-		if (i + 1 < a->pages)
-			prefetch(page_at(&a->v, i + 1) + half, half);
 		if (type == GPU_Q8) {
 			const char *param = page + gpu_page_params(type, a->d) + GPU_PAGE_SLOTS * 4u;
 			float w[FEW_HEADS * GPU_PAGE_SLOTS];
 
 			q8_weights(a, heads, (const uint16_t *)(const void *)param, p, n, w, share);
-			weigh_page(type, heads, page + half, a->d, n, w, GPU_PAGE_SLOTS, a->o);
+			weigh_page(type, heads, page + half, a->d, n, w, GPU_PAGE_SLOTS, a->o, soon);
 		} else {
-			weigh_page(type, heads, page + half, a->d, n, p, a->ld, a->o);
+			weigh_page(type, heads, page + half, a->d, n, p, a->ld, a->o, soon);
 		}
 	}
 	if (type == GPU_Q8)
@@ -307,19 +356,18 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 	struct one a = { .v = *v, .d = d, .heads = g, .live = live, .pages = gpu_pages_for(live), .q = room.q, .l = room.logits,
 			 .o = room.out, .ld = host_row_floats(live), .limit = it->seq->pos };
 	struct probs p = { .e = a.l, .ld = a.ld, .queries = 1, .group = g, .seen = observed(t, it->seq->pos) };
-	float inv[FEW_HEADS];
+	float inv[FEW_HEADS], x[HOST_MAX_DIM];
 
 	for (uint32_t h = 0; h < g; h++) {
 		vf sum = { 0 };
 
-		row_to_float(room.q + h * d, it->a->type, tensor_row(it->a, it->seq->row, head + h, d), d);
+		row_to_float(x, it->a->type, tensor_row(it->a, it->seq->row, head + h, d), d);
 		for (uint32_t c = 0; c < d; c += VW) {
-			vf x = vf_load(room.q + h * d + c) * vf_set1(it->scale);
-
-			vf_store(room.q + h * d + c, x);
-			sum += x;
+			vf_store(x + c, vf_load(x + c) * vf_set1(it->scale));
+			sum += vf_load(x + c);
 		}
 		a.q_sum[h] = vf_hsum(sum);
+		unit_order(sh->slot_type, d, room.q + h * d, x, 0);
 	}
 	one_logits_type(sh->slot_type, &a);
 	for (uint32_t h = 0; h < g; h++) {
@@ -333,9 +381,10 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 	heat_add(v, t, &p, live);
 	one_values_type(sh->slot_type, &a);
 	for (uint32_t h = 0; h < g; h++) {
+		unit_order(sh->slot_type, d, x, a.o + h * d, 1);
 		for (uint32_t c = 0; c < d; c += VW)
-			vf_store(a.o + h * d + c, vf_load(a.o + h * d + c) * vf_set1(inv[h]));
-		row_from_float(tensor_row(it->b, it->seq->row, head + h, d), it->b->type, a.o + h * d, d);
+			vf_store(x + c, vf_load(x + c) * vf_set1(inv[h]));
+		row_from_float(tensor_row(it->b, it->seq->row, head + h, d), it->b->type, x, d);
 	}
 }
 

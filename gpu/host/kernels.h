@@ -17,6 +17,7 @@
 
 VFN void prefetch(const char *at, uint32_t bytes)
 {
+#pragma GCC unroll 4
 	for (uint32_t b = 0; b < bytes; b += 64)
 		__builtin_prefetch(at + b, 0, 3);
 }

@@ -293,6 +293,66 @@ VFN vf vf_of(uint32_t type, const char *row, uint32_t c)
 	}
 }
 
+/*
+ * The fast way to widen short elements: one full load holds 2 bf16 or 4 int8 per lane, and shifts and masks pull them apart without a
+ * shuffle. So vector j of a "unit" of UNIT_VECS vectors holds elements j, j + n, j + 2n, ... of n = UNIT_VECS: unit order. Elements
+ * behind the last whole unit follow in natural order.
+ */
+#define UNIT_VECS(type) ((type) == 2 ? 2u : (type) == 3 ? 4u : 1u)
+
+/* The upper 16 bits of each lane. The inner loops have no register left for the mask, and GCC would rather spill than read it. */
+VFN vi vi_high(vi x)
+{
+#if HOST_ISA == 2
+	static const vi mask = { -65536, -65536, -65536, -65536, -65536, -65536, -65536, -65536 };
+	vi y;
+
+	__asm__("vpand %2, %1, %0" : "=x"(y) : "x"(x), "m"(mask));
+	return y;
+#else
+	return x & -65536;
+#endif
+}
+
+/* Loads before are not kept for later: cheaper to repeat than to spill. */
+#define FORGET() __asm__ volatile("" ::: "memory")
+
+/* Vectors of a row that are in unit order. */
+VFN uint32_t unit_vecs_of(uint32_t type, uint32_t d) { return d / (VW * UNIT_VECS(type)) * UNIT_VECS(type); }
+
+/* Vector j (from the start of the unit at `at`) in unit order. type and j are constants. */
+VFN vf vf_piece(uint32_t type, const char *at, uint32_t j)
+{
+	const uint32_t n = UNIT_VECS(type);
+	vi x;
+
+	if (type == 1)
+		return vf_of_f16((const uint16_t *)(const void *)at + j * VW);
+	x = vi_load((const int32_t *)(const void *)at + j / n * VW);
+	if (type == 2)
+		return (vf)(j % n ? vi_high(x) : x << 16);
+	if (type == 3)
+		return __builtin_convertvector(x << (24 - 8 * (int)(j % n)) >> 24, vf);
+	return (vf)x;
+}
+
+/* A row of d floats into unit order (or back: out of it). */
+VFN void unit_order(uint32_t type, uint32_t d, float *restrict dst, const float *restrict src, int back)
+{
+	const uint32_t n = UNIT_VECS(type), in_units = unit_vecs_of(type, d) * VW;
+
+	for (uint32_t c = 0; c < in_units; c += n * VW)
+		for (uint32_t j = 0; j < n; j++)
+			for (uint32_t i = 0; i < VW; i++) {
+				if (back)
+					dst[c + i * n + j] = src[c + j * VW + i];
+				else
+					dst[c + j * VW + i] = src[c + i * n + j];
+			}
+	for (uint32_t c = in_units; c < d; c++)
+		dst[c] = src[c];
+}
+
 VFN void vf_to(uint32_t type, char *row, uint32_t c, vf x)
 {
 	switch (type) {
