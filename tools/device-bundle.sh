@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# tools/device-bundle.sh   Collects in build/device/ what a GPU machine without our build packages needs to run the tests and the
+# tools/device-bundle.sh [demo]   Collects in build/device/ what a GPU machine without our build packages needs to run the tests and the
 # demo: programs and tests (stripped) with the shared libraries that they load, glibc and the NVIDIA libraries excepted.
 #
-# Build first (make all tests, and the tests/gpu/ programs). tests/gpu/run.sh runs there. The model is not in it (92 MB).
+# Build first (make all tests build/tests/gpu/test_cuda). tests/gpu/run.sh runs there. With "demo" the tests stay out and the model
+# comes along in two parts, build/device-model/a and b: too large to travel in one call, so
+#     call 1: carry build/device-model/a, run `true`
+#     call 2: carry build/device-model/b and build/device, and begin with
+#             mkdir -p build/model && cat build/device-model/{a,b}/part >build/model/SmolLM2-135M-Instruct.Q4_1.gguf
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
 out=build/device
@@ -12,9 +16,21 @@ mkdir -p $out/lib $out/bin $out/tests
 for f in build/bin/*; do
 	[ -f "$f" ] && strip -o "$out/bin/${f##*/}" "$f"
 done
+if [ "${1:-}" = demo ]; then
+	rm -rf build/device-model $out/bin/ebb-hello
+	mkdir -p build/device-model/a build/device-model/b
+	split -b 56M build/model/*.gguf build/device-model/part.
+	mv build/device-model/part.aa build/device-model/a/part
+	mv build/device-model/part.ab build/device-model/b/part
+else
+	mkdir -p build/tests/gpu
+	gcc -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -I. -o build/tests/gpu/bench_ops tests/gpu/bench_ops.c build/lib/all.a \
+		-L/usr/local/cuda/lib64 -lcudart_static -ldl -lrt -lm -lpthread
+fi
+
 # Tests keep their folders, so that two of one name do not meet.
-for f in build/tests/unit/gpu/test_* build/tests/gpu/test_* build/tests/gpu/bench_* build/tests/integration/test_*; do
-	if [ -f "$f" ] && [ -x "$f" ]; then
+for f in build/tests/unit/gpu/test_* build/tests/unit/llama/test_forward_cuda build/tests/gpu/test_* build/tests/gpu/bench_* build/tests/integration/test_*; do
+	if [ "${1:-}" != demo ] && [ -f "$f" ] && [ -x "$f" ]; then
 		mkdir -p "$out/$(dirname "${f#build/}")"
 		strip -o "$out/${f#build/}" "$f"
 	fi

@@ -30,25 +30,29 @@ one() {
 }
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
-for t in "$here"/tests/gpu/test_* "$here"/tests/unit/gpu/test_*; do
+for t in "$here"/tests/gpu/test_* "$here"/tests/unit/gpu/test_* "$here"/tests/unit/llama/test_*; do
 	[ -x "$t" ] && one "${t##*/}" 300 "$t"
 done
 
-if [ -z "${SKIP_SANITIZER:-}" ] && command -v compute-sanitizer >/dev/null; then
-	san() {
-		local tool=$1 t=$2 filter=$3 limit=$4
-		[ -x "$here/tests/$t" ] || return 0
-		one "$tool-${t##*/}" "$limit" env "EBB_TEST_FILTER=$filter" LD_PRELOAD="$here/lib/filter.so" \
-			compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 --print-limit 20 "$here/tests/$t"
-	}
-	for t in ${SANITIZE:-unit/gpu/test_append:append_rounds* unit/gpu/test_observe:observe_a* unit/gpu/test_select:the_steps* unit/gpu/test_attend:large*}; do
-		san memcheck "${t%%:*}" "${t#*:}" "${SANITIZER_TIMEOUT:-120}"
-		san racecheck "${t%%:*}" "${t#*:}" "${SANITIZER_TIMEOUT:-120}"
-	done
-fi
 for t in "$here"/tests/gpu/bench_*; do
 	[ -x "$t" ] && one "${t##*/}" 120 "$t" && cat "$out/${t##*/}.log"
 done
+
+# TOOL:TEST:FILTER. The racecheck of all of attend takes minutes.
+sanitize="memcheck:gpu/test_cuda:* memcheck:unit/gpu/test_append:* memcheck:unit/gpu/test_observe:* memcheck:unit/gpu/test_select:*
+	memcheck:unit/gpu/test_attend:* memcheck:unit/llama/test_forward_cuda:* racecheck:unit/gpu/test_append:*
+	racecheck:unit/gpu/test_observe:observe_a* racecheck:unit/gpu/test_select:the_steps* racecheck:unit/gpu/test_attend:large*
+	racecheck:unit/llama/test_forward_cuda:logits*"
+if [ -z "${SKIP_SANITIZER:-}" ] && command -v compute-sanitizer >/dev/null; then
+	set -f
+	for entry in ${SANITIZE:-$sanitize}; do
+		IFS=: read -r tool t filter <<<"$entry"
+		[ -x "$here/tests/$t" ] || continue
+		one "$tool-${t##*/}" "${SANITIZER_TIMEOUT:-150}" env "EBB_TEST_FILTER=$filter" LD_PRELOAD="$here/lib/filter.so" \
+			compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 --print-limit 20 "$here/tests/$t"
+	done
+	set +f
+fi
 echo
 printf '%s\n' "${summary[@]}"
 [ $failed = 0 ] && echo "all passed" || echo "FAILED"
