@@ -1,0 +1,27 @@
+# bash completion for ebb-llama
+
+_ebb_llama()
+{
+	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
+	local options='--model --file --prompt --predict --chat --system --temp --seed --ignore-eos --special --batch --batch-offset --limit
+		--chunk --nll --ids --all --json --local --socket --pool --wait --policy --budget --slots --prefill --window --sinks --recent
+		--observe --set --threads --logits --status --progress --help --version'
+
+	COMPREPLY=()
+	case $prev in
+	-m | --model | -f | --file | --socket | --logits | --status)
+		compopt -o filenames 2>/dev/null
+		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+		return
+		;;
+	--policy) words='full streaming random h2o' ;;
+	--slots) words='f32 f16 bf16 q8' ;;
+	--prefill) words='whole chunked' ;;
+	--budget | --recent) words='25% 50% 256' ;;
+	--set) words='floor= pin_prompt=' ;;
+	-p | --prompt | -n | --predict | --system | --temp | --seed | --batch | --batch-offset | --limit | --chunk | --pool | --wait | \
+		--window | --sinks | --observe | -t | --threads) return ;;
+	*) words=$options ;;
+	esac
+	mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+} && complete -F _ebb_llama ebb-llama
