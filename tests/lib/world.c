@@ -15,13 +15,18 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define POISON 0xff	/* NaN as float32, float16 and bfloat16; -1 as a position or id */
+/*
+ * What lies where nothing was put. Rows of K and V, by the world: NaN, which 0 * V must not let through, or large finite numbers,
+ * which must not get a probability (a NaN may vanish in a maximum). Positions there are -1, so that no query is too early for them.
+ */
+#define POISON 0xff		/* NaN in every type; -1 as a position or id */
+#define POISON_FINITE 0x4b	/* 1.3e7 as float32 and bfloat16, 14.6 as float16 */
 
 enum { CLASS_PAGE, CLASS_BLOCK, CLASS_CREDIT, CLASS_TABLE, CLASS_PRIVATE };
 
 struct world_class {
 	size_t bytes;
-	int shared;
+	int shared, poison;
 	uint32_t n_free;
 	uint32_t *free;		/* ids, shuffled */
 };
@@ -151,7 +156,7 @@ static void *zeroed(size_t n, size_t bytes)
 
 /* --- places --------------------------------------------------------------------------------------------------------------- */
 
-static uint32_t slab_add(struct world *w, int shared)
+static uint32_t slab_add(struct world *w, int shared, int poison)
 {
 	const size_t bytes = (size_t)1 << WORLD_SLAB_SHIFT;
 	uint32_t index;
@@ -163,7 +168,7 @@ static uint32_t slab_add(struct world *w, int shared)
 	w->actual[index] = malloc(bytes);
 	assert_non_null(w->image[index]);
 	assert_non_null(w->actual[index]);
-	memset(w->image[index], POISON, bytes);
+	memset(w->image[index], poison, bytes);
 	assert_int_equal(gpu_map_set(w->map, w->stream, index, w->slab[index].base), 0);
 	return index;
 }
@@ -174,6 +179,7 @@ static struct world_class *class_new(size_t bytes, int shared)
 
 	c->bytes = (bytes + GPU_UNIT - 1) / GPU_UNIT * GPU_UNIT;
 	c->shared = shared;
+	c->poison = POISON;
 	assert_true(c->bytes <= (size_t)1 << WORLD_SLAB_SHIFT);
 	return c;
 }
@@ -187,7 +193,7 @@ static uint32_t place_new(struct world *w, struct world_class *c)
 		free(c->free);
 		c->free = zeroed(2 * per_slab, sizeof(uint32_t));
 		for (int i = 0; i < 2; i++) {
-			const uint64_t at = (uint64_t)slab_add(w, c->shared) << WORLD_SLAB_SHIFT;
+			const uint64_t at = (uint64_t)slab_add(w, c->shared, c->poison) << WORLD_SLAB_SHIFT;
 
 			for (uint32_t j = 0; j < per_slab; j++)
 				c->free[c->n_free++] = (uint32_t)((at + j * c->bytes) / GPU_UNIT);
@@ -313,6 +319,8 @@ struct world *world_new(const struct world_spec *spec)
 	shuffle_ids(&w->random_place, w->slab_order, WORLD_MAX_SLABS);
 	w->nowhere = w->slab_order[WORLD_MAX_SLABS - 1] << (WORLD_SLAB_SHIFT - 7);
 	w->class[CLASS_PAGE] = class_new(gpu_page_bytes(spec->shape.slot_type, spec->shape.head_dim), 1);
+	if (spec->places % 2)
+		w->class[CLASS_PAGE]->poison = POISON_FINITE;
 	w->class[CLASS_BLOCK] = class_new(gpu_block_bytes(spec->n_heat), 1);
 	w->class[CLASS_CREDIT] = class_new(gpu_block_bytes(spec->n_credit), 0);
 	for (unsigned i = 0; i < spec->n_sessions; i++)

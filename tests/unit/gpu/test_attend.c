@@ -277,10 +277,10 @@ static struct bits run_step(const struct world_spec *spec, const uint32_t *n, un
 	for (unsigned i = 0; i < 3; i++)
 		world_fill(w, i, i == 1 ? large : middle, 3, n[i]);
 	world_put(w);
+	assert_int_equal(gpu_set_threads(w->dev, threads), 0);
 	layer_new(w, &l, world_step(w, n, seq, oracle), GPU_F32, GPU_F32, 0);
 	if (alone)	/* only session 1, and another bound on the lanes */
 		assert_int_equal(gpu_step_set(w->step, w->stream, &spec->shape, w->map, &seq[1], 1, spec->max_slots), 0);
-	assert_int_equal(gpu_set_threads(w->dev, threads), 0);
 	assert_int_equal(gpu_append(w->step, w->stream, 0, &l.k.device, &l.v.device), 0);
 	assert_int_equal(gpu_attend(w->step, w->stream, 0, &l.q.device, &l.out.device, 0.125f, NULL), 0);
 	assert_int_equal(gpu_set_threads(w->dev, 1), 0);
@@ -320,14 +320,17 @@ static void independent(uint32_t slot_type, uint32_t dim, uint32_t group, const 
 	other = run_step(&cold, n, 1, 0);
 	compare_bits(&base, &other, 0, "whether heat is taken");
 	bits_free(&other);
-	elsewhere.places = 12345;
+	elsewhere.places = 12346;	/* even: other garbage behind the slots, too */
 	other = run_step(&elsewhere, n, 1, 0);
-	compare_bits(&base, &other, 1, "page ids");
+	compare_bits(&base, &other, 1, "page ids or what lies in unused slots");
 	bits_free(&other);
 	two.n_heat = 2;
 	two.heat[1] = EVICT_HEAT_SQUARES;
-	other = run_step(&two, n, 2, 0);
-	compare_bits(&base, &other, 1, "threads or a second heat");
+	other = run_step(&two, n, 1, 0);
+	compare_bits(&base, &other, 1, "a second heat");
+	bits_free(&other);
+	other = run_step(&spec, n, 2, 0);
+	compare_bits(&base, &other, 1, "threads");
 	bits_free(&other);
 	other = run_step(&spec, n, 1, 1);
 	compare_bits(&base, &other, 1, "the other sessions of the step");
@@ -337,7 +340,7 @@ static void independent(uint32_t slot_type, uint32_t dim, uint32_t group, const 
 
 static void out_depends_on_nothing_but_its_inputs(void **state)
 {
-	static const uint32_t one[3] = { 1, 1, 1 }, ragged[3] = { 0, 2, 17 }, many[3] = { 32, 32, 1 };
+	static const uint32_t one[3] = { 1, 1, 1 }, ragged[3] = { 0, 2, 17 }, many[3] = { 32, 32, 1 };	/* some enough for two threads */
 
 	(void)state;
 	for (uint32_t type = GPU_F32; type <= GPU_Q8; type++) {

@@ -177,12 +177,13 @@ static void the_steps_of_a_turn_may_be_separate_calls(void **state)
 		{ GPU_SETTLE, GPU_FOLD, GPU_REMOVE, GPU_COMPACT, GPU_NEXT },
 		{ GPU_SETTLE | GPU_FOLD, GPU_REMOVE | GPU_COMPACT, GPU_NEXT, 0, 0 },
 		{ GPU_SETTLE | GPU_FOLD | GPU_REMOVE, GPU_COMPACT | GPU_NEXT, 0, 0, 0 },
+		{ GPU_SETTLE | GPU_REMOVE | GPU_COMPACT | GPU_NEXT, 0, 0, 0, 0 },	/* heat moves along */
 	};
 	uint32_t appended[N];
 	struct turns t;
 
 	(void)state;
-	for (unsigned c = 0; c < 3; c++) {
+	for (unsigned c = 0; c < 4; c++) {
 		for (unsigned i = 0; i < 3; i++) {
 			struct world *w = settled_world(EVICT_h2o, i + 1, 64, i, appended);
 
