@@ -176,6 +176,20 @@ static void a_slip_in_a_key_is_recognised(void **state)
 	}
 }
 
+static void only_what_is_near_is_suggested(void **state)
+{
+	(void)state;
+	assert_string_equal(conf_nearest(CONF_SESSION, "obsrvee")->name, "observe");	/* two slips in a long word */
+	assert_string_equal(conf_nearest(CONF_POOL, "szie")->name, "size");
+	assert_null(conf_nearest(CONF_SESSION, "sz"));		/* two slips in a short one are another word */
+	assert_null(conf_nearest(CONF_SESSION, "x"));
+	assert_null(conf_nearest(CONF_SESSION, ""));
+	assert_null(conf_nearest(CONF_SESSION, "a-word-longer-than-any-key-could-ever-be"));
+	assert_int_equal(conf_distance("abcd", "abdc"), 1);
+	assert_int_equal(conf_distance("", "abc"), 3);
+	assert_int_equal(conf_distance("same", "same"), 0);
+}
+
 static void an_unknown_key_is_refused_and_the_known_ones_listed(void **state)
 {
 	char ini[300], why[4096];
@@ -230,6 +244,7 @@ int main(void)
 		cmocka_unit_test(defaults_are_what_the_table_says),
 		cmocka_unit_test(a_key_given_twice_is_refused),
 		cmocka_unit_test(a_slip_in_a_key_is_recognised),
+		cmocka_unit_test(only_what_is_near_is_suggested),
 		cmocka_unit_test(an_unknown_key_is_refused_and_the_known_ones_listed),
 		cmocka_unit_test(the_table_is_whole),
 	};
