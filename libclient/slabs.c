@@ -55,6 +55,7 @@ int ebbi_pool_prepare(struct ebbi_pool *pool)
 	if (!rc && pool->info.is_cuda && !pool->ebb->local) {
 		rc = gpu_register(pool->dev, pool->ebb->shared, WIRE_SHARED_BYTES);
 		pool->registered = rc == 0;
+		rc = rc == -EEXIST ? 0 : rc;	/* another pool's device has done it, for all devices */
 	}
 	return rc;
 }

@@ -77,7 +77,7 @@ static int in_child(int (*f)(void *), void *arg)
 	return WEXITSTATUS(status);
 }
 
-/* --- a client to measure ---------------------------------------------------------------------------------------------------------- */
+/* --- a client to measure ---------------------------------------- */
 
 struct plan {
 	const char *socket;
@@ -135,7 +135,7 @@ static int run_steps(void *arg)
 	return !batch;
 }
 
-/* --- system calls, counted by the kernel ------------------------------------------------------------------------------------------- */
+/* --- system calls, counted by the kernel ---------------------------------------- */
 
 /* The child stops itself before and after its steps; what it calls in between is counted here. */
 static int count_calls(struct plan *p, unsigned steps)
@@ -224,7 +224,7 @@ static void bench_steps(void)
 	}
 }
 
-/* --- the ring by itself ----------------------------------------------------------------------------------------------------------------- */
+/* --- the ring by itself ---------------------------------------- */
 
 static void bench_records(void)
 {
@@ -271,7 +271,7 @@ static void bench_records(void)
 	free(shared);
 }
 
-/* --- round trips ------------------------------------------------------------------------------------------------------------------------- */
+/* --- round trips ---------------------------------------- */
 
 static double floor_p50, floor_p99;	/* eventfd there and back between two processes, us */
 
@@ -365,13 +365,14 @@ static void bench_handover_alone(void)
 
 			fake_start(&f);
 			p.socket = f.path;
-			snprintf(what, sizeof(what), "doorbell and bell, %s, peer %s", no_uring ? "poll" : "io_uring", busy ? "awake" : "asleep");
+			snprintf(what, sizeof(what), "doorbell and bell, %s, peer %s", no_uring ? "poll" : "io_uring",
+				 busy ? "awake" : "asleep");
 			report_handover(&p, what);
 			fake_stop(&f);
 		}
 }
 
-/* --- ebbd -------------------------------------------------------------------------------------------------------------------------------- */
+/* --- ebbd ---------------------------------------- */
 
 struct ebbd {
 	char dir[32], path[64], conf[64];

@@ -76,6 +76,15 @@ struct fake {
 static inline unsigned fake_count(const unsigned *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
 static inline void fake_bump(unsigned *p) { __atomic_fetch_add(p, 1, __ATOMIC_RELEASE); }
 
+/* A message of zeros. Assignments instead of designated initialisers here: every header compiles as C++ too. */
+static inline struct wire_msg fake_zero(void)
+{
+	struct wire_msg m;
+
+	memset(&m, 0, sizeof(m));
+	return m;
+}
+
 static inline unsigned fake_open_fds(void)
 {
 	DIR *d = opendir("/proc/self/fd");
@@ -109,10 +118,14 @@ static inline int fake_memfd(size_t bytes, void **map)
 static inline void fake_send(struct fake *f, struct wire_msg *msg, uint16_t type, uint32_t seq, size_t bytes, const int *fds, unsigned n)
 {
 	union { char bytes[CMSG_SPACE(16 * sizeof(int))]; struct cmsghdr align; } control;
-	struct iovec iov = { .iov_base = msg };
-	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1 };
+	struct iovec iov;
+	struct msghdr h;
 	int fd[16];
 
+	memset(&h, 0, sizeof(h));
+	h.msg_iov = &iov;
+	h.msg_iovlen = 1;
+	iov.iov_base = msg;
 	if (n)
 		memcpy(fd, fds, n * sizeof(int));
 	msg->head.bytes = (uint32_t)(sizeof(msg->head) + bytes);
@@ -140,8 +153,9 @@ static inline void fake_send(struct fake *f, struct wire_msg *msg, uint16_t type
 
 static inline void fake_fail(struct fake *f, uint32_t seq, int status, const char *text)
 {
-	struct wire_msg m = { .head.status = status };
+	struct wire_msg m = fake_zero();
 
+	m.head.status = status;
 	snprintf(m.u.text, sizeof(m.u.text), "%s", text);
 	fake_send(f, &m, WIRE_FAILED, seq, sizeof(m.u.text), NULL, 0);
 }
@@ -163,6 +177,7 @@ static inline void fake_grant(struct fake *f, uint32_t i, uint32_t n)
 	uint64_t hand = wire_load64(&w->hand);
 	uint32_t begun = wire_begun(hand);
 	struct gpu_lane *lane = (struct gpu_lane *)((char *)s->table + gpu_table_lanes());
+	struct wire_record r;
 
 	if (n > s->max_tokens - begun)
 		n = s->max_tokens - begun;
@@ -176,7 +191,11 @@ static inline void fake_grant(struct fake *f, uint32_t i, uint32_t n)
 	wire_store64(&w->granted, s->granted);
 	while (!wire_swap64(&w->hand, &hand, wire_hand(wire_begun(hand), wire_epoch(hand) + 1, 0)))
 		;
-	f->shared->cq[f->cq_tail++ & (WIRE_CQ_ENTRIES - 1)] = (struct wire_record){ .op = WIRE_GRANT, .session = i, .n_tokens = s->granted };
+	memset(&r, 0, sizeof(r));
+	r.op = WIRE_GRANT;
+	r.session = i;
+	r.n_tokens = s->granted;
+	f->shared->cq[f->cq_tail++ & (WIRE_CQ_ENTRIES - 1)] = r;
 	wire_store32(&f->shared->cq_tail.value, f->cq_tail);
 	fake_bump(&f->n_grant);
 	fake_wake(f);
@@ -205,7 +224,8 @@ static inline void fake_look(struct fake *f, uint32_t i)
 {
 	uint64_t want;
 
-	if (__atomic_load_n(&f->no_grants, __ATOMIC_ACQUIRE) || !fake_owns(f, i) || wire_begun(wire_load64(&f->shared->session[i].hand)) >= f->session[i].max_tokens)
+	if (__atomic_load_n(&f->no_grants, __ATOMIC_ACQUIRE) || !fake_owns(f, i) ||
+	    wire_begun(wire_load64(&f->shared->session[i].hand)) >= f->session[i].max_tokens)
 		return;
 	if (f->answer_delay_ms)
 		fake_nap_ms(f->answer_delay_ms);
@@ -216,11 +236,17 @@ static inline void fake_look(struct fake *f, uint32_t i)
 
 static inline void fake_hello(struct fake *f, struct wire_msg *m)
 {
-	struct wire_msg w = { .u.welcome = { .version = WIRE_VERSION, .n_pools = 1, .shared_bytes = WIRE_SHARED_BYTES } };
-	struct wire_msg p = { .u.pool = { .slab_shift = FAKE_SHIFT, .max_slabs = FAKE_SLABS, .size_bytes = FAKE_SLABS << FAKE_SHIFT,
-					  .name = "fake", .uuid = "host" } };
+	struct wire_msg w = fake_zero(), p = fake_zero();
 	int fds[WIRE_N_FDS] = { f->shared_fd, f->doorbell, f->bell, f->life_fd };
 
+	w.u.welcome.version = WIRE_VERSION;
+	w.u.welcome.n_pools = 1;
+	w.u.welcome.shared_bytes = WIRE_SHARED_BYTES;
+	p.u.pool.slab_shift = FAKE_SHIFT;
+	p.u.pool.max_slabs = FAKE_SLABS;
+	p.u.pool.size_bytes = FAKE_SLABS << FAKE_SHIFT;
+	strcpy(p.u.pool.name, "fake");
+	strcpy(p.u.pool.uuid, "host");
 	fake_bump(&f->n_hello);
 	if (m->u.hello.magic != WIRE_MAGIC || m->u.hello.version != WIRE_VERSION) {
 		fake_fail(f, m->head.seq, -EPROTO, "wrong version");
@@ -230,9 +256,19 @@ static inline void fake_hello(struct fake *f, struct wire_msg *m)
 	fake_send(f, &p, WIRE_POOL, m->head.seq, sizeof(p.u.pool), NULL, 0);
 }
 
+static inline struct wire_msg fake_slab_msg(unsigned slab)
+{
+	struct wire_msg m = fake_zero();
+
+	m.u.slab.slab = slab;
+	m.u.slab.generation = 7;
+	m.u.slab.bytes = 1u << FAKE_SHIFT;
+	return m;
+}
+
 static inline void fake_send_slab(struct fake *f, unsigned slab)
 {
-	struct wire_msg m = { .u.slab = { .slab = slab, .generation = 7, .bytes = 1u << FAKE_SHIFT } };
+	struct wire_msg m = fake_slab_msg(slab);
 
 	if (f->sent[slab])
 		return;
@@ -243,7 +279,7 @@ static inline void fake_send_slab(struct fake *f, unsigned slab)
 
 static inline void fake_drop_slab(struct fake *f, unsigned slab)
 {
-	struct wire_msg m = { .u.slab = { .slab = slab, .generation = 7, .bytes = 1u << FAKE_SHIFT } };
+	struct wire_msg m = fake_slab_msg(slab);
 
 	f->sent[slab] = false;
 	fake_send(f, &m, WIRE_DROP, 0, sizeof(m.u.slab), NULL, 0);
@@ -254,7 +290,7 @@ static inline void fake_drop_slab(struct fake *f, unsigned slab)
 static inline void fake_open(struct fake *f, const struct wire_msg *m)
 {
 	const struct wire_open *o = &m->u.open;
-	struct wire_msg r = { .u.opened = { .slot_type = GPU_F32 } };
+	struct wire_msg r = fake_zero();
 	uint32_t i = 0, n_lanes = o->n_layers * o->n_kv_heads, page = gpu_page_bytes(GPU_F32, o->head_dim) / GPU_UNIT;
 	unsigned stride = f->stride ? f->stride : FAKE_STRIDE, per_slab = (1u << FAKE_SHIFT) / stride, slab;
 	struct gpu_table *t;
@@ -273,10 +309,13 @@ static inline void fake_open(struct fake *f, const struct wire_msg *m)
 	at = (slab << (FAKE_SHIFT - 7)) + i % per_slab * (stride / GPU_UNIT);
 	t = (struct gpu_table *)(f->slab[slab] + (size_t)(i % per_slab) * stride);
 	memset(t, 0, stride);
-	*t = (struct gpu_table){ .n_lanes = n_lanes, .window = f->window, .max_pages = gpu_pages_for(o->max_tokens),
-				 .max_blocks = gpu_blocks_for(o->max_tokens) };
+	t->n_lanes = n_lanes;		/* the rest is zeros: no heat */
+	t->window = f->window;
+	t->max_pages = gpu_pages_for(o->max_tokens);
+	t->max_blocks = gpu_blocks_for(o->max_tokens);
 	if (f->stride)		/* a benchmark without attention: the table must fit, pages need not exist */
 		t->max_pages = t->max_blocks = 0;
+	r.u.opened.slot_type = GPU_F32;
 	r.u.opened.session = i;
 	r.u.opened.table_id = at;
 	r.u.opened.max_slots = o->max_tokens;
@@ -289,7 +328,10 @@ static inline void fake_open(struct fake *f, const struct wire_msg *m)
 	for (uint32_t b = 0; b < n_lanes * t->max_blocks; b++, at += gpu_block_bytes(0) / GPU_UNIT)
 		blocks[b] = at;
 	assert(f->stride || (at - r.u.opened.table_id) * GPU_UNIT <= stride);
-	f->session[i] = (struct fake_session){ .open = true, .max_tokens = o->max_tokens, .n_lanes = n_lanes, .table = t };
+	f->session[i].open = true;
+	f->session[i].max_tokens = o->max_tokens;
+	f->session[i].n_lanes = n_lanes;
+	f->session[i].table = t;
 	memset(&f->shared->session[i], 0, sizeof(f->shared->session[i]));
 	wire_store32(&f->shared->session[i].table_id, r.u.opened.table_id);
 	wire_store64(&f->shared->session[i].hand, wire_hand(0, 0, 1));
@@ -300,13 +342,14 @@ static inline void fake_open(struct fake *f, const struct wire_msg *m)
 static inline void fake_answer(struct fake *f, const struct wire_msg *m)
 {
 	static const char text[] = "{\"version\":\"fake\"}";
-	struct wire_msg r = { .u.answer.bytes = sizeof(text) - 1 };
+	struct wire_msg r = fake_zero();
 	int fd;
 
 	if (strcmp(m->u.text, "status") != 0) {
 		fake_fail(f, m->head.seq, -EINVAL, "no such question");
 		return;
 	}
+	r.u.answer.bytes = sizeof(text) - 1;
 	fd = memfd_create("answer", MFD_CLOEXEC);
 	(void)!write(fd, text, sizeof(text) - 1);
 	fake_send(f, &r, WIRE_ANSWER, m->head.seq, sizeof(r.u.answer), &fd, 1);
@@ -315,7 +358,7 @@ static inline void fake_answer(struct fake *f, const struct wire_msg *m)
 
 static inline void fake_message(struct fake *f)
 {
-	struct wire_msg m = { .head = { 0 } }, r = { .head = { 0 } };
+	struct wire_msg m = fake_zero(), r = fake_zero();
 	ssize_t n = recv(f->conn, &m, sizeof(m), MSG_DONTWAIT);
 
 	if (n < 0 && errno == EAGAIN)
@@ -388,7 +431,7 @@ static inline void fake_accept(struct fake *f)
 
 static inline void *fake_main(void *arg)
 {
-	struct fake *f = arg;
+	struct fake *f = (struct fake *)arg;
 	uint64_t count;
 	int ready;
 
