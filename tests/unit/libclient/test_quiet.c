@@ -23,6 +23,7 @@
 extern void *__libc_malloc(size_t);
 extern void *__libc_calloc(size_t, size_t);
 extern void *__libc_realloc(void *, size_t);
+extern void *__libc_memalign(size_t, size_t);
 
 static unsigned long allocations;
 
@@ -42,6 +43,12 @@ __attribute__((visibility("default"))) void *realloc(void *p, size_t n)
 {
 	allocations++;
 	return __libc_realloc(p, n);
+}
+
+__attribute__((visibility("default"))) void *aligned_alloc(size_t align, size_t n)
+{
+	allocations++;
+	return __libc_memalign(align, n);
 }
 #endif
 
