@@ -74,7 +74,7 @@ struct host_select {
 	unsigned what;
 	int want_stats;
 	double kept, leaving;		/* returned */
-	uint64_t *keys;			/* scratch for live keys, twice */
+	uint64_t *keys;			/* scratch for live keys, twice; with REMOVE or COMPACT */
 	uint64_t *heap;			/* scratch for `window` keys and slots */
 };
 

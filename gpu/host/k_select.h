@@ -184,6 +184,14 @@ static double sum_credit(const float *c, uint32_t n)
 	return sum;
 }
 
+/* Blocks are anywhere: the processor cannot guess where the next one's arrays are. */
+VFN void prefetch_block(const struct selection *s, uint32_t b, int fold)
+{
+	if (fold && s->t->n_heat)
+		prefetch((const char *)block_heat(&s->v, b, 0), s->t->n_heat * GPU_BLOCK_SLOTS * 4u);
+	prefetch((const char *)credit_pos(&s->v, b), gpu_block_bytes(s->turn->n_credit));
+}
+
 /*
  * Goes over slots 0 .. n-1 block by block. keys: for all n slots, or NULL. With `offer` the keys go to the heap.
  */
@@ -201,6 +209,8 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 			a.heat[k] = block_heat(&s->v, b, k);
 		for (uint32_t k = 0; k < s->turn->n_credit; k++)
 			a.credit[k] = credit_of(&s->v, b, k);
+		if (first + GPU_BLOCK_SLOTS < n)
+			prefetch_block(s, b + 1, fold);
 		run_policy(s, &a, here, fold, to);
 		if (offer)
 			heap_offer(s, to, first, here);
@@ -303,30 +313,48 @@ static void leave_marked(struct selection *s)
 			s->sel->leaving += (double)credit_of(&s->v, i / GPU_BLOCK_SLOTS, 0)[i % GPU_BLOCK_SLOTS];
 }
 
-static uint32_t next_slot(const struct selection *s, uint32_t i, uint32_t end, int dead)
+/* Slots from first to end - 1 that are marked (dead) or not, ascending, at most `most`; returns how many. */
+static uint32_t list_slots(const struct selection *s, uint32_t first, uint32_t end, int dead, uint32_t *list, uint32_t most)
 {
-	while (i < end && (credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] == -1) != dead)
-		i++;
-	return i;
+	uint32_t n = 0;
+
+	while (first < end && n < most) {
+		const int32_t *pos = credit_pos(&s->v, first / GPU_BLOCK_SLOTS);
+		uint32_t at = first % GPU_BLOCK_SLOTS, left = end - first;
+		uint32_t stop = GPU_BLOCK_SLOTS - at < left ? GPU_BLOCK_SLOTS : at + left;
+
+		for (; at < stop && n < most; at++, first++) {
+			list[n] = first;
+			n += (pos[at] == -1) == dead;
+		}
+	}
+	return n;
 }
 
+VFN void prefetch_slot(const struct selection *s, uint32_t slot)
+{
+	const uint32_t type = s->turn->slot_type, d = s->turn->head_dim, row = gpu_row_bytes(type, d);
+	const char *at = page_at(&s->v, slot / GPU_PAGE_SLOTS) + slot % GPU_PAGE_SLOTS * row;
+
+	prefetch(at, row);
+	prefetch(at + gpu_page_v(type, d), row);
+}
+
+#define MOVES_AHEAD 8u
+
+/* Survivors from `keep` on go into the holes below, both ascending. There are as many of the one as of the other. */
 static void compact(struct selection *s)
 {
-	uint32_t to = next_slot(s, 0, s->plan->keep, 1), from = next_slot(s, s->plan->keep, s->live, 0);
+	uint32_t *hole = (uint32_t *)s->sel->keys, *from = hole + s->live;
+	uint32_t n = list_slots(s, s->plan->keep, s->live, 0, from, s->live);
 
-	while (to < s->plan->keep && from < s->live) {
-		uint32_t later = next_slot(s, from + 1, s->live, 0);
-
-		if (later < s->live) {
-			const char *page = page_at(&s->v, later / GPU_PAGE_SLOTS);
-			uint32_t row = gpu_row_bytes(s->turn->slot_type, s->turn->head_dim);
-
-			prefetch(page + later % GPU_PAGE_SLOTS * row, row);
-			prefetch(page + gpu_page_v(s->turn->slot_type, s->turn->head_dim) + later % GPU_PAGE_SLOTS * row, row);
+	n = list_slots(s, 0, s->plan->keep, 1, hole, n);
+	for (uint32_t i = 0; i < n; i++) {
+		if (i + MOVES_AHEAD < n) {
+			prefetch_slot(s, from[i + MOVES_AHEAD]);
+			prefetch_slot(s, hole[i + MOVES_AHEAD]);
 		}
-		move_slot(s, from, to);
-		to = next_slot(s, to + 1, s->plan->keep, 1);
-		from = later;
+		move_slot(s, from[i], hole[i]);
 	}
 }
 
