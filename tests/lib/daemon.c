@@ -90,7 +90,7 @@ static void print_log(const struct td *d)
 		fclose(f);
 }
 
-static void start_again(struct td *d)
+void td_restart(struct td *d)
 {
 	uint64_t until = td_now_ns() + TD_PATIENCE_S * 1000000000ull;
 	struct ebb_options options = { .socket = d->socket, .name = "test" };
@@ -134,7 +134,7 @@ void td_start(struct td *d, const char *ini)
 	snprintf(d->ini, sizeof(d->ini), "%s/ebbd.ini", d->dir);
 	snprintf(d->log, sizeof(d->log), "%s/log", d->dir);
 	td_configure(d, ini);
-	start_again(d);
+	td_restart(d);
 }
 
 void td_signal(const struct td *d, int sig)

@@ -36,6 +36,7 @@ void td_stop(struct td *d);
 /* SIGKILL and wait; the folder stays until td_stop() or td_forget(). */
 void td_kill(struct td *d);
 void td_forget(struct td *d);
+void td_restart(struct td *d);	/* after td_kill(): a new daemon with the same folder, file and socket */
 bool td_alive(const struct td *d);
 
 /*
