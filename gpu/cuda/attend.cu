@@ -6,8 +6,8 @@
  * has a CTA of its own, the chunks' results go to scratch and combine() merges them: the same numbers, merged in the
  * same order by the same instructions, so the two ways agree bit for bit and the choice may depend on the whole step.
  * Heat follows in a second pass (observe.cu), when the log-sum-exp is known.
- * Memory traffic: K and V once per tile of 16 pairs (decode: once), 4 bytes of position a slot; K and position once more
- * where heat is taken, 8 bytes a slot and heat array. Split: 4 * (head_dim + 2) bytes a pair and chunk, written and read.
+ * Memory traffic: K and V once per tile of 16 pairs (decode: once), 4 bytes of position a slot. Heat: logits (4 bytes a pair and
+ * slot) written and read, or with many queries K once more; 8 bytes a slot and heat array. Split: 4 * (head_dim + 2) bytes a pair and chunk, written and read.
  * Determinism: fixed chunks, fixed order, no atomics; nothing depends on page ids, on heat or on other sessions.
  */
 #include "gpu/cuda/tile.cuh"
@@ -18,6 +18,8 @@ struct attend_args {
 	float *lse;			/* [rows][n_kv_heads * group] */
 	float *partial;
 	uint32_t n_splits;
+	float *logits;			/* for heat, as in struct cuda_step; kept_rows 0: not kept */
+	uint32_t kept_rows, kept_slots;
 };
 
 /* How threads share the output: DP channels, the other threads take other rows. */
@@ -61,7 +63,7 @@ static __device__ __forceinline__ void softmax_rows(const struct tile_ctx &x, fl
 	unsigned thread = threadIdx.x % 32u;
 
 	for (uint32_t r = threadIdx.x / 32u; r < x.n_rows; r += TILE_THREADS / 32u) {
-		float *row = s + r * (slots + 1u);
+		float *row = s + r * (slots + 4u);
 		float old = m[r], top = old, sum = 0.0f, by;
 
 #pragma unroll
@@ -102,14 +104,36 @@ static __device__ __forceinline__ void add_values(const struct tile_ctx &x, uint
 	for (uint32_t i = 0; i < rows; i++)
 		if (rg + groups * i < x.n_rows)
 			o[i] = __fmul_rn(o[i], shrink[rg + groups * i]);
-#pragma unroll 4
-	for (uint32_t k = 0; k < slots; k++) {
-		float vv = v[k * (d + 4u) + c];
+#pragma unroll 2
+	for (uint32_t k = 0; k < slots; k += 4) {
+		const float *from = v + k * (d + 4u) + c;
+		float v0 = from[0], v1 = from[d + 4u], v2 = from[2u * (d + 4u)], v3 = from[3u * (d + 4u)];
 
 #pragma unroll
-		for (uint32_t i = 0; i < rows; i++)
-			if (rg + groups * i < x.n_rows)
-				o[i] = __fmaf_rn(s[(rg + groups * i) * (slots + 1u) + k], vv, o[i]);
+		for (uint32_t i = 0; i < rows; i++) {
+			if (rg + groups * i < x.n_rows) {
+				float4 p = *(const float4 *)(s + (rg + groups * i) * (slots + 4u) + k);
+
+				o[i] = __fmaf_rn(p.w, v3, __fmaf_rn(p.z, v2, __fmaf_rn(p.y, v1, __fmaf_rn(p.x, v0, o[i]))));
+			}
+		}
+	}
+}
+
+/* The thread's logits (see tile_logits) of the slots from `slot` of the lane on, for the heat to come. */
+template <int DP>
+static __device__ __forceinline__ void keep_logits(const struct attend_args &a, const struct tile_ctx &x, const float *s, float *kept,
+						   uint32_t slot)
+{
+	using size = tile_size<DP>;
+	uint32_t at = threadIdx.x % size::slots, rg = threadIdx.x / size::slots;
+
+#pragma unroll
+	for (uint32_t i = 0; i < size::rows; i++) {
+		uint32_t r = rg + size::row_groups * i;
+
+		if (r < x.n_rows)
+			kept[(size_t)r * a.kept_slots + slot + at] = s[r * (size::slots + 4u) + at];
 	}
 }
 
@@ -136,22 +160,27 @@ static __device__ __forceinline__ void finish(const struct attend_args &a, const
 	}
 }
 
-/* Shared memory of attend_kernel, in floats: q[16][d], k[slots][d + 4], v[slots][d + 4], s[16][slots + 1], m, l, shrink[16]. */
+/* Shared memory of attend_kernel, in floats: q[16][d], k[slots][d + 4], v[slots][d + 4], s[16][slots + 4], m, l, shrink[16]. */
 template <int DP> static size_t attend_shared(uint32_t d)
 {
-	return (CUDA_TILE_ROWS * d + 2u * tile_size<DP>::slots * (d + 4u) + CUDA_TILE_ROWS * (tile_size<DP>::slots + 1u) +
+	return (CUDA_TILE_ROWS * d + 2u * tile_size<DP>::slots * (d + 4u) + CUDA_TILE_ROWS * (tile_size<DP>::slots + 4u) +
 		3u * CUDA_TILE_ROWS) * sizeof(float);
 }
 
-/* One chunk: its maximum and sum into m[], l[]; a thread's rows of its output into o[]. Ends with a barrier. */
+/*
+ * One chunk: its maximum and sum into m[], l[]; a thread's rows of its output into o[]. Ends with a barrier. While some slots are
+ * worked on, the next ones are on their way.
+ */
 template <int TYPE, int DP>
-static __device__ __forceinline__ void one_chunk(const struct attend_args &a, const struct tile_ctx &x, uint32_t first,
+static __device__ __forceinline__ void one_chunk(const struct attend_args &a, const struct tile_ctx &x, uint32_t first, float *kept,
 						 float *shared, char **page, char **block, float o[out_size<DP>::rows])
 {
 	constexpr uint32_t slots = tile_size<DP>::slots;
+	const uint32_t inverse = tile_inverse(a.t.head_dim / tile_rows_in_flight<TYPE, DP>::per);
 	uint32_t d = a.t.head_dim, end = x.live - first < CUDA_CHUNK ? x.live - first : CUDA_CHUNK;
 	float *q = shared, *k = q + CUDA_TILE_ROWS * d, *v = k + slots * (d + 4u), *s = v + slots * (d + 4u);
-	float *m = s + CUDA_TILE_ROWS * (slots + 1u), *l = m + CUDA_TILE_ROWS, *shrink = l + CUDA_TILE_ROWS;
+	float *m = s + CUDA_TILE_ROWS * (slots + 4u), *l = m + CUDA_TILE_ROWS, *shrink = l + CUDA_TILE_ROWS;
+	struct tile_rows_in_flight<TYPE, DP> fk, fv;
 
 	tile_load_pages(a.t, x, first, page, block);
 	if (threadIdx.x < CUDA_TILE_ROWS) {
@@ -162,13 +191,21 @@ static __device__ __forceinline__ void one_chunk(const struct attend_args &a, co
 	for (uint32_t i = 0; i < out_size<DP>::rows; i++)
 		o[i] = 0.0f;
 	__syncthreads();
+	tile_fetch<TYPE, DP>(a.t, page, 0, end, 0, inverse, fk);
+	tile_fetch<TYPE, DP>(a.t, page, 0, end, 1, inverse, fv);
 	for (uint32_t at = 0; at < end; at += slots) {
 		uint32_t n_live = end - at < slots ? end - at : slots;
 
-		tile_load_rows<TYPE, DP>(a.t, page, at, n_live, 0, k);
-		tile_load_rows<TYPE, DP>(a.t, page, at, n_live, 1, v);
+		tile_put<TYPE, DP>(a.t, inverse, fk, k);
+		tile_put<TYPE, DP>(a.t, inverse, fv, v);
 		__syncthreads();
+		if (at + slots < end) {
+			tile_fetch<TYPE, DP>(a.t, page, at + slots, end - at - slots, 0, inverse, fk);
+			tile_fetch<TYPE, DP>(a.t, page, at + slots, end - at - slots, 1, inverse, fv);
+		}
 		tile_logits<DP>(a.t, x, q, k, *block, at, n_live, s);
+		if (kept)
+			keep_logits<DP>(a, x, s, kept, first + at);
 		__syncthreads();
 		softmax_rows<DP>(x, s, m, l, shrink);
 		__syncthreads();
@@ -177,18 +214,28 @@ static __device__ __forceinline__ void one_chunk(const struct attend_args &a, co
 	}
 }
 
+/* Where the tile's logits are to be kept; NULL when no heat will be taken from them. */
+static __device__ __forceinline__ float *kept_for(const struct attend_args &a, const struct tile_ctx &x, uint32_t tile)
+{
+	const struct tile_chosen c = { x.t->observe, 0 };
+
+	if (!a.kept_rows || !x.t->n_heat || !tile_any_counts(c, x, 0, x.seq.n))
+		return NULL;
+	return a.logits + ((size_t)tile * a.t.n_kv_heads + x.head) * a.kept_rows * a.kept_slots;
+}
+
 template <int TYPE, int DP>
-static __global__ void __launch_bounds__(TILE_THREADS) attend_kernel(const __grid_constant__ struct attend_args a)
+static __global__ void __launch_bounds__(TILE_THREADS, TYPE == GPU_F32 ? 1 : 2) attend_kernel(const __grid_constant__ struct attend_args a)
 {
 	constexpr uint32_t groups = out_size<DP>::row_groups, rows = out_size<DP>::rows, slots = tile_size<DP>::slots;
 	extern __shared__ __align__(16) float shared[];
 	__shared__ char *page[CUDA_CHUNK / GPU_PAGE_SLOTS], *block;
 	uint32_t tile = blockIdx.x / a.n_splits, split = blockIdx.x % a.n_splits, d = a.t.head_dim;
 	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP;
-	const float *m = shared + CUDA_TILE_ROWS * d + 2u * slots * (d + 4u) + CUDA_TILE_ROWS * (slots + 1u), *l = m + CUDA_TILE_ROWS;
+	const float *m = shared + CUDA_TILE_ROWS * d + 2u * slots * (d + 4u) + CUDA_TILE_ROWS * (slots + 4u), *l = m + CUDA_TILE_ROWS;
 	struct running<DP> run;
 	struct tile_ctx x;
-	float o[rows];
+	float o[rows], *kept;
 
 	if (!tile_lane(a.t, a.t.tile[tile].seq, blockIdx.y, &x))
 		return;
@@ -196,10 +243,11 @@ static __global__ void __launch_bounds__(TILE_THREADS) attend_kernel(const __gri
 		return;
 	tile_rows(a.t, a.t.tile[tile].row0, &x);
 	tile_load_q(a.t, x, shared);
+	kept = kept_for(a, x, tile);
 	if (a.n_splits > 1) {
 		float *p = a.partial + (((size_t)tile * a.t.n_kv_heads + x.head) * a.n_splits + split) * partial_floats(d);
 
-		one_chunk<TYPE, DP>(a, x, split * CUDA_CHUNK, shared, page, &block, o);
+		one_chunk<TYPE, DP>(a, x, split * CUDA_CHUNK, kept, shared, page, &block, o);
 		if (threadIdx.x < x.n_rows) {
 			p[threadIdx.x] = m[threadIdx.x];
 			p[CUDA_TILE_ROWS + threadIdx.x] = l[threadIdx.x];
@@ -216,7 +264,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) attend_kernel(const __gri
 		run.l[i] = run.o[i] = 0.0f;
 	}
 	for (uint32_t first = 0; first < x.live; first += CUDA_CHUNK) {
-		one_chunk<TYPE, DP>(a, x, first, shared, page, &block, o);
+		one_chunk<TYPE, DP>(a, x, first, kept, shared, page, &block, o);
 #pragma unroll
 		for (uint32_t i = 0; i < rows; i++)
 			if (rg + groups * i < x.n_rows)
@@ -288,8 +336,8 @@ int cuda_attend(struct gpu_step *step, gpu_stream stream, uint32_t layer, const 
 	struct cuda_step *st = (struct cuda_step *)step;
 	cudaStream_t s = cuda_stream(stream);
 	struct attend_args a = { { st->view, st->seq, st->tile, st->shape.n_kv_heads, st->shape.group, st->shape.head_dim,
-				   layer, st->shape.slot_type, *q, scale },
-				 *out, lse ? lse : st->lse, st->partial, st->n_splits };
+				   layer, st->live_max, *q, scale },
+				 *out, lse ? lse : st->lse, st->partial, st->n_splits, st->logits, st->kept_rows, st->kept_slots };
 	cudaError_t e;
 	int rc = cuda_use(step->dev);
 

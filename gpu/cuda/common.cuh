@@ -86,6 +86,13 @@ struct cuda_step {
 	size_t lse_bytes;
 	float *partial;			/* [tile][kv head][split]: max[16], sum[16], out[16][head_dim] */
 	size_t partial_bytes;
+	/*
+	 * Logits that attend leaves for its heat, when every session fits into one tile: [tile][kv head][kept_rows][kept_slots].
+	 * kept_rows 0: not kept, heat computes them again, to the same bits.
+	 */
+	float *logits;
+	size_t logits_bytes;
+	uint32_t kept_rows, kept_slots;
 };
 
 static inline struct cuda_device *cuda_dev(struct gpu_device *dev) { return (struct cuda_device *)dev; }

@@ -174,7 +174,8 @@ static __device__ __forceinline__ bool is_below(const struct threshold &t, uint6
 
 /*
  * The k-th smallest key (from 1) of slots 0 .. n-1, k <= n, most significant byte first. Counts are integers, so the
- * order of the atomics does not matter. Needs cache_keys(n) before it.
+ * order of the atomics does not matter; nor does it matter that the key returned may lie between the k-th and the next one.
+ * Needs cache_keys(n) before it.
  */
 static __device__ struct threshold kth_key(const struct lane_ctx &x, struct shared_state *sh, uint32_t n, uint32_t k)
 {
@@ -204,6 +205,10 @@ static __device__ struct threshold kth_key(const struct lane_ctx &x, struct shar
 		k -= sh->below;
 		equal = sh->bin[sh->found];
 		__syncthreads();
+		if (k == equal) {	/* all that begin so: the rest of the key decides nothing */
+			t.key = t.key << shift | ((1ull << shift) - 1ull);
+			return t;
+		}
 	}
 	if (k < equal) {	/* equal keys: only if two slots have one position. The lower slots go. */
 		if (threadIdx.x == 0) {

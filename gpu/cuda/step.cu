@@ -10,7 +10,7 @@
 
 #include "gpu/cuda/common.cuh"
 
-#define PARTIAL_MAX (256ull << 20)	/* above, a CTA takes all chunks of its lane: slower, same bits, no scratch */
+#define PARTIAL_MAX (256ull << 20)	/* scratch of either kind: above, slower ways to the same bits that need none */
 
 int cuda_map_new(struct gpu_device *dev, unsigned max_slabs, unsigned slab_shift, struct gpu_map **out)
 {
@@ -109,6 +109,7 @@ void cuda_step_free(struct gpu_device *dev, struct gpu_step *step)
 		(void)cudaFree(st->lists);
 		(void)cudaFree(st->lse);
 		(void)cudaFree(st->partial);
+		(void)cudaFree(st->logits);
 	}
 	free(st);
 }
@@ -152,6 +153,19 @@ static int plan_scratch(struct cuda_step *st, const struct gpu_shape *shape, uns
 	return rc;
 }
 
+/* Room for the logits of a step whose sessions all fit into one tile (rows: of the largest). None is no error. */
+static void plan_logits(struct cuda_step *st, const struct gpu_shape *shape, unsigned n_tiles, uint64_t rows, uint32_t live_max)
+{
+	uint64_t slots = (uint64_t)gpu_blocks_for(live_max) * GPU_BLOCK_SLOTS;
+	uint64_t bytes = (uint64_t)n_tiles * shape->n_kv_heads * rows * slots * sizeof(float);
+
+	st->kept_rows = 0;
+	if (!bytes || rows > CUDA_TILE_ROWS || bytes > PARTIAL_MAX || grow(&st->logits, &st->logits_bytes, bytes))
+		return;
+	st->kept_rows = (uint32_t)rows;
+	st->kept_slots = (uint32_t)slots;
+}
+
 /* The lists of a step in staging memory: the same offsets as on the device. Returns the number of tiles. */
 static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gpu_seq *seq, unsigned n_seqs, uint32_t group)
 {
@@ -178,7 +192,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 {
 	struct cuda_step *st = (struct cuda_step *)step;
 	struct cuda_device *d = cuda_dev(step->dev);
-	uint64_t n_tokens = 0, n_tiles = 0, n_rows = 0;
+	uint64_t n_tokens = 0, n_tiles = 0, n_rows = 0, pairs = 0;
 	struct cuda_lease lease;
 	uint32_t n_splits = 1;
 	int rc = cuda_use(step->dev), rc2;
@@ -193,6 +207,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		n_tokens += seq[i].n;
 		n_tiles += ((uint64_t)seq[i].n * shape->group + CUDA_TILE_ROWS - 1u) / CUDA_TILE_ROWS;
 		n_rows = seq[i].n && end > n_rows ? end : n_rows;
+		pairs = (uint64_t)seq[i].n * shape->group > pairs ? (uint64_t)seq[i].n * shape->group : pairs;
 	}
 	if (n_tokens > st->max_rows)
 		return -EINVAL;
@@ -211,6 +226,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		if (rc)
 			return rc;
 	}
+	plan_logits(st, shape, (unsigned)n_tiles, pairs, live_max);
 	st->shape = *shape;
 	st->view = cuda_view_of(map);
 	st->n_seqs = n_seqs;

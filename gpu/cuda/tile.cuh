@@ -11,6 +11,11 @@
 #define TILE_THREADS 256u	/* 8 warps: one per 2 rows of a tile in the softmax, and enough loads in flight */
 #define TILE_NEG (__int_as_float(0xff800000))
 
+/* Which queries give heat: every `every`-th position (0: none), and of the step's queries only those from `from` on. */
+struct tile_chosen {
+	uint32_t every, from;
+};
+
 /* What a CTA works on. Filled by every thread alike. */
 struct tile_ctx {
 	const struct gpu_table *t;
@@ -24,7 +29,7 @@ struct tile_args {
 	struct cuda_view view;
 	const struct gpu_seq *seq;
 	const struct cuda_tile *tile;
-	uint32_t n_kv_heads, group, head_dim, layer, slot_type;
+	uint32_t n_kv_heads, group, head_dim, layer, live_max;
 	struct gpu_tensor q;
 	float scale;
 };
@@ -52,6 +57,7 @@ static __device__ __forceinline__ bool tile_lane(const struct tile_args &a, uint
 	l = ((const struct gpu_lane *)((const char *)x->t + gpu_table_lanes()))[x->lane];
 	x->live = gpu_live(l, x->seq.used + x->seq.n);
 	cap = cuda_slots(x->t);
+	cap = cap < a.live_max ? cap : a.live_max;	/* scratch has no room for more */
 	x->live = x->live < cap ? x->live : cap;
 	return true;
 }
@@ -62,6 +68,23 @@ static __device__ __forceinline__ void tile_rows(const struct tile_args &a, uint
 
 	x->row0 = row0;
 	x->n_rows = all - row0 < CUDA_TILE_ROWS ? all - row0 : CUDA_TILE_ROWS;
+}
+
+static __device__ __forceinline__ bool tile_counts(const struct tile_chosen &c, const struct tile_ctx &x, uint32_t j)
+{
+	return j >= c.from && c.every && ((uint32_t)x.seq.pos + j) % c.every == 0;
+}
+
+/* Does any query of from .. to-1 count? */
+static __device__ __forceinline__ bool tile_any_counts(const struct tile_chosen &c, const struct tile_ctx &x, uint32_t from,
+						       uint32_t to)
+{
+	uint32_t j = from > c.from ? from : c.from, past;
+
+	if (!c.every || j >= to)
+		return false;
+	past = ((uint32_t)x.seq.pos + j) % c.every;
+	return past == 0 || c.every - past < to - j;
 }
 
 /* Queries of the tile into q[16][d]; rows beyond the last are zero. Needs a barrier after it. */
@@ -114,40 +137,75 @@ static __device__ __forceinline__ void tile_unpack(const uint4 &raw, float scale
 	}
 }
 
-/* K (which = 0) or V (1) rows of `n` slots from `slot` of a chunk into out[n][d + 4]; slots that are not live become zeros. */
-template <int TYPE, int DP>
-static __device__ __forceinline__ void tile_load_rows(const struct tile_args &a, char *const *page, uint32_t slot,
-						      uint32_t n_live, uint32_t which, float *out)
+/* Rows on their way from the pool to shared memory: a thread's 16-byte pieces. All are asked for before the first is used. */
+template <int TYPE, int DP> struct tile_rows_in_flight {
+	static constexpr uint32_t per = TYPE == GPU_F32 ? 4u : TYPE == GPU_Q8 ? 16u : 8u;	/* channels in 16 bytes */
+	static constexpr uint32_t n = (tile_size<DP>::slots * (DP / per) + TILE_THREADS - 1u) / TILE_THREADS;
+
+	uint4 raw[n];
+	__half2 param[TYPE == GPU_Q8 ? n : 1];	/* scale, offset */
+};
+
+/* i / vecs for i <= 4096 and vecs <= 64, by multiplication. inverse = ceil(2^20 / vecs). */
+static __device__ __forceinline__ uint32_t tile_divide(uint32_t i, uint32_t inverse)
 {
-	constexpr uint32_t per = TYPE == GPU_F32 ? 4u : TYPE == GPU_Q8 ? 16u : 8u;	/* channels in 16 bytes */
-	uint32_t d = a.head_dim, vecs = d / per;
+	return i * inverse >> 20;
+}
 
-#pragma unroll 4
-	for (uint32_t i = threadIdx.x; i < tile_size<DP>::slots * vecs; i += TILE_THREADS) {
-		uint32_t s = i / vecs, v = i - s * vecs, in_page = (slot + s) % GPU_PAGE_SLOTS;
-		const char *p = page[(slot + s) / GPU_PAGE_SLOTS];
-		uint4 raw = make_uint4(0, 0, 0, 0);
-		float scale = 0.0f, offset = 0.0f, x[per];
+/* Ask for K (which = 0) or V (1) of the slots from `slot` of a chunk; those that are not live (from n_live on) become zeros. */
+template <int TYPE, int DP>
+static __device__ __forceinline__ void tile_fetch(const struct tile_args &a, char *const *page, uint32_t slot, uint32_t n_live,
+						  uint32_t which, uint32_t inverse, struct tile_rows_in_flight<TYPE, DP> &f)
+{
+	uint32_t d = a.head_dim, vecs = d / f.per;
 
-		if (p && s < n_live) {
-			raw = *(const uint4 *)(p + which * gpu_page_v(TYPE, d) + (in_page * vecs + v) * 16u);
-			if (TYPE == GPU_Q8) {
-				const __half *par = (const __half *)(p + gpu_page_params(TYPE, d)) +
-						    2u * (which * GPU_PAGE_SLOTS + in_page);
-
-				scale = __half2float(par[0]);
-				offset = __half2float(par[1]);
-			}
-		}
-		tile_unpack<TYPE>(raw, scale, offset, x);
 #pragma unroll
-		for (uint32_t c = 0; c < per; c += 4)
-			*(float4 *)(out + s * (d + 4u) + v * per + c) = make_float4(x[c], x[c + 1], x[c + 2], x[c + 3]);
+	for (uint32_t u = 0; u < f.n; u++) {
+		uint32_t i = threadIdx.x + u * TILE_THREADS, s = tile_divide(i, inverse), v = i - s * vecs;
+		uint32_t in_page = (slot + s) % GPU_PAGE_SLOTS;
+		const char *p = s < n_live && s < tile_size<DP>::slots ? page[(slot + s) / GPU_PAGE_SLOTS] : NULL;
+
+		f.raw[u] = make_uint4(0, 0, 0, 0);
+		if (p)
+			f.raw[u] = *(const uint4 *)(p + which * gpu_page_v(TYPE, d) + (in_page * vecs + v) * 16u);
+		if (TYPE == GPU_Q8) {
+			f.param[u] = __floats2half2_rn(0.0f, 0.0f);
+			if (p)
+				f.param[u] = ((const __half2 *)(p + gpu_page_params(TYPE, d)))[which * GPU_PAGE_SLOTS + in_page];
+		}
 	}
 }
 
+/* What was fetched, as float32 into out[slots][d + 4]. */
+template <int TYPE, int DP>
+static __device__ __forceinline__ void tile_put(const struct tile_args &a, uint32_t inverse,
+						const struct tile_rows_in_flight<TYPE, DP> &f, float *out)
+{
+	constexpr uint32_t per = tile_rows_in_flight<TYPE, DP>::per;
+	uint32_t d = a.head_dim, vecs = d / per;
+
+#pragma unroll
+	for (uint32_t u = 0; u < f.n; u++) {
+		uint32_t i = threadIdx.x + u * TILE_THREADS, s = tile_divide(i, inverse), v = i - s * vecs;
+		float x[per], *to = out + s * (d + 4u) + v * per;
+		float2 q = TYPE == GPU_Q8 ? __half22float2(f.param[u]) : make_float2(0.0f, 0.0f);
+
+		if (s >= tile_size<DP>::slots)
+			continue;
+		tile_unpack<TYPE>(f.raw[u], q.x, q.y, x);
+#pragma unroll
+		for (uint32_t c = 0; c < per; c += 4)
+			*(float4 *)(to + c) = make_float4(x[c], x[c + 1], x[c + 2], x[c + 3]);
+	}
+}
+
+static __device__ __forceinline__ uint32_t tile_inverse(uint32_t vecs)
+{
+	return ((1u << 20) + vecs - 1u) / vecs;
+}
+
 /*
- * Logits of every row of the tile against the slots in k[][d + 4], into s[row][slots + 1]; -inf where a query may not look.
+ * Logits of every row of the tile against the slots in k[][d + 4], into s[row][slots + 4]; -inf where a query may not look.
  * A thread has one slot and several rows; a dot product is four running sums over the channels, added at the end.
  */
 template <int DP>
@@ -185,7 +243,7 @@ static __device__ __forceinline__ void tile_logits(const struct tile_args &a, co
 		float dot = __fadd_rn(__fadd_rn(sum[i].x, sum[i].y), __fadd_rn(sum[i].z, sum[i].w));
 
 		if (r < x.n_rows)
-			s[r * (size::slots + 1u) + slot] = slot < n_live && pos <= at ? __fmul_rn(a.scale, dot) : TILE_NEG;
+			s[r * (size::slots + 4u) + slot] = slot < n_live && pos <= at ? __fmul_rn(a.scale, dot) : TILE_NEG;
 	}
 }
 

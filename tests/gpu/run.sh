@@ -49,7 +49,7 @@ if [ -z "${SKIP_SANITIZER:-}" ] && command -v compute-sanitizer >/dev/null; then
 		IFS=: read -r tool t filter <<<"$entry"
 		[ -x "$here/tests/$t" ] || continue
 		one "$tool-${t##*/}" "${SANITIZER_TIMEOUT:-150}" env "EBB_TEST_FILTER=$filter" LD_PRELOAD="$here/lib/filter.so" \
-			compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 --print-limit 20 "$here/tests/$t"
+			compute-sanitizer --tool "$tool" --target-processes all --report-api-errors no --error-exitcode 9 --print-limit 20 "$here/tests/$t"
 	done
 	set +f
 fi

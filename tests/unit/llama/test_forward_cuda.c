@@ -129,8 +129,8 @@ static void side_open(struct side *s, const struct model *m, const char *device,
 
 static void side_close(struct side *s)
 {
+	ebb_close(s->ebb);	/* first: it waits for the forward pass's stream */
 	s->ops->close(s->forward);
-	ebb_close(s->ebb);
 	free(s->logits);
 }
 
