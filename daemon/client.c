@@ -123,6 +123,10 @@ struct client *client_new(struct daemon *d, int fd)
 	return c;
 }
 
+/*
+ * Both only mark the client: its sessions may be in the hands of whoever found out. client_reap(), from the loop's own level, takes
+ * them down.
+ */
 void client_drop(struct client *c, const char *why)
 {
 	if (c->gone)
@@ -130,8 +134,16 @@ void client_drop(struct client *c, const char *why)
 	log_line(LOG_WARN, "client_dropped client=%u pid=%d uid=%u name=\"%s\" because=\"%s\"", c->id, (int)c->pid,
 		 (unsigned)c->uid, c->name, why);
 	c->d->count.dropped++;
+	c->gone = true;
 	(void)shutdown(c->fd, SHUT_RDWR);
-	client_hangup(c);
+}
+
+void client_hangup(struct client *c)
+{
+	if (c->gone)
+		return;
+	c->gone = true;
+	log_line(LOG_INFO, "client_gone client=%u pid=%d name=\"%s\" sessions=%u", c->id, (int)c->pid, c->name, c->n_sessions);
 }
 
 /* On the host a slab that the client still maps is lost to everybody else; a GPU's slab waits for the process to end. */
@@ -143,14 +155,12 @@ static bool must_wait_for_process(const struct client *c)
 	return false;
 }
 
-void client_hangup(struct client *c)
+void client_reap(struct client *c)
 {
-	if (c->gone)
+	if (!c->gone || c->process_gone)
 		return;
-	c->gone = true;
-	log_line(LOG_INFO, "client_gone client=%u pid=%d name=\"%s\" sessions=%u", c->id, (int)c->pid, c->name, c->n_sessions);
 	pressure_forget(c);
-	if (!must_wait_for_process(c))
+	if (c->process_ended || !must_wait_for_process(c))
 		client_process_gone(c);
 }
 
@@ -158,11 +168,6 @@ void client_process_gone(struct client *c)
 {
 	struct daemon *d = c->d;
 
-	if (!c->gone) {		/* the process ended before its hang-up was seen */
-		client_hangup(c);
-		if (!must_wait_for_process(c))
-			return;
-	}
 	c->process_gone = true;
 	for (uint32_t i = 0; i < WIRE_MAX_SESSIONS && c->n_sessions; i++)
 		if (c->session[i])

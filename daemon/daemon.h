@@ -103,7 +103,7 @@ struct outgoing {
 struct client {
 	struct daemon *d;
 	uint32_t slot, id;
-	bool welcome, process_gone, gone;	/* gone: hung up or dropped; waiting for the process to end */
+	bool welcome, process_ended, process_gone, gone;	/* gone: hung up or dropped; waiting for the process to end */
 	bool active;			/* its ring is being polled */
 	bool waiting_open, unwatched, room_armed;
 	int fd, pidfd, doorbell, bell, shared_fd;
@@ -173,8 +173,9 @@ int life_open(void);			/* the memfd of the life page, or -errno. Call from the l
 /* --- client.c */
 struct client *client_new(struct daemon *d, int fd);		/* fd taken. NULL: refused, closed */
 void client_message(struct client *c, size_t bytes);		/* c->in holds what arrived; bytes may exceed a message */
-void client_drop(struct client *c, const char *why);		/* hang up on it */
-void client_hangup(struct client *c);				/* it hung up; or the end of client_drop() */
+void client_drop(struct client *c, const char *why);		/* hang up on it; client_reap() does the rest */
+void client_hangup(struct client *c);				/* it hung up; likewise */
+void client_reap(struct client *c);				/* if it is gone, and its process too where that matters: free all */
 void client_process_gone(struct client *c);			/* no kernel of it runs any more: its memory is ours */
 void client_release(struct client *c);				/* its last operation in the loop has ended: free it */
 void client_send(struct client *c, const struct wire_msg *msg, int fd, bool owned);

@@ -203,8 +203,10 @@ static void on_client_op(struct daemon *d, enum op op, uint32_t slot, uint32_t i
 
 	assert(c && c->id == id);	/* it is released only after its last completion */
 	c->pending_ops--;
-	if (op == OP_PIDFD && res > 0 && !c->process_gone)
-		client_process_gone(c);
+	if (op == OP_PIDFD && res > 0) {
+		c->process_ended = true;
+		client_hangup(c);
+	}
 	if (op == OP_ROOM) {
 		c->room_armed = false;
 		if (!c->gone)
@@ -224,8 +226,6 @@ static void on_client_op(struct daemon *d, enum op op, uint32_t slot, uint32_t i
 		if (!c->gone)
 			arm_doorbell(c);
 	}
-	if (c->unwatched && !c->pending_ops && !c->active)
-		client_release(c);
 }
 
 static void reload(struct daemon *d)
@@ -327,13 +327,16 @@ static void on_completion(struct daemon *d, struct io_uring_cqe *cqe)
 	}
 }
 
-/* Clients whose last operation came back while they were still on the active list. */
-static void release_gone(struct daemon *d)
+/* Clients that are gone are taken down here, where nobody holds a pointer into them; the memory goes with the last operation. */
+static void reap(struct daemon *d)
 {
 	for (unsigned i = 0; i < d->max_clients; i++) {
 		struct client *c = d->client[i];
 
-		if (c && c->unwatched && !c->pending_ops && !c->active)
+		if (!c || !c->gone)
+			continue;
+		client_reap(c);
+		if (c->unwatched && !c->pending_ops && !c->active)
 			client_release(c);
 	}
 }
@@ -347,7 +350,6 @@ int loop_run(struct daemon *d)
 	sd_notifyf(0, "READY=1\nSTATUS=%u pools", d->n_pools);
 	while (!l->stop) {
 		bool busy = poll_active(d);
-		unsigned had_gone = d->n_clients;
 
 		for (unsigned i = 0; i < d->n_pools; i++)
 			serve_run(d, i);
@@ -367,8 +369,7 @@ int loop_run(struct daemon *d)
 			n++;
 		}
 		io_uring_cq_advance(&l->ring, n);
-		if (had_gone)
-			release_gone(d);
+		reap(d);
 	}
 	return 0;
 }

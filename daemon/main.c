@@ -74,8 +74,8 @@ static int load(struct daemon *d, const struct options *o)
 	int rc = conf_load(&d->conf, path, session_check_policy, why, sizeof(why));
 
 	if (rc) {
-		fprintf(stderr, "%s%sebbd: the configuration %s cannot be used\n", why, *why && why[strlen(why) - 1] != '\n' ? "\n" : "",
-			path);
+		fprintf(stderr, "%s%sebbd: the configuration %s cannot be used%s%s\n", why,
+			*why && why[strlen(why) - 1] != '\n' ? "\n" : "", path, *why ? "" : ": ", *why ? "" : strerror(-rc));
 		return rc;
 	}
 	d->conf_path = path;
@@ -176,8 +176,10 @@ static int start(struct daemon *d, int listen_fd)
 	d->waiting_tail = &d->waiting;
 	d->max_clients = d->conf.daemon.max_clients;
 	d->client = calloc(d->max_clients, sizeof(*d->client));
-	if (!d->client)
+	if (!d->client) {
+		fprintf(stderr, "ebbd: out of memory for %u clients\n", d->max_clients);
 		return -ENOMEM;
+	}
 	for (unsigned i = 0; i < d->conf.n_pools; i++) {
 		rc = pool_open(&d->pool[i], &d->conf.pool[i], why, sizeof(why));
 		if (rc) {
@@ -214,11 +216,10 @@ static void stop(struct daemon *d, bool unlink_socket)
 			(void)gpu_sync(d->pool[i].dev, d->pool[i].stream);
 			serve_done(d, i);
 		}
-	for (unsigned i = 0; i < d->max_clients; i++)
+	for (unsigned i = 0; d->client && i < d->max_clients; i++)
 		if (d->client[i]) {
-			d->client[i]->gone = d->client[i]->unwatched = true;
-			pressure_forget(d->client[i]);
-			client_process_gone(d->client[i]);
+			d->client[i]->gone = d->client[i]->unwatched = d->client[i]->process_ended = true;
+			client_reap(d->client[i]);
 			client_release(d->client[i]);
 		}
 	for (unsigned i = 0; i < d->n_pools; i++) {

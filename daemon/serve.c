@@ -183,8 +183,9 @@ void serve_publish(struct session *s)
 {
 	struct client *c = s->client;
 	struct wire_session *w = &c->shared->session[s->index];
+	uint64_t hand;
 
-	if (s->state != SESSION_PUBLISH || c->n_outbox)
+	if (s->state != SESSION_PUBLISH || c->gone || c->n_outbox)
 		return;			/* client_flush() comes back */
 	if (s->opening) {
 		struct wire_msg m = { .head = { .type = WIRE_OPENED, .seq = s->seq } };
@@ -192,6 +193,8 @@ void serve_publish(struct session *s)
 		m.u.opened = (struct wire_opened){ s->index, pool_index(c->d, s->pool), s->slot_type, s->table_id,
 						   s->spec.max_slots, 0, s->table };
 		client_send(c, &m, -1, false);
+		if (c->gone)
+			return;
 		s->opening = false;
 	}
 	s->state = SESSION_CLIENT;
@@ -206,8 +209,17 @@ void serve_publish(struct session *s)
 	w->live_max = s->live_max;
 	w->table_id = s->table_id;
 	wire_store64(&w->granted, s->granted);
-	/* Ours until this store, so no swap is needed; what a client wrote there meanwhile was not its to write. */
-	wire_store64(&w->hand, wire_hand(s->tokens, ++s->epoch, 0));	/* partner: step_begin's load of hand */
+	/*
+	 * A window that was used up without a claim is the client's again from the store above on: it may swap begun forward before we
+	 * count up the epoch, so that is a swap as well (a plain store here loses its begin: BUG 17 of the model).
+	 */
+	hand = wire_load64(&w->hand);
+	s->epoch++;
+	for (unsigned tries = 0; !wire_swap64(&w->hand, &hand, wire_hand(wire_begun(hand), s->epoch, 0)); tries++)
+		if (tries == 1000) {	/* an honest client swaps once per grant */
+			client_drop(c, "it keeps changing the word that hands its session over");
+			return;
+		}
 	client_grant_record(c, s);
 	client_wake(c);
 }
