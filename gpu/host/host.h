@@ -75,7 +75,7 @@ struct host_select {
 	int want_stats;
 	double kept, leaving;		/* returned */
 	uint64_t *keys;			/* scratch for live keys, twice; with REMOVE or COMPACT */
-	uint64_t *heap;			/* scratch for `window` keys and slots */
+	uint64_t *heap;			/* scratch for victims + 1 keys and slots */
 };
 
 struct host_kernels {

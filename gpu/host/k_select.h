@@ -23,6 +23,10 @@ struct selection {
 
 /* --- a heap of the smallest keys ---------------------------------------------------------------------------------------------- */
 
+/*
+ * Puts (k, s) in at i and lets it sink. Which child is larger is a coin toss, so it is computed, not branched on: key[n] must be
+ * readable and not lead astray. It is 0 (heap_offer) or k itself (heap_sort): either way the sinking stops where it should.
+ */
 static void heap_sink(uint64_t *key, uint32_t *slot, uint32_t n, uint32_t i, uint64_t k, uint32_t s)
 {
 	for (;;) {
@@ -30,8 +34,7 @@ static void heap_sink(uint64_t *key, uint32_t *slot, uint32_t n, uint32_t i, uin
 
 		if (child >= n)
 			break;
-		if (child + 1 < n && key[child + 1] > key[child])
-			child++;
+		child += key[child + 1] > key[child];
 		if (key[child] <= k)
 			break;
 		key[i] = key[child];
@@ -386,7 +389,8 @@ static void select_lane(struct host_select *sel)
 	s.now = turn->pos + (int32_t)turn->appended;
 	s.room = s.plan->victims;
 	s.key = sel->heap;
-	s.slot = (uint32_t *)(sel->heap + s.room);
+	s.key[s.room] = 0;
+	s.slot = (uint32_t *)(sel->heap + s.room + 1);
 	if (sel->what & GPU_SETTLE)
 		settle(&s);
 	if (!rest && s.plan->keep == s.live) {		/* the common case: one pass */

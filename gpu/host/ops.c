@@ -354,7 +354,7 @@ static int host_select(struct gpu_device *base, gpu_stream s, const struct gpu_m
 	workers = size.slots * 32u < ALONE_BYTES ? 1 : dev->n_threads;
 	sums_bytes = (size.lanes * 2u * sizeof(double) + 63u) / 64u * 64u;
 	job.keys_bytes = what & (GPU_REMOVE | GPU_COMPACT) ? ((size_t)size.live * 16u + 63u) / 64u * 64u : 0;
-	job.worker_bytes = job.keys_bytes + ((size_t)size.victims * 12u + 64u + 63u) / 64u * 64u;
+	job.worker_bytes = job.keys_bytes + ((size_t)size.victims * 12u + 8u + 63u) / 64u * 64u;
 	pthread_mutex_lock(&dev->select_lock);
 	rc = host_scratch_grow(&dev->select_scratch, sums_bytes + workers * job.worker_bytes);
 	if (!rc) {
