@@ -233,6 +233,9 @@ VFN void one_values(uint32_t type, uint32_t heads, const struct one *a)
 		}
 }
 
+#if HOST_ONE_BODY
+#define ONE(name) static void name##_type(uint32_t type, const struct one *a) { name(type, a->heads, a); }
+#else
 #define ONE(name)									\
 static void name##_type(uint32_t type, const struct one *a)				\
 {											\
@@ -247,6 +250,7 @@ static void name##_type(uint32_t type, const struct one *a)				\
 	case 14: name(3, 3, a); break;	case 15: name(3, 4, a); break;			\
 	}										\
 }
+#endif
 ONE(one_logits)
 ONE(one_values)
 #undef ONE

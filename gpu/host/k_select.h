@@ -142,6 +142,13 @@ VFN void block_policy(uint32_t policy, int fold, int want_keys, uint32_t n_heat,
 	}
 }
 
+#if HOST_ONE_BODY
+#define POLICY(name)													\
+static void policy_##name(const struct selection *s, const struct arrays *a, uint32_t n, int fold, uint64_t *keys)		\
+{															\
+	block_policy(EVICT_##name, fold, keys != NULL, s->t->n_heat, s->turn->n_credit, s, a, n, keys);			\
+}
+#else
 #define ARRAYS(policy, fold, keys_too)											\
 	do {														\
 		if (nh == 0 && nc == 0)											\
@@ -164,9 +171,9 @@ static void policy_##name(const struct selection *s, const struct arrays *a, uin
 	else if (keys)													\
 		ARRAYS(EVICT_##name, 0, 1);										\
 }
+#endif
 EVICT_POLICIES(POLICY)
 #undef POLICY
-#undef ARRAYS
 
 static void run_policy(const struct selection *s, const struct arrays *a, uint32_t n, int fold, uint64_t *keys)
 {

@@ -8,8 +8,10 @@
 #ifndef GPU_HOST_KERNELS_H
 #define GPU_HOST_KERNELS_H
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 /* Values stay what IEEE says; without trapping-math comparisons of floats can be vectorised. */
 #pragma GCC optimize("O3", "no-trapping-math")
+#endif
 
 #include "gpu/host/host.h"
 #include "gpu/host/vec.h"

@@ -21,8 +21,19 @@
 #define VW 4
 #endif
 
+/*
+ * A kernel is one body that is inlined with constants for every case. With a sanitizer's checks in it that takes minutes to
+ * compile, so there every body is compiled once and the constants are variables: same operations in the same order.
+ */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define HOST_ONE_BODY 1
+#define VFN static inline __attribute__((unused))
+#define UNROLL
+#else
+#define HOST_ONE_BODY 0
 #define VFN static inline __attribute__((always_inline, unused))
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 typedef float vf __attribute__((vector_size(VW * 4)));
 typedef int32_t vi __attribute__((vector_size(VW * 4)));
