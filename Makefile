@@ -234,9 +234,9 @@ bench:	## run the benchmarks: a table, and build/bench.jsonl
 
 # --- demo ------------------------------------------------------------------------------------------------------------------------
 demo:	## several processes decode a real model from one pool that is too small, with ebbd evicting
-	@$(SETUP) build model
+	@$(SETUP) build model demo
 	@+$(submake) all
-	@EBB_BIN=$(abspath $(BIN)) EBB_MODEL=$(abspath $(MODEL)) tools/demo.sh
+	@EBB_BIN=$(abspath $(BIN)) EBB_MODEL=$(abspath $(MODEL)) python3 -B tools/demo.py
 
 # --- installation ----------------------------------------------------------------------------------------------------------------
 UNITS    := $(wildcard systemd/*.service systemd/*.socket systemd/*.service.in systemd/*.socket.in)

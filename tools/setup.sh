@@ -8,6 +8,7 @@
 #   spin      the model checker
 #   valgrind  valgrind
 #   style     clang-tidy
+#   demo      python3, for tools/demo.py
 #   model     build/model/SmolLM2-135M-Instruct.Q4_1.gguf
 #
 # Missing packages are installed through apt when we are root or sudo asks for no password; otherwise the command to
@@ -47,6 +48,7 @@ needs() {
 	spin)	echo 'command spin spin' ;;
 	valgrind) echo 'command valgrind valgrind' ;;
 	style)	echo 'command clang-tidy clang-tidy' ;;
+	demo)	echo 'python - python3' ;;
 	model)	model_there || echo 'python - python3
 		pip - python3-pip
 		command sha256sum coreutils' ;;
@@ -144,7 +146,7 @@ PYTHON
 }
 
 # -------------------------------------------------------------------------------------------------------------------------------
-[ $# -gt 0 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p build
 exec 9>build/.setup.lock
 if has_command flock; then
