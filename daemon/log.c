@@ -27,7 +27,7 @@ void log_line(unsigned level, const char *format, ...)
 {
 	static uint64_t second;
 	static unsigned lines, lost;
-	char text[1024];
+	char text[6144];	/* a refused reload quotes every complaint */
 	va_list args;
 	uint64_t now = now_ns() / 1000000000ull;
 

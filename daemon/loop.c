@@ -231,7 +231,7 @@ static void on_client_op(struct daemon *d, enum op op, uint32_t slot, uint32_t i
 static void reload(struct daemon *d)
 {
 	struct conf next;
-	char text[4096];
+	char text[5120];
 	int rc;
 
 	sd_notify(0, "RELOADING=1");
@@ -280,6 +280,15 @@ static void look_at_claimed(struct daemon *d)
 	}
 }
 
+/* What a stop waits for: work, not onlookers. */
+static bool sessions_open(const struct daemon *d)
+{
+	for (unsigned i = 0; i < d->max_clients; i++)
+		if (d->client[i] && d->client[i]->n_sessions)
+			return true;
+	return false;
+}
+
 static void on_timer(struct daemon *d)
 {
 	struct loop *l = d->loop;
@@ -288,7 +297,7 @@ static void on_timer(struct daemon *d)
 	l->timer_armed = false;
 	look_at_claimed(d);
 	pressure_tick(d, now);
-	if (d->draining && (!d->n_clients || now >= l->stop_at_ns))
+	if (d->draining && (!sessions_open(d) || now >= l->stop_at_ns))
 		l->stop = true;
 }
 

@@ -1,6 +1,6 @@
 /*
  * Preloaded into ebbd by test_fault: makes the Nth of the calls below fail, once (EBB_FAULT=N, counted from the start of the
- * process), or from the Nth on (EBB_FAULT_ON=1). Creates the file EBB_FAULT_MARK when it strikes, so that the test knows when N is
+ * process). Creates the file EBB_FAULT_MARK when it strikes, so that the test knows when N is
  * beyond the last call.
  */
 #include <dlfcn.h>
@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 static long countdown = -1;
-static bool again, ready;
+static bool ready;
 static const char *mark;
 
 static void set_up(void)
@@ -26,7 +26,6 @@ static void set_up(void)
 
 	ready = true;
 	countdown = n ? atol(n) : -1;
-	again = getenv("EBB_FAULT_ON") != NULL;
 	mark = getenv("EBB_FAULT_MARK");
 }
 
@@ -36,8 +35,7 @@ static bool strike(void)
 		set_up();
 	if (countdown < 0 || (countdown > 0 && --countdown > 0))
 		return false;
-	if (!again)
-		countdown = -1;
+	countdown = -1;
 	if (mark) {
 		int fd = open(mark, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
 
