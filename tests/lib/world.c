@@ -301,6 +301,19 @@ static void session_new(struct world *w, unsigned index)
 	s->priv = device_address(w, s->priv_id);
 }
 
+static void rows_new(struct world *w)
+{
+	const uint32_t d = w->spec.shape.head_dim, row = gpu_row_bytes(w->spec.shape.slot_type, d);
+	float x[256];
+
+	w->rows = zeroed(WORLD_ROWS, row);
+	for (uint32_t i = 0; i < WORLD_ROWS; i++) {
+		for (uint32_t c = 0; c < d; c++)
+			x[c] = w->spec.spread * world_normal(&w->random);
+		oracle_row_store(w->spec.shape.slot_type, d, x, &w->rows[i * row], &w->row_param[i]);
+	}
+}
+
 struct world *world_new(const struct world_spec *spec)
 {
 	struct world *w = zeroed(1, sizeof(*w));
@@ -323,6 +336,7 @@ struct world *world_new(const struct world_spec *spec)
 		w->class[CLASS_PAGE]->poison = POISON_FINITE;
 	w->class[CLASS_BLOCK] = class_new(gpu_block_bytes(spec->n_heat), 1);
 	w->class[CLASS_CREDIT] = class_new(gpu_block_bytes(spec->n_credit), 0);
+	rows_new(w);
 	for (unsigned i = 0; i < spec->n_sessions; i++)
 		session_new(w, i);
 	return w;
@@ -341,6 +355,7 @@ void world_free(struct world *w)
 		free(w->image[index]);
 		free(w->actual[index]);
 	}
+	free(w->rows);
 	gpu_map_free(w->dev, w->map);
 	gpu_stream_free(w->dev, w->stream);
 	for (unsigned i = 0; i < w->spec.n_sessions; i++) {
@@ -372,9 +387,8 @@ void world_lane(struct world *w, unsigned session, uint32_t lane, uint32_t len, 
 {
 	struct world_session *s = &w->session[session];
 	struct oracle_lane *l = &s->model.lane[lane];
-	const uint32_t d = s->model.shape.head_dim, type = s->model.shape.slot_type, row = gpu_row_bytes(type, d);
+	const uint32_t row = gpu_row_bytes(s->model.shape.slot_type, s->model.shape.head_dim);
 	uint32_t *order = zeroed((size_t)len + 1, sizeof(uint32_t));
-	float x[256];
 
 	assert_true(len <= (uint32_t)pos && len + fresh <= s->model.max_slots);
 	world_room(w, session, lane, len + fresh);
@@ -386,12 +400,12 @@ void world_lane(struct world *w, unsigned session, uint32_t lane, uint32_t len, 
 	for (uint32_t i = 0; i < len; i++) {
 		struct oracle_slot *slot = &l->slot[i];
 
-		for (uint32_t c = 0; c < d; c++)
-			x[c] = w->spec.spread * world_normal(&w->random);
-		oracle_row_store(type, d, x, &l->k[i * row], &slot->k_param);
-		for (uint32_t c = 0; c < d; c++)
-			x[c] = w->spec.spread * world_normal(&w->random);
-		oracle_row_store(type, d, x, &l->v[i * row], &slot->v_param);
+		const uint32_t k = world_below(&w->random, WORLD_ROWS), v = world_below(&w->random, WORLD_ROWS);
+
+		memcpy(&l->k[i * row], &w->rows[k * row], row);
+		memcpy(&l->v[i * row], &w->rows[v * row], row);
+		slot->k_param = w->row_param[k];
+		slot->v_param = w->row_param[v];
 		slot->pos = slot->own_pos = (int32_t)order[i];
 		for (uint32_t h = 0; h < GPU_MAX_HEAT; h++)
 			slot->heat[h] = (double)((float)world_below(&w->random, 1000) / 256.0f);

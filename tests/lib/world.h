@@ -18,6 +18,7 @@
 #define WORLD_SLAB_SHIFT 18u
 #define WORLD_MAX_SLABS 1024u
 #define WORLD_MAX_SESSIONS 8u
+#define WORLD_ROWS 509u		/* different rows that K and V of filled lanes are drawn from: rounding each anew takes too long */
 #define WORLD_SKIP 77
 #define WORLD_OPEN 0xfffffffeu		/* in a model's next[]: not compared */
 
@@ -59,6 +60,8 @@ struct world {
 	uint8_t *image[WORLD_MAX_SLABS], *actual[WORLD_MAX_SLABS];
 	struct world_class *class[5];
 	uint32_t nowhere;		/* an id in a slab that is not mapped */
+	uint8_t *rows;			/* [WORLD_ROWS], as stored */
+	uint32_t row_param[WORLD_ROWS];
 };
 
 /* Where one slot's parts lie in an image. */
