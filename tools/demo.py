@@ -12,8 +12,8 @@ BIN = os.environ.get("EBB_BIN", "build/bin")
 MODEL = os.environ.get("EBB_MODEL", "build/model/SmolLM2-135M-Instruct.Q4_1.gguf")
 DOCS = "/usr/share/common-licenses/"
 QUICK = os.environ.get("EBB_DEMO_QUICK") == "1"
-PROMPT, DECODE, OFFSET, NLL_TOKENS = (300, 24, 100, 256) if QUICK else (1200, 96, 400, 1024)
-POOL_MIB = 24 if QUICK else 88
+PROMPT, DECODE, OFFSET, NLL_TOKENS = (300, 24, 100, 256) if QUICK else (900, 80, 300, 1024)
+POOL_MIB = 24 if QUICK else 72
 SLOT_BYTES = 30 * 3 * 64 * 2 * 2            # SmolLM2-135M in bf16: layers, KV heads, head_dim, K and V
 BUDGET = "25%"
 TTY = sys.stdout.isatty()
