@@ -29,7 +29,7 @@ static double half(const unsigned char *p)
 
 static unsigned bit(const unsigned char *p, unsigned i)
 {
-	return p[i / 8] >> i % 8 & 1u;
+	return (unsigned)p[i / 8] >> i % 8 & 1u;
 }
 
 /* The six bits number k of eight scales (which = 0) or minima (1): low four or six bits first, then the two spare ones. */
@@ -67,11 +67,11 @@ static double element(enum tensor_type type, const unsigned char *row, unsigned 
 		return half(b) * (b[4 + k % 16] >> (k < 16 ? 0 : 4) & 15) + half(b + 2);
 	case TENSOR_Q5_0:
 		b = row + i / 32 * 22;
-		q = (b[6 + k % 16] >> (k < 16 ? 0 : 4) & 15u) + 16u * bit(b + 2, k);
+		q = ((unsigned)b[6 + k % 16] >> (k < 16 ? 0 : 4) & 15u) + 16u * bit(b + 2, k);
 		return half(b) * ((int)q - 16);
 	case TENSOR_Q5_1:
 		b = row + i / 32 * 24;
-		q = (b[8 + k % 16] >> (k < 16 ? 0 : 4) & 15u) + 16u * bit(b + 4, k);
+		q = ((unsigned)b[8 + k % 16] >> (k < 16 ? 0 : 4) & 15u) + 16u * bit(b + 4, k);
 		return half(b) * q + half(b + 2);
 	default:
 		break;
@@ -79,14 +79,14 @@ static double element(enum tensor_type type, const unsigned char *row, unsigned 
 	k = i % 256 / 32;	/* of the eight parts of a k-block */
 	if (type == TENSOR_Q4_K || type == TENSOR_Q5_K) {
 		b = row + i / 256 * (type == TENSOR_Q4_K ? 144 : 176);
-		q = b[(type == TENSOR_Q4_K ? 16 : 48) + k / 2 * 32 + i % 32] >> 4 * (k & 1) & 15u;
+		q = (unsigned)b[(type == TENSOR_Q4_K ? 16 : 48) + k / 2 * 32 + i % 32] >> 4 * (k & 1) & 15u;
 		if (type == TENSOR_Q5_K)
-			q += 16u * (b[16 + i % 32] >> k & 1u);
+			q += 16u * ((unsigned)b[16 + i % 32] >> k & 1u);
 		return half(b) * six(b + 4, k, 0) * q - half(b + 2) * six(b + 4, k, 1);
 	}
 	b = row + i / 256 * 210;
-	q = b[k / 4 * 64 + k % 2 * 32 + i % 32] >> (k % 4 < 2 ? 0 : 4) & 15u;
-	q += 16u * (b[128 + k / 4 * 32 + i % 32] >> 2 * (k % 4) & 3u);
+	q = (unsigned)b[k / 4 * 64 + k % 2 * 32 + i % 32] >> (k % 4 < 2 ? 0 : 4) & 15u;
+	q += 16u * ((unsigned)b[128 + k / 4 * 32 + i % 32] >> 2 * (k % 4) & 3u);
 	return half(b + 208) * (int8_t)b[192 + i % 256 / 16] * ((int)q - 32);
 }
 
