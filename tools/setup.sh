@@ -4,7 +4,7 @@
 #   tools/setup.sh GROUP...
 #
 #   build     compiler and libraries
-#   test      cmocka
+#   test      cmocka, and g++ for the check that headers are C++ too
 #   spin      the model checker
 #   valgrind  valgrind
 #   style     clang-tidy
@@ -44,7 +44,8 @@ needs() {
 		header systemd/sd-daemon.h libsystemd-dev
 		header jansson.h libjansson-dev
 		command pkg-config pkg-config' ;;
-	test)	echo 'cmocka - libcmocka-dev' ;;
+	test)	echo 'cmocka - libcmocka-dev
+		command g++ g++' ;;
 	spin)	echo 'command spin spin' ;;
 	valgrind) echo 'command valgrind valgrind' ;;
 	style)	echo 'command clang-tidy clang-tidy' ;;
