@@ -67,7 +67,8 @@ struct cuda_token {
 	uint32_t seq, j;
 };
 
-#define CUDA_TILE_ROWS 16u		/* a whole group (1 .. 16) of one query always fits */
+#define CUDA_TILE_ROWS 16		/* a whole group (1 .. 16) of one query always fits */
+#define CUDA_FEW_ROWS 4		/* of a tile: attend treats smaller ones in another way than larger ones */
 #define CUDA_CHUNK GPU_BLOCK_SLOTS	/* slots whose softmax is finished before it is merged: fixed, see attend.cu */
 
 struct cuda_step {
@@ -76,6 +77,7 @@ struct cuda_step {
 	struct gpu_shape shape;
 	struct cuda_view view;
 	unsigned n_seqs, n_tokens, n_tiles;
+	int few_rows, many_rows;	/* are there tiles of at most CUDA_FEW_ROWS rows, and of more? */
 	uint32_t live_max;
 	uint32_t n_splits;		/* > 1: a CTA takes one chunk and combine() merges; 1: a CTA takes all chunks */
 	char *lists;			/* device: gpu_seq[max_seqs], cuda_tile[max_seqs + max_rows], cuda_token[max_rows] */

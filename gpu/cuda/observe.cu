@@ -111,27 +111,23 @@ static __global__ void __launch_bounds__(GPU_BLOCK_SLOTS) kept_kernel(const __gr
 template <int DP>
 static __device__ __forceinline__ void to_probabilities(const struct heat_args &a, const struct tile_ctx &x, float *s)
 {
-	using size = tile_size<DP>;
-	uint32_t slot = threadIdx.x % size::slots, rg = threadIdx.x / size::slots;
+	constexpr uint32_t slots = tile_size<DP>::slots, parts = tile_size<DP>::parts;
+	uint32_t slot = threadIdx.x / parts, part = threadIdx.x % parts;
 
-#pragma unroll
-	for (uint32_t i = 0; i < size::rows; i++) {
-		uint32_t r = rg + size::row_groups * i, pair = x.row0 + r;
+	for (uint32_t r = part; part < 4 && r < x.n_rows; r += 4u) {
+		float *z = s + r * (slots + 4u) + slot;
+		uint32_t pair = x.row0 + r;
+		int64_t row = (int64_t)x.seq.row + pair / a.t.group;
+		float lse = a.lse[row * a.t.n_kv_heads * a.t.group + x.head * a.t.group + pair % a.t.group];
 
-		if (r < x.n_rows) {
-			float *z = s + r * (size::slots + 4u) + slot;
-			int64_t row = (int64_t)x.seq.row + pair / a.t.group;
-			float lse = a.lse[row * a.t.n_kv_heads * a.t.group + x.head * a.t.group + pair % a.t.group];
-
-			*z = *z == TILE_NEG ? 0.0f : expf(__fsub_rn(*z, lse));
-		}
+		*z = *z == TILE_NEG ? 0.0f : expf(__fsub_rn(*z, lse));
 	}
 }
 
-/* Shared memory in floats: q[16][d], k[slots][d + 4], s[16][slots + 4]. */
+/* Shared memory in floats: q[16][d], k[slots][stride], s[16][slots + 4]. */
 template <int DP> static size_t heat_shared(uint32_t d)
 {
-	return (CUDA_TILE_ROWS * d + tile_size<DP>::slots * (d + 4u) + CUDA_TILE_ROWS * (tile_size<DP>::slots + 4u)) *
+	return (CUDA_TILE_ROWS * d + tile_size<DP>::slots * tile_stride(d) + CUDA_TILE_ROWS * (tile_size<DP>::slots + 4u)) *
 	       sizeof(float);
 }
 
@@ -142,7 +138,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) heat_kernel(const __grid_
 	extern __shared__ __align__(16) float shared[];
 	__shared__ char *page[CUDA_CHUNK / GPU_PAGE_SLOTS], *block;
 	uint32_t d = a.t.head_dim, slot0 = blockIdx.x % a.n_groups * slots, in_chunk = slot0 % CUDA_CHUNK, n_live;
-	float *q = shared, *k = q + CUDA_TILE_ROWS * d, *s = k + slots * (d + 4u), *heat;
+	float *q = shared, *k = q + CUDA_TILE_ROWS * d, *s = k + slots * tile_stride(d), *heat;
 	const uint32_t inverse = tile_inverse(d / tile_rows_in_flight<TYPE, DP>::per);
 	struct tile_rows_in_flight<TYPE, DP> rows;
 	struct owner own;

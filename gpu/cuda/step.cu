@@ -192,7 +192,8 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 {
 	struct cuda_step *st = (struct cuda_step *)step;
 	struct cuda_device *d = cuda_dev(step->dev);
-	uint64_t n_tokens = 0, n_tiles = 0, n_rows = 0, pairs = 0;
+	uint64_t n_tokens = 0, n_tiles = 0, n_rows = 0, most = 0;
+	int few = 0, many = 0;
 	struct cuda_lease lease;
 	uint32_t n_splits = 1;
 	int rc = cuda_use(step->dev), rc2;
@@ -202,12 +203,15 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	if (n_seqs > st->max_seqs)
 		return -EINVAL;
 	for (unsigned i = 0; i < n_seqs; i++) {
-		uint64_t end = (uint64_t)seq[i].row + seq[i].n;
+		uint64_t end = (uint64_t)seq[i].row + seq[i].n, pairs = (uint64_t)seq[i].n * shape->group;
+		uint64_t rest = pairs % CUDA_TILE_ROWS;	/* rows of the last tile, if it is not full */
 
 		n_tokens += seq[i].n;
-		n_tiles += ((uint64_t)seq[i].n * shape->group + CUDA_TILE_ROWS - 1u) / CUDA_TILE_ROWS;
+		n_tiles += (pairs + CUDA_TILE_ROWS - 1u) / CUDA_TILE_ROWS;
 		n_rows = seq[i].n && end > n_rows ? end : n_rows;
-		pairs = (uint64_t)seq[i].n * shape->group > pairs ? (uint64_t)seq[i].n * shape->group : pairs;
+		most = pairs > most ? pairs : most;
+		few |= rest && rest <= CUDA_FEW_ROWS;
+		many |= pairs >= CUDA_TILE_ROWS || rest > CUDA_FEW_ROWS;
 	}
 	if (n_tokens > st->max_rows)
 		return -EINVAL;
@@ -226,7 +230,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		if (rc)
 			return rc;
 	}
-	plan_logits(st, shape, (unsigned)n_tiles, pairs, live_max);
+	plan_logits(st, shape, (unsigned)n_tiles, most, live_max);
 	st->shape = *shape;
 	st->view = cuda_view_of(map);
 	st->n_seqs = n_seqs;
@@ -234,5 +238,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	st->n_tiles = (unsigned)n_tiles;
 	st->n_splits = n_splits;
 	st->live_max = live_max;
+	st->few_rows = few;
+	st->many_rows = many;
 	return 0;
 }

@@ -37,9 +37,11 @@ struct tile_args {
 /* Slots that shared memory holds at a time: K and V of 256 channels as float32 are large. */
 template <int DP> struct tile_size {
 	static constexpr uint32_t slots = DP == 256 ? 32u : 64u;
-	static constexpr uint32_t row_groups = TILE_THREADS / slots;		/* threads of a slot in the logit phase */
-	static constexpr uint32_t rows = CUDA_TILE_ROWS / row_groups;		/* rows of a thread there */
+	static constexpr uint32_t parts = TILE_THREADS / slots;		/* threads of a slot in the logit phase */
 };
+
+/* Floats from one slot's row in shared memory to the next: 16 more than there are, so that neighbours do not share banks. */
+static __host__ __device__ __forceinline__ uint32_t tile_stride(uint32_t d) { return d + 16u; }
 
 static inline int tile_dp(uint32_t head_dim) { return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256; }
 
@@ -176,7 +178,7 @@ static __device__ __forceinline__ void tile_fetch(const struct tile_args &a, cha
 	}
 }
 
-/* What was fetched, as float32 into out[slots][d + 4]. */
+/* What was fetched, as float32 into out[slots][tile_stride(d)]. */
 template <int TYPE, int DP>
 static __device__ __forceinline__ void tile_put(const struct tile_args &a, uint32_t inverse,
 						const struct tile_rows_in_flight<TYPE, DP> &f, float *out)
@@ -187,7 +189,7 @@ static __device__ __forceinline__ void tile_put(const struct tile_args &a, uint3
 #pragma unroll
 	for (uint32_t u = 0; u < f.n; u++) {
 		uint32_t i = threadIdx.x + u * TILE_THREADS, s = tile_divide(i, inverse), v = i - s * vecs;
-		float x[per], *to = out + s * (d + 4u) + v * per;
+		float x[per], *to = out + s * tile_stride(d) + v * per;
 		float2 q = TYPE == GPU_Q8 ? __half22float2(f.param[u]) : make_float2(0.0f, 0.0f);
 
 		if (s >= tile_size<DP>::slots)
@@ -205,29 +207,30 @@ static __device__ __forceinline__ uint32_t tile_inverse(uint32_t vecs)
 }
 
 /*
- * Logits of every row of the tile against the slots in k[][d + 4], into s[row][slots + 4]; -inf where a query may not look.
- * A thread has one slot and several rows; a dot product is four running sums over the channels, added at the end.
+ * Logits of every row of the tile against the slots in k[], into s[row][slots + 4]; -inf where a query may not look. The threads of
+ * a slot share its channels, every 4th (or 8th) four of them each; a dot product is those threads' four running sums, added
+ * by a fixed tree. Four rows at a time; the thread with part p < 4 then owns rows p, p + 4, ...
  */
 template <int DP>
 static __device__ __forceinline__ void tile_logits(const struct tile_args &a, const struct tile_ctx &x, const float *q,
 						   const float *k, const char *block, uint32_t chunk_slot,
 						   uint32_t n_live, float *s)
 {
-	using size = tile_size<DP>;
-	uint32_t slot = threadIdx.x % size::slots, rg = threadIdx.x / size::slots, d = a.head_dim;
+	constexpr uint32_t slots = tile_size<DP>::slots, parts = tile_size<DP>::parts;
+	uint32_t slot = threadIdx.x / parts, part = threadIdx.x % parts, d = a.head_dim;
 	int32_t pos = slot < n_live && block ? ((const int32_t *)block)[chunk_slot + slot] : 0;
-	float4 sum[size::rows];
+	const float *mine = k + slot * tile_stride(d);
+
+	for (uint32_t r0 = 0; r0 < x.n_rows; r0 += 4u) {
+		float4 sum[4] = {};
+		float dot[4];
+
+		for (uint32_t c = 4u * part; c < d; c += 4u * parts) {
+			float4 kk = *(const float4 *)(mine + c);
 
 #pragma unroll
-	for (uint32_t i = 0; i < size::rows; i++)
-		sum[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-	for (uint32_t c = 0; c < d; c += 4) {
-		float4 kk = *(const float4 *)(k + slot * (d + 4u) + c);
-
-#pragma unroll
-		for (uint32_t i = 0; i < size::rows; i++) {
-			if (rg + size::row_groups * i < x.n_rows) {
-				float4 qq = *(const float4 *)(q + (rg + size::row_groups * i) * d + c);
+			for (uint32_t i = 0; i < 4; i++) {
+				float4 qq = *(const float4 *)(q + (r0 + i) * d + c);
 
 				sum[i].x = __fmaf_rn(qq.x, kk.x, sum[i].x);
 				sum[i].y = __fmaf_rn(qq.y, kk.y, sum[i].y);
@@ -235,15 +238,19 @@ static __device__ __forceinline__ void tile_logits(const struct tile_args &a, co
 				sum[i].w = __fmaf_rn(qq.w, kk.w, sum[i].w);
 			}
 		}
-	}
 #pragma unroll
-	for (uint32_t i = 0; i < size::rows; i++) {
-		uint32_t r = rg + size::row_groups * i;
-		int32_t at = x.seq.pos + (int32_t)((x.row0 + r) / a.group);
-		float dot = __fadd_rn(__fadd_rn(sum[i].x, sum[i].y), __fadd_rn(sum[i].z, sum[i].w));
+		for (uint32_t i = 0; i < 4; i++) {
+			dot[i] = __fadd_rn(__fadd_rn(sum[i].x, sum[i].y), __fadd_rn(sum[i].z, sum[i].w));
+#pragma unroll
+			for (uint32_t by = 1; by < parts; by *= 2)
+				dot[i] = __fadd_rn(dot[i], __shfl_xor_sync(0xffffffffu, dot[i], by));
+		}
+		if (part < 4 && r0 + part < x.n_rows) {
+			float z = part == 0 ? dot[0] : part == 1 ? dot[1] : part == 2 ? dot[2] : dot[3];
+			int32_t at = x.seq.pos + (int32_t)((x.row0 + r0 + part) / a.group);
 
-		if (r < x.n_rows)
-			s[r * (size::slots + 4u) + slot] = slot < n_live && pos <= at ? __fmul_rn(a.scale, dot) : TILE_NEG;
+			s[(r0 + part) * (slots + 4u) + slot] = slot < n_live && pos <= at ? __fmul_rn(a.scale, z) : TILE_NEG;
+		}
 	}
 }
 
