@@ -8,7 +8,8 @@
  * same order by the same instructions, so the two ways agree bit for bit and the choice may depend on the whole step.
  * Heat follows in a second pass (observe.cu), when the log-sum-exp is known.
  * Memory traffic: K and V once per tile of 16 pairs (decode: once), 4 bytes of position a slot. Heat: logits (4 bytes a pair and
- * slot) written and read, or with many queries K once more; 8 bytes a slot and heat array. Split: 4 * (head_dim + 2) bytes a pair and chunk, written and read.
+ * slot) written and read, or with many queries K once more; 8 bytes a slot and heat array. Split: 4 * (head_dim + 2)
+ * bytes a pair and chunk, written and read.
  * Determinism: fixed chunks, fixed order, no atomics; nothing depends on page ids, on heat or on other sessions.
  */
 #include "gpu/cuda/tile.cuh"

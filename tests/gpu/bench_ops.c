@@ -185,7 +185,8 @@ static void set_headers(struct bench *b, uint32_t len, uint32_t fresh, uint32_t 
 		lane[l] = (struct gpu_lane){ len, fresh };
 	for (uint32_t i = 0; i < b->sh->sessions; i++) {
 		must(gpu_write(b->p->dev, b->p->s, b->table[i], &b->head, sizeof(b->head)), "header");
-		must(gpu_write(b->p->dev, b->p->s, (char *)b->table[i] + gpu_table_lanes(), lane, b->head.n_lanes * sizeof(*lane)), "lanes");
+		must(gpu_write(b->p->dev, b->p->s, (char *)b->table[i] + gpu_table_lanes(), lane, b->head.n_lanes * sizeof(*lane)),
+		     "lanes");
 	}
 	free(lane);
 }
@@ -226,7 +227,8 @@ static double time_attend(struct bench *b, uint32_t observe, unsigned rounds)
 
 	set_headers(b, b->sh->live - b->sh->n, b->sh->n, observe);
 	for (uint32_t i = 0; i < b->sh->sessions; i++)
-		b->seq[i] = (struct gpu_seq){ .table = b->table[i], .row = i * b->sh->n, .n = b->sh->n, .pos = (int32_t)(b->sh->live - b->sh->n) };
+		b->seq[i] = (struct gpu_seq){ .table = b->table[i], .row = i * b->sh->n, .n = b->sh->n,
+					     .pos = (int32_t)(b->sh->live - b->sh->n) };
 	must(gpu_step_set(b->step, b->p->s, &b->gs, b->p->map, b->seq, b->sh->sessions, b->sh->live), "step_set");
 	for (unsigned r = 0; r <= rounds; r++) {
 		if (r == 1) {
@@ -286,7 +288,8 @@ static void bench_select(struct pool *p, const struct shape *sh)
 		plan[l] = (struct gpu_plan){ .keep = sh->live, .victims = 32, .recent = sh->live / 2 };
 	for (uint32_t i = 0; i < sh->sessions; i++)
 		turn[i] = (struct gpu_turn){ .priv = b.table[i], .plan = plan, .n_lanes = b.head.n_lanes, .appended = sh->live,
-					     .rule = { .policy = EVICT_h2o, .sinks = 4 }, .n_credit = 1, .slot_type = GPU_BF16, .head_dim = 128 };
+					     .rule = { .policy = EVICT_h2o, .sinks = 4 }, .n_credit = 1,
+					     .slot_type = GPU_BF16, .head_dim = 128 };
 	must(gpu_select(p->dev, p->s, p->map, turn, sh->sessions, GPU_SETTLE | GPU_FOLD | GPU_NEXT, NULL), "select");
 	for (uint32_t i = 0; i < sh->sessions; i++) {
 		turn[i].appended = 32;
