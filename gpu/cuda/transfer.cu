@@ -11,6 +11,7 @@
 
 #include "gpu/cuda/common.cuh"
 
+#define REGISTERED_MAX 256	/* connections of a process */
 #define SIGNAL_MAX 64u		/* words of one launch: 1 KiB of its parameters */
 
 struct signal_args {
@@ -129,13 +130,31 @@ int cuda_notify(struct gpu_device *dev, gpu_stream s, int eventfd)
 	return rc ? rc : cuda_errno(cudaLaunchHostFunc(cuda_stream(s), ring_bell, (void *)(intptr_t)eventfd));
 }
 
-int cuda_reg(struct gpu_device *dev, void *ptr, size_t bytes)
+/*
+ * What is registered, by how many devices: CUDA registers memory once for all devices of a process, while a client with two pools
+ * registers its words for each of them.
+ */
+static struct {
+	void *ptr;
+	unsigned n;
+} registered[REGISTERED_MAX];
+static pthread_mutex_t registered_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int find_registered(const void *ptr)
+{
+	for (int i = 0; i < REGISTERED_MAX; i++)
+		if (registered[i].ptr == ptr)
+			return i;
+	return -1;
+}
+
+static int register_first(void *ptr, size_t bytes)
 {
 	void *at = NULL;
-	int rc = cuda_use(dev);
+	int slot = find_registered(NULL), rc;
 
-	if (rc)
-		return rc;
+	if (slot < 0)
+		return -ENOSPC;
 	rc = cuda_errno(cudaHostRegister(ptr, bytes, cudaHostRegisterPortable | cudaHostRegisterMapped));
 	if (rc)
 		return rc;
@@ -143,15 +162,44 @@ int cuda_reg(struct gpu_device *dev, void *ptr, size_t bytes)
 	rc = cuda_errno(cudaHostGetDevicePointer(&at, ptr, 0));
 	if (!rc && at != ptr)
 		rc = -ENOTSUP;
-	if (rc)
+	if (rc) {
 		(void)cudaHostUnregister(ptr);
+		return rc;
+	}
+	registered[slot].ptr = ptr;
+	registered[slot].n = 1;
+	return 0;
+}
+
+int cuda_reg(struct gpu_device *dev, void *ptr, size_t bytes)
+{
+	int rc = cuda_use(dev), slot;
+
+	if (rc || !ptr)
+		return rc ? rc : -EINVAL;
+	(void)pthread_mutex_lock(&registered_lock);
+	slot = find_registered(ptr);
+	if (slot >= 0)
+		registered[slot].n++;
+	else
+		rc = register_first(ptr, bytes);
+	(void)pthread_mutex_unlock(&registered_lock);
 	return rc;
 }
 
 void cuda_unreg(struct gpu_device *dev, void *ptr)
 {
-	if (cuda_use(dev) == 0)
+	int slot;
+
+	if (!ptr || cuda_use(dev))
+		return;
+	(void)pthread_mutex_lock(&registered_lock);
+	slot = find_registered(ptr);
+	if (slot >= 0 && --registered[slot].n == 0) {
 		(void)cuda_errno(cudaHostUnregister(ptr));
+		registered[slot].ptr = NULL;
+	}
+	(void)pthread_mutex_unlock(&registered_lock);
 }
 
 int cuda_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[])
