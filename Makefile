@@ -152,6 +152,7 @@ $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.cu.o $(TESTLIB_O) $(LIB)/all.a
 
 # Preloaded into a daemon by tests/integration/test_fault.
 FAULT_SO := $(if $(wildcard tests/fault/fault.c),$(B)/tests/fault/fault.so)
+$(B)/obj/tests/fault/fault.o: OBJFLAGS := -fvisibility=default
 $(B)/tests/fault/fault.so: $(B)/obj/tests/fault/fault.o
 	@mkdir -p $(@D)
 	$(call say,LINK,$@)
