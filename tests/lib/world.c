@@ -252,12 +252,12 @@ void world_room(struct world *w, unsigned session, uint32_t lane, uint32_t slots
 	assert_true(slots <= s->model.max_slots);
 	for (uint32_t i = 0; i < gpu_pages_for(slots); i++)
 		if (page[i] == w->nowhere)
-			page[i] = place_new(w, w->class[CLASS_PAGE]);
+			page[i] = place_new(w, w->places[CLASS_PAGE]);
 	for (uint32_t i = 0; i < gpu_blocks_for(slots); i++) {
 		if (block[i] != w->nowhere)
 			continue;
-		block[i] = place_new(w, w->class[CLASS_BLOCK]);
-		credit[i] = place_new(w, w->class[CLASS_CREDIT]);
+		block[i] = place_new(w, w->places[CLASS_BLOCK]);
+		credit[i] = place_new(w, w->places[CLASS_CREDIT]);
 	}
 }
 
@@ -292,11 +292,11 @@ static void session_new(struct world *w, unsigned index)
 	for (uint32_t i = 0; i < t->n_lanes * t->max_blocks; i++)
 		s->block[i] = s->credit[i] = w->nowhere;
 	if (!index) {
-		w->class[CLASS_TABLE] = class_new(gpu_table_bytes(t), 1);
-		w->class[CLASS_PRIVATE] = class_new(gpu_table_private_bytes(t), 0);
+		w->places[CLASS_TABLE] = class_new(gpu_table_bytes(t), 1);
+		w->places[CLASS_PRIVATE] = class_new(gpu_table_private_bytes(t), 0);
 	}
-	s->table_id = place_new(w, w->class[CLASS_TABLE]);
-	s->priv_id = place_new(w, w->class[CLASS_PRIVATE]);
+	s->table_id = place_new(w, w->places[CLASS_TABLE]);
+	s->priv_id = place_new(w, w->places[CLASS_PRIVATE]);
 	s->table = device_address(w, s->table_id);
 	s->priv = device_address(w, s->priv_id);
 }
@@ -331,11 +331,11 @@ struct world *world_new(const struct world_spec *spec)
 		w->slab_order[i] = i;
 	shuffle_ids(&w->random_place, w->slab_order, WORLD_MAX_SLABS);
 	w->nowhere = w->slab_order[WORLD_MAX_SLABS - 1] << (WORLD_SLAB_SHIFT - 7);
-	w->class[CLASS_PAGE] = class_new(gpu_page_bytes(spec->shape.slot_type, spec->shape.head_dim), 1);
+	w->places[CLASS_PAGE] = class_new(gpu_page_bytes(spec->shape.slot_type, spec->shape.head_dim), 1);
 	if (spec->places % 2)
-		w->class[CLASS_PAGE]->poison = POISON_FINITE;
-	w->class[CLASS_BLOCK] = class_new(gpu_block_bytes(spec->n_heat), 1);
-	w->class[CLASS_CREDIT] = class_new(gpu_block_bytes(spec->n_credit), 0);
+		w->places[CLASS_PAGE]->poison = POISON_FINITE;
+	w->places[CLASS_BLOCK] = class_new(gpu_block_bytes(spec->n_heat), 1);
+	w->places[CLASS_CREDIT] = class_new(gpu_block_bytes(spec->n_credit), 0);
 	rows_new(w);
 	for (unsigned i = 0; i < spec->n_sessions; i++)
 		session_new(w, i);
@@ -365,8 +365,8 @@ void world_free(struct world *w)
 		free(w->session[i].credit);
 	}
 	for (unsigned i = 0; i < 5; i++) {
-		free(w->class[i]->free);
-		free(w->class[i]);
+		free(w->places[i]->free);
+		free(w->places[i]);
 	}
 	free(w);
 }

@@ -58,7 +58,7 @@ struct world {
 	uint32_t n_slabs;
 	struct gpu_slab slab[WORLD_MAX_SLABS];	/* by index */
 	uint8_t *image[WORLD_MAX_SLABS], *actual[WORLD_MAX_SLABS];
-	struct world_class *class[5];
+	struct world_class *places[5];	/* pages, blocks, credit blocks, tables, private tables */
 	uint32_t nowhere;		/* an id in a slab that is not mapped */
 	uint8_t *rows;			/* [WORLD_ROWS], as stored */
 	uint32_t row_param[WORLD_ROWS];

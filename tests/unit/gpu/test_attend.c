@@ -340,7 +340,8 @@ static void independent(uint32_t slot_type, uint32_t dim, uint32_t group, const 
 
 static void out_depends_on_nothing_but_its_inputs(void **state)
 {
-	static const uint32_t one[3] = { 1, 1, 1 }, ragged[3] = { 0, 2, 17 }, many[3] = { 32, 32, 1 };	/* some enough for two threads */
+	static const uint32_t one[3] = { 1, 1, 1 }, ragged[3] = { 0, 2, 17 };
+	static const uint32_t many[3] = { 32, 32, 1 };	/* enough work for two threads */
 
 	(void)state;
 	for (uint32_t type = GPU_F32; type <= GPU_Q8; type++) {
