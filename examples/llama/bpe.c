@@ -32,7 +32,7 @@ struct bpe_pair {
 	int32_t result;
 };
 
-/* --- GPT-2's byte alphabet --------------------------------------------------------------------------------------------------------------- */
+/* --- GPT-2's byte alphabet -------------------------------------------------------------------------------- */
 
 /* Printable bytes stand for themselves; the 68 others are the characters from 256 on, in order. */
 static int printable(unsigned b)
@@ -78,7 +78,7 @@ size_t bpe_bytes(const char *text, size_t bytes, char *out)
 	return n;
 }
 
-/* --- the table of merges --------------------------------------------------------------------------------------------------------------------- */
+/* --- the table of merges ---------------------------------------------------------------------------------- */
 
 /* Names of the vocabulary, while it is loaded. */
 struct names {
@@ -220,7 +220,7 @@ void bpe_free(struct bpe *bpe)
 	free(bpe);
 }
 
-/* --- encoding: a linked list of symbols and a heap of the pairs that could be joined ---------------------------------------------- */
+/* --- encoding: a linked list of symbols and a heap of the pairs that could be joined ---------------------- */
 
 static int before(const struct bpe_pair *a, const struct bpe_pair *b)
 {

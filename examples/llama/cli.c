@@ -36,11 +36,13 @@ static const struct option_row rows[] = {
 	{ "seed", "S", 0, SEED, AT(seed), 0, 0, "seed", "seed of the draws, and of a policy that draws (0)" },
 	{ "ignore-eos", NULL, 0, FLAG, AT(ignore_eos), 0, 0, NULL, "go on after an end-of-text token" },
 	{ "special", NULL, 0, FLAG, AT(special), 0, 0, NULL, "names like <|im_end|> in a prompt mean the special token" },
-	{ "batch", "N", 0, COUNT, AT(batch), 1, 4096, NULL, "sequences decoded together; sequence i reads prompt i mod (number of prompts)" },
+	{ "batch", "N", 0, COUNT, AT(batch), 1, 4096, NULL,
+	  "sequences decoded together; sequence i reads prompt i mod (number of prompts)" },
 	{ "batch-offset", "TOKENS", 0, COUNT, AT(batch_offset), 0, 1u << 24, NULL,
 	  "each further sequence on the same prompt starts so many tokens later in it (0)" },
 	{ "limit", "T", 0, COUNT, AT(limit), 1, 1u << 24, NULL, "use only the first T tokens of a prompt" },
-	{ "chunk", "N", 0, COUNT, AT(chunk), 1, 4096, NULL, "prompt tokens of a sequence in one step (--nll: 32; else as many as fit)" },
+	{ "chunk", "N", 0, COUNT, AT(chunk), 1, 4096, NULL,
+	  "prompt tokens of a sequence in one step (--nll: 32; else as many as fit)" },
 	{ "nll", NULL, 0, FLAG, AT(nll), 0, 0, NULL, "do not generate: how well is the text predicted? prints one JSON line" },
 	{ "ids", NULL, 0, FLAG, AT(ids), 0, 0, NULL, "print the prompt's token ids, one a line, and exit" },
 	{ "all", NULL, 0, FLAG, AT(all), 0, 0, NULL, "print the texts of all sequences, not only the first" },
@@ -97,7 +99,7 @@ static void print_help(void)
 	printf("\nExit status: 0 done, 1 failed, 2 used wrongly.\n");
 }
 
-/* --- values ----------------------------------------------------------------------------------------------------------------------------- */
+/* --- values ----------------------------------------------------------------------------------------------- */
 
 static int parse_u64(const char *s, uint64_t most, uint64_t *out)
 {
@@ -218,7 +220,7 @@ static int take(struct cli *cli, const struct option_row *row, const char *value
 	}
 }
 
-/* --- the whole -------------------------------------------------------------------------------------------------------------------------- */
+/* --- the whole -------------------------------------------------------------------------------------------- */
 
 static int find_model(struct cli *cli)
 {

@@ -31,7 +31,7 @@ struct work {
 	uint32_t prefilling;		/* sequences whose prompt is not read yet */
 };
 
-/* --- one token --------------------------------------------------------------------------------------------------------------------------- */
+/* --- one token -------------------------------------------------------------------------------------------- */
 
 static int add_text(struct product *p, const char *text, size_t bytes)
 {
@@ -108,7 +108,7 @@ static int take_predictions(struct work *w)
 	return err;
 }
 
-/* --- the loop ------------------------------------------------------------------------------------------------------------------------------- */
+/* --- the loop --------------------------------------------------------------------------------------------- */
 
 /* How many tokens each sequence should get. Returns their sum: 0 when all is done. */
 static uint32_t plan(const struct work *w, uint32_t chunk)
@@ -141,7 +141,7 @@ static int loop(struct work *w)
 	return err;
 }
 
-/* --- what people and programs get --------------------------------------------------------------------------------------------------------- */
+/* --- what people and programs get ------------------------------------------------------------------------- */
 
 static double per_second(uint64_t n, uint64_t ns)
 {

@@ -48,7 +48,7 @@ struct gguf {
 	size_t data;		/* where tensor data starts */
 };
 
-/* --- reading, in bounds ---------------------------------------------------------------------------------------------------------- */
+/* --- reading, in bounds ----------------------------------------------------------------------------------- */
 
 struct cursor {
 	const unsigned char *bytes;
@@ -120,7 +120,7 @@ static int same(struct gguf_text t, const char *s)
 	return t.bytes == strlen(s) && memcmp(t.at, s, t.bytes) == 0;
 }
 
-/* --- metadata ---------------------------------------------------------------------------------------------------------------------- */
+/* --- metadata --------------------------------------------------------------------------------------------- */
 
 static int parse_array(struct cursor *c, struct value *v)
 {
@@ -272,7 +272,7 @@ int gguf_i32s(const struct gguf *file, const char *key, const void **out, size_t
 	return 0;
 }
 
-/* --- tensors ------------------------------------------------------------------------------------------------------------------------- */
+/* --- tensors ---------------------------------------------------------------------------------------------- */
 
 /* Bytes of a tensor of a type that we know; 0 when it is empty, impossible or of another type. */
 static uint64_t info_bytes(const struct info *info)
@@ -373,7 +373,7 @@ const char *gguf_name(const struct gguf *file)
 	return file->name;
 }
 
-/* --- opening ------------------------------------------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------------------- */
 
 static int parse(struct gguf *f, char *why, size_t why_bytes)
 {

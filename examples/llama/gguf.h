@@ -31,7 +31,7 @@ int gguf_parse(const void *bytes, size_t size, const char *name, struct gguf **o
 /* NULL is fine. */
 void gguf_close(struct gguf *file);
 
-/* --- metadata: 0; -ENOENT no such key; -EINVAL another type or out of range. @out is untouched on failure. ----------------- */
+/* --- metadata: 0; -ENOENT no such key; -EINVAL another type or out of range. @out is untouched on failure. --- */
 
 int gguf_u32(const struct gguf *file, const char *key, uint32_t *out);		/* any integer type that holds it */
 int gguf_f32(const struct gguf *file, const char *key, float *out);		/* float32 or float64 */
@@ -44,7 +44,7 @@ int gguf_strings(const struct gguf *file, const char *key, struct gguf_text **ou
 /* gguf_i32s - an array of 32-bit integers, by reference. The address may be unaligned: read it with memcpy. */
 int gguf_i32s(const struct gguf *file, const char *key, const void **out, size_t *n);
 
-/* --- tensors ----------------------------------------------------------------------------------------------------------------- */
+/* --- tensors ---------------------------------------------------------------------------------------------- */
 
 /* gguf_tensor - find by name. -ENOENT no such tensor; -EINVAL a type that tensor.h does not know, or more than two dimensions. */
 int gguf_tensor(const struct gguf *file, const char *name, struct tensor *out);

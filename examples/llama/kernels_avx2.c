@@ -18,7 +18,8 @@
 #include "examples/llama/kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
-#define GROUP 8		/* rows that share an unpacked weight: more would not fit the first-level cache */
+#define GROUP 8		/* rows that share an unpacked weight */
+#define WIDE 1024u	/* columns from which only half of them fit the first-level cache */
 
 typedef unsigned char byte;
 
@@ -54,7 +55,7 @@ INLINE __m256 exp8(__m256 x)
 	return _mm256_and_ps(_mm256_mul_ps(p, _mm256_castsi256_ps(power)), keep);
 }
 
-/* --- packing -------------------------------------------------------------------------------------------------------------------------- */
+/* --- packing ---------------------------------------------------------------------------------------------- */
 
 static float sum32(const float *x)
 {
@@ -93,7 +94,7 @@ static void avx2_pack(enum tensor_type type, const float *x, uint32_t cols, floa
 		memcpy(packed, x, (size_t)cols * sizeof(*x));
 }
 
-/* --- four bits ------------------------------------------------------------------------------------------------------------------------ */
+/* --- four bits -------------------------------------------------------------------------------------------- */
 
 /* {d, m} of the two blocks as {dA, mA, dB, mB}; q4_0 has no m. */
 INLINE __m128 nibble_scales(const byte *a, const byte *b, int has_min)
@@ -160,7 +161,7 @@ INLINE void nibble_rows(const byte *w, uint32_t n_blocks, int has_min, const flo
 		y[(size_t)r * y_stride] = sum8(acc[r]) * 0x1p40f;
 }
 
-/* --- eight bits ----------------------------------------------------------------------------------------------------------------------- */
+/* --- eight bits ------------------------------------------------------------------------------------------- */
 
 INLINE __m256 bytes8(const byte *p)
 {
@@ -192,7 +193,7 @@ INLINE void byte_rows(const byte *w, uint32_t n_blocks, const float *packed, siz
 		y[(size_t)r * y_stride] = sum8(acc[r]);
 }
 
-/* --- everything else: a dequantised row, or a row of float32 ---------------------------------------------------------------------- */
+/* --- everything else: a dequantised row, or a row of float32 ---------------------------------------------- */
 
 INLINE void wide_rows(const float *w, uint32_t cols, const float *packed, size_t stride, float *y, size_t y_stride, int n)
 {
@@ -256,7 +257,7 @@ static void avx2_product(const struct tensor *w, uint32_t from, uint32_t to, con
 	int direct = w->type == TENSOR_Q4_1 || w->type == TENSOR_Q4_0 || w->type == TENSOR_Q8_0;
 
 	for (uint32_t r = 0; r < rows;) {
-		uint32_t n = rows - r >= GROUP ? GROUP : rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
+		uint32_t n = rows - r >= GROUP && w->cols < WIDE ? GROUP : rows - r >= 4 ? 4 : rows - r >= 2 ? 2 : 1;
 		const float *x = packed + (size_t)r * stride;
 
 		for (uint32_t j = from; j < to; j++) {
@@ -274,7 +275,7 @@ static void avx2_product(const struct tensor *w, uint32_t from, uint32_t to, con
 	}
 }
 
-/* --- small things ----------------------------------------------------------------------------------------------------------------------- */
+/* --- small things ----------------------------------------------------------------------------------------- */
 
 static void avx2_norm(const float *x, const float *weight, uint32_t n, float eps, float *out)
 {

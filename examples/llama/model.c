@@ -70,7 +70,7 @@ static void sizes(struct loader *l)
 	m->attn_scale = (float)(1.0 / sqrt((double)m->head_dim));
 }
 
-/* --- tensors ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- tensors ---------------------------------------------------------------------------------------------- */
 
 static struct tensor tensor(struct loader *l, const char *name, uint32_t cols, uint32_t rows)
 {
@@ -163,7 +163,7 @@ static void tensors(struct loader *l)
 		layer(l, i);
 }
 
-/* --- rotation ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- rotation --------------------------------------------------------------------------------------------- */
 
 static void rope(struct loader *l)
 {
@@ -210,7 +210,7 @@ void model_rope(const struct model *model, uint32_t pos, float *cosine, float *s
 	}
 }
 
-/* --- the whole ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- the whole -------------------------------------------------------------------------------------------- */
 
 int model_new(const struct gguf *file, struct model **out, char *why, size_t why_bytes)
 {

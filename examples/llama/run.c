@@ -18,7 +18,7 @@ uint64_t run_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* --- prompts ------------------------------------------------------------------------------------------------------------------------------- */
+/* --- prompts ---------------------------------------------------------------------------------------------- */
 
 /* All of a file. @text: returned; free with free(). */
 static int read_file(const char *path, char **text, size_t *bytes)
@@ -153,7 +153,7 @@ int run_load(struct run *run, const struct cli *cli)
 	return load_prompts(run);
 }
 
-/* --- connecting ------------------------------------------------------------------------------------------------------------------------- */
+/* --- connecting ------------------------------------------------------------------------------------------- */
 
 static int connect_pool(struct run *run)
 {
@@ -338,7 +338,7 @@ void run_close(struct run *run)
 	memset(run, 0, sizeof(*run));
 }
 
-/* --- a step ------------------------------------------------------------------------------------------------------------------------------- */
+/* --- a step ----------------------------------------------------------------------------------------------- */
 
 /* The rows of the step, and which of them make a prediction. */
 static uint32_t gather(struct run *run, enum run_outputs outputs)

@@ -35,7 +35,7 @@ size_t tensor_row_bytes(uint32_t type, uint64_t cols)
 	return 0;
 }
 
-/* --- which instruction set --------------------------------------------------------------------------------------------------------- */
+/* --- which instruction set -------------------------------------------------------------------------------- */
 
 static const struct kernels *chosen;	/* the same value whoever writes it */
 
@@ -62,7 +62,7 @@ const char *tensor_isa(void)
 	return kernels()->isa;
 }
 
-/* --- products --------------------------------------------------------------------------------------------------------------------------- */
+/* --- products --------------------------------------------------------------------------------------------- */
 
 #define SHARE_ROWS 16u	/* weight rows of a thread come in runs of this: whole cache lines of y */
 
@@ -109,7 +109,7 @@ void tensor_matmul(struct team *team, const struct tensor *w, const float *x, ui
 	team_run(team, product_part, &p);
 }
 
-/* --- small things ------------------------------------------------------------------------------------------------------------------------- */
+/* --- small things ----------------------------------------------------------------------------------------- */
 
 void tensor_norm(const float *x, const float *weight, uint32_t n, float eps, float *out)
 {

@@ -47,7 +47,7 @@ int tokens_add(struct tokens *list, int32_t id)
 	return 0;
 }
 
-/* --- loading ---------------------------------------------------------------------------------------------------------------------------- */
+/* --- loading ---------------------------------------------------------------------------------------------- */
 
 static int is_special(const struct token *t)
 {
@@ -192,7 +192,7 @@ void tokenizer_free(struct tokenizer *tok)
 	free(tok);
 }
 
-/* --- splitting ------------------------------------------------------------------------------------------------------------------------- */
+/* --- splitting -------------------------------------------------------------------------------------------- */
 
 /* Class of the character at @at; -1 at the end. @used: its bytes. */
 static int class_at(const char *s, size_t n, size_t at, size_t *used)
@@ -296,7 +296,7 @@ int tokenizer_encode(const struct tokenizer *tok, const char *text, size_t bytes
 	return err;
 }
 
-/* --- turns ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- turns ------------------------------------------------------------------------------------------------ */
 
 static int turn(const struct tokenizer *tok, const char *role, const char *text, size_t bytes, struct tokens *out)
 {
@@ -342,7 +342,7 @@ int tokenizer_chat(const struct tokenizer *tok, const char *system, const char *
 	return err ? err : turn(tok, "assistant", "", 0, out);
 }
 
-/* --- asking ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- asking ----------------------------------------------------------------------------------------------- */
 
 uint32_t tokenizer_size(const struct tokenizer *tok)
 {

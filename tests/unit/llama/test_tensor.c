@@ -17,7 +17,7 @@ static const enum tensor_type all_types[] = {
 };
 #define N_ALL (sizeof(all_types) / sizeof(all_types[0]))
 
-/* --- the reference: element i of a row, straight from the definition of the format ------------------------------------------------- */
+/* --- the reference: element i of a row, straight from the definition of the format ------------------------ */
 
 static double half(const unsigned char *p)
 {
@@ -147,7 +147,8 @@ static void every_format_is_read_as_defined(void **state)
 				double want = element(w.type, bytes + r * w.row_bytes, i);
 
 				if (fabs((double)row[i] - want) > 1e-6 * (1.0 + fabs(want)))
-					fail_msg("%s: row %u element %u is %g, not %g", tensor_type_name(w.type), r, i, (double)row[i], want);
+					fail_msg("%s: row %u element %u is %g, not %g", tensor_type_name(w.type), r, i,
+						 (double)row[i], want);
 			}
 		}
 		free(bytes);
@@ -180,7 +181,7 @@ static void sizes_are_those_of_the_format(void **state)
 	assert_null(tensor_type_name(9999));
 }
 
-/* --- products --------------------------------------------------------------------------------------------------------------------------- */
+/* --- products --------------------------------------------------------------------------------------------- */
 
 static float *product(struct team *team, const struct tensor *w, const float *x, uint32_t rows)
 {
@@ -294,7 +295,7 @@ static void results_do_not_depend_on_rows_or_threads(void **state)
 	}
 }
 
-/* --- small things, with both instruction sets ------------------------------------------------------------------------------------------ */
+/* --- small things, with both instruction sets ------------------------------------------------------------- */
 
 static void check_small(const struct kernels *k)
 {

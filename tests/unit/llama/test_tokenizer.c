@@ -10,7 +10,7 @@
 
 static char why[512];
 
-/* --- a vocabulary of all bytes, a few merges and two special tokens -------------------------------------------------------------- */
+/* --- a vocabulary of all bytes, a few merges and two special tokens --------------------------------------- */
 
 static const char *const extra[] = { "ab", "abc", "bc", "\xc4\xa0" "a", "<|im_start|>", "<|im_end|>", "<user>" };
 static const char *const merges[] = { "b c", "a b", "ab c", "\xc4\xa0 a", "a missing" };
@@ -199,7 +199,7 @@ static void characters_are_taken_whole(void **state)
 	assert_int_equal(unicode_whole("", 0), 0);
 }
 
-/* --- the packaged model ---------------------------------------------------------------------------------------------------------------- */
+/* --- the packaged model ----------------------------------------------------------------------------------- */
 
 static struct tokenizer *packaged(void)
 {
