@@ -266,6 +266,28 @@ static double median(double *x, unsigned n)
 
 /* --- attend --------------------------------------------------------------------------------------------------------------- */
 
+/* Reads the pages of one layer's lanes as attend does, K rows then V rows, page after page, and does nothing with them. */
+static void read_pages(const struct cache *c, uint32_t layer)
+{
+	const struct gpu_shape *g = &c->shape->gpu;
+	const uint32_t half = gpu_page_v(g->slot_type, g->head_dim), pages = gpu_pages_for(c->shape->slots);
+
+	for (uint32_t i = 0; i < c->shape->sessions * g->n_kv_heads; i++) {
+		const char *table = c->table[i / g->n_kv_heads];
+		const uint32_t *id = (const void *)(table + gpu_table_pages((const void *)table));
+
+		id += (size_t)(layer * g->n_kv_heads + i % g->n_kv_heads) * pages;
+		for (uint32_t k = 0; k < 2 * pages; k++) {
+			const uint32_t soon = k + 2 < 2 * pages ? k + 2 : k;
+			const char *ahead = gpu_at(gpu_map_bases(c->pool.map), SLAB_SHIFT, id[soon % pages]) + soon / pages * half;
+
+			for (uint32_t b = 0; b < half; b += 64)
+				__builtin_prefetch(ahead + b, 0, 3);
+			read_span(gpu_at(gpu_map_bases(c->pool.map), SLAB_SHIFT, id[k % pages]) + k / pages * half, half);
+		}
+	}
+}
+
 static uint64_t attend_layer(struct cache *c, uint32_t layer, uint32_t observe)
 {
 	uint64_t start;
@@ -278,10 +300,11 @@ static uint64_t attend_layer(struct cache *c, uint32_t layer, uint32_t observe)
 }
 
 /*
- * Layer by layer in turns: attend with heat of one, without heat of another, a plain read of as many bytes elsewhere. All layers
+ * Layer by layer in turns: attend with heat of one, without heat of another, a plain read of as many bytes elsewhere, and one of
+ * the pages of a third in attend's order: what scattered pages leave of the memory's speed. All layers
  * together do not fit in the caches, nor does what is read (but for the shapes that are meant to fit).
  */
-static void attend_round(struct cache *c, const struct gpu_slab *other, uint64_t ns[3])
+static void attend_round(struct cache *c, const struct gpu_slab *other, uint64_t ns[4])
 {
 	const size_t layer_bytes = c->bytes / c->layers;
 
@@ -293,12 +316,15 @@ static void attend_round(struct cache *c, const struct gpu_slab *other, uint64_t
 		start = now_ns();
 		read_span((const char *)other->base + l * layer_bytes, layer_bytes);
 		ns[2] += now_ns() - start;
+		start = now_ns();
+		read_pages(c, (l + c->layers / 4u) % c->layers);
+		ns[3] += now_ns() - start;
 	}
 }
 
 static void bench_attend(const struct shape *shape)
 {
-	double with[ROUNDS], without[ROUNDS], plain[ROUNDS], cost[ROUNDS], share[ROUNDS], w, p;
+	double with[ROUNDS], without[ROUNDS], plain[ROUNDS], cost[ROUNDS], share[ROUNDS], paged[ROUNDS], w, p;
 	struct gpu_slab other;
 	struct cache c;
 	char name[96];
@@ -309,7 +335,7 @@ static void bench_attend(const struct shape *shape)
 	memset(other.base, 1, c.bytes);
 	check(gpu_step_set(c.step, NULL, &c.shape->gpu, c.pool.map, c.seq, c.shape->sessions, c.shape->slots + 1u));
 	for (int r = -1; r < ROUNDS; r++) {	/* the first is not counted */
-		uint64_t ns[3] = { 0 };
+		uint64_t ns[4] = { 0 };
 
 		for (unsigned times = (unsigned)((48u << 20) / c.bytes + 1u); times; times--)
 			attend_round(&c, &other, ns);
@@ -319,6 +345,7 @@ static void bench_attend(const struct shape *shape)
 		without[r] = (double)ns[1];
 		plain[r] = (double)ns[2];
 		share[r] = plain[r] / with[r];
+		paged[r] = plain[r] / (double)ns[3];
 		cost[r] = 100.0 * (with[r] / without[r] - 1.0);
 	}
 	judged = c.bytes >= 64u << 20;
@@ -328,6 +355,8 @@ static void bench_attend(const struct shape *shape)
 	bench_report(name, w * p, "GB/s", p, judged ? ">= 60 %" : "", judged ? w >= 0.6 : -1);
 	snprintf(name, sizeof(name), "host attend+heat %s: time", shape->name);
 	bench_report(name, (double)c.bytes / (w * p) / 1e3 / c.layers, "us/layer", (double)c.bytes / p / 1e3 / c.layers, "", -1);
+	snprintf(name, sizeof(name), "plain read of its scattered pages %s", shape->name);
+	bench_report(name, median(paged, ROUNDS) * p, "GB/s", p, "", -1);
 	snprintf(name, sizeof(name), "host heat costs %s", shape->name);
 	bench_report(name, median(cost, ROUNDS), "% of attend", (double)NAN, "", -1);
 	gpu_slab_free(c.pool.dev, &other);
