@@ -34,7 +34,7 @@ static const char *const settings[] = {
 static pid_t start_victim(unsigned i, struct traffic_report *r)
 {
 	struct traffic_spec spec = { .name = "victim", .n_sessions = 1 + draw(3), .prompt = draw(3) * 100, .tokens = 400,
-				     .rounds = 1000, .seed = i, .no_uring = draw(2) };
+				     .rounds = 1000000, .seed = i, .no_uring = draw(2) };
 
 	spec.settings = settings[draw(4)];
 	if (i % 2 == 0) {
@@ -61,6 +61,11 @@ static void the_killed_leave_nothing(void **state)
 	(void)state;
 	td_number(&d, "status:sessions");
 	descriptors = td_descriptors(&d);
+	for (unsigned i = 0; i < 100; i++) {	/* who has just asked may still be there */
+		td_nap_us(2000);
+		if (td_descriptors(&d) < descriptors)
+			descriptors = td_descriptors(&d);
+	}
 	alive = traffic_start(d.socket, &survivor, report);
 	traffic_await(&report->tokens, 1);
 	for (unsigned i = 0; i < VICTIMS + AT_A_TIME; i++) {
@@ -75,7 +80,13 @@ static void the_killed_leave_nothing(void **state)
 				td_nap_us(draw(20000));
 				assert_int_equal(kill(pid[k], SIGKILL), 0);
 			}
-			assert_int_equal(traffic_wait(pid[k]), 256 + SIGKILL);	/* it was not told of any error before */
+			int code = traffic_wait(pid[k]);
+
+			if (code != 256 + SIGKILL)
+				print_message("victim %u: code %d, round %llu, token %llu, %s\n", was, code,
+					      (unsigned long long)report[1 + k].rounds, (unsigned long long)report[1 + k].tokens,
+					      report[1 + k].error);
+			assert_int_equal(code, 256 + SIGKILL);	/* it was not told of any error before */
 			assert_int_equal(report[1 + k].rc, 0);
 			points[was % 2 ? 0 : 1 + was / 2 % (N_POINTS - 1)]++;
 		}

@@ -332,7 +332,11 @@ pid_t traffic_start(const char *socket, const struct traffic_spec *spec, struct 
 	pid = fork();
 	assert_true(pid >= 0);
 	if (pid == 0) {
+		static const int fatal[] = { SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL };
+
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (unsigned i = 0; i < sizeof(fatal) / sizeof(*fatal); i++)
+			signal(fatal[i], SIG_DFL);	/* cmocka's handlers would go on with the suite, in the child */
 		_exit(child(socket, spec, report) ? 1 : 0);
 	}
 	return pid;
