@@ -532,8 +532,10 @@ void session_end(struct session *s)
 	free_memory(s);
 	c->session[s->index] = NULL;
 	c->n_sessions--;
-	memset(words(s), 0, sizeof(struct wire_session));
-	wire_store64(&words(s)->hand, wire_hand(0, 0, 1));	/* nobody may begin */
+	if (!c->gone) {		/* one that is gone may still look: it learns of our end from the life page, not from odd words */
+		memset(words(s), 0, sizeof(struct wire_session));
+		wire_store64(&words(s)->hand, wire_hand(0, 0, 1));	/* nobody may begin */
+	}
 	client_trim(c, pool);
 	pool_trim(s->pool, &s->pool->self, NULL, NULL);
 	if (!c->gone) {
