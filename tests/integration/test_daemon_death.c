@@ -50,10 +50,9 @@ static void at_work(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < 6; i++) {
-		struct traffic_spec spec = { .settings = "policy=h2o budget=64", .n_sessions = 2, .prompt = 64, .tokens = 1000000,
-					     .seed = i, .no_uring = i % 2, .pause_us = i < 4 ? 0 : 2000, .max_tokens = 4096, .rounds = 1000 };
+		struct traffic_spec spec = { .settings = "policy=h2o budget=64", .n_sessions = 2, .prompt = 64, .tokens = 4096,
+					     .seed = i, .no_uring = i % 2, .pause_us = i < 4 ? 0 : 2000, .rounds = 1000 };
 
-		spec.tokens = 4096;
 		pid[i] = traffic_start(d.socket, &spec, &report[i]);
 	}
 	for (unsigned i = 0; i < 6; i++)
@@ -69,7 +68,7 @@ static void asleep_for_a_grant(void **state)
 
 	(void)state;
 	for (unsigned i = 0; i < 4; i++) {
-		struct traffic_spec spec = { .settings = "policy=h2o budget=64", .tokens = 100000, .max_tokens = 100000, .no_uring = i % 2 };
+		struct traffic_spec spec = { .settings = "policy=h2o budget=64", .tokens = 100000, .no_uring = i % 2 };
 
 		pid[i] = traffic_start(d.socket, &spec, &report[i]);
 	}

@@ -10,34 +10,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "gpu/gpu.h"
-#include "libclient/wire.h"
 #include "tests/lib/daemon.h"
+#include "tests/lib/raw.h"
 #include "tests/lib/traffic.h"
-
-enum { MAX_SLABS = 64 };
-
-/* A connection without libebb. */
-struct raw {
-	int sock, doorbell;
-	struct wire_shared *shared;
-	struct gpu_device *dev;
-	uint32_t n_slabs;
-	void *slab[MAX_SLABS];
-	size_t slab_bytes[MAX_SLABS];
-	uint32_t session;
-	int32_t status;			/* of the last answer */
-	char text[WIRE_TEXT];
-};
 
 static struct td d;
 static struct traffic_report *report;
@@ -54,140 +36,6 @@ static uint64_t draw64(void)
 static uint32_t draw(uint32_t below)
 {
 	return (uint32_t)(draw64() >> 20) % below;
-}
-
-/* --- the raw client ---------------------------------------------------------------------------------------------------------- */
-
-static void raw_connect(struct raw *r)
-{
-	struct sockaddr_un at = { .sun_family = AF_UNIX };
-	struct timeval limit = { TD_PATIENCE_S, 0 };
-
-	memset(r, 0, sizeof(*r));
-	strcpy(at.sun_path, d.socket);
-	r->sock = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	r->doorbell = -1;
-	assert_true(r->sock >= 0);
-	setsockopt(r->sock, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-	assert_int_equal(connect(r->sock, (struct sockaddr *)&at, sizeof(at)), 0);
-}
-
-static void raw_close(struct raw *r)
-{
-	close(r->sock);
-	if (r->doorbell >= 0)
-		close(r->doorbell);
-	if (r->shared)
-		munmap(r->shared, WIRE_SHARED_BYTES);
-	for (uint32_t i = 0; i < r->n_slabs; i++)
-		gpu_slab_unmap(r->dev, r->slab[i], r->slab_bytes[i]);
-	if (r->dev)
-		gpu_close(r->dev);
-}
-
-/* The next message: its type, 0 when the daemon has hung up. Slabs are mapped as they come. */
-static int raw_receive(struct raw *r)
-{
-	struct wire_msg m;
-	struct iovec iov = { &m, sizeof(m) };
-	union {
-		char bytes[CMSG_SPACE(sizeof(int) * 8)];
-		struct cmsghdr align;
-	} control;
-	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-	ssize_t n = recvmsg(r->sock, &h, MSG_CMSG_CLOEXEC);
-	int fd[8] = { -1, -1, -1, -1 }, n_fds = 0;
-	struct cmsghdr *c;
-
-	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
-		fail_msg("the daemon neither answers nor hangs up");
-	if (n <= 0)
-		return 0;
-	c = CMSG_FIRSTHDR(&h);
-	if (c && c->cmsg_type == SCM_RIGHTS) {
-		n_fds = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		memcpy(fd, CMSG_DATA(c), (size_t)n_fds * sizeof(int));
-	}
-	r->status = m.head.status;
-	if (m.head.type == WIRE_WELCOME) {
-		assert_int_equal(n_fds, WIRE_N_FDS);
-		r->shared = mmap(NULL, WIRE_SHARED_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd[WIRE_FD_SHARED], 0);
-		assert_true(r->shared != MAP_FAILED);
-		assert_true(ftruncate(fd[WIRE_FD_SHARED], 4096) < 0);	/* sealed */
-		assert_true(mmap(NULL, WIRE_LIFE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd[WIRE_FD_LIFE], 0) == MAP_FAILED);
-		assert_true(pwrite(fd[WIRE_FD_LIFE], "x", 1, 0) < 0);
-		r->doorbell = dup(fd[WIRE_FD_DOORBELL]);
-	} else if (m.head.type == WIRE_SLAB && r->n_slabs < MAX_SLABS) {
-		if (!r->dev)
-			assert_int_equal(gpu_open(&r->dev, td_device()), 0);
-		r->slab_bytes[r->n_slabs] = m.u.slab.bytes;
-		assert_int_equal(gpu_slab_import(r->dev, m.u.slab.handle, fd[0], m.u.slab.bytes, &r->slab[r->n_slabs]), 0);
-		r->n_slabs++;
-	} else if (m.head.type == WIRE_OPENED) {
-		r->session = m.u.opened.session;
-	} else if (m.head.type == WIRE_FAILED) {
-		snprintf(r->text, sizeof(r->text), "%.*s", (int)sizeof(r->text) - 1, m.u.text);
-	}
-	for (int i = 0; i < n_fds; i++)
-		close(fd[i]);
-	return m.head.type;
-}
-
-/* Reads until a message of this type, FAILED, or the end (0). */
-static int raw_until(struct raw *r, int type)
-{
-	int got;
-
-	do
-		got = raw_receive(r);
-	while (got && got != type && got != WIRE_FAILED);
-	return got;
-}
-
-static void raw_send(struct raw *r, struct wire_msg *m, uint16_t type, size_t body)
-{
-	m->head.bytes = (uint32_t)(sizeof(m->head) + body);
-	m->head.type = type;
-	m->head.seq = 1;
-	(void)!send(r->sock, m, m->head.bytes, MSG_NOSIGNAL);
-}
-
-static void raw_hello(struct raw *r)
-{
-	struct wire_msg m = { .u.hello = { WIRE_MAGIC, WIRE_VERSION, "raw" } };
-
-	raw_send(r, &m, WIRE_HELLO, sizeof(m.u.hello));
-	assert_int_equal(raw_until(r, WIRE_POOL), WIRE_POOL);
-}
-
-static struct wire_msg good_open(void)
-{
-	return (struct wire_msg){ .u.open = { .n_layers = 2, .n_kv_heads = 2, .group = 3, .head_dim = 64, .max_tokens = 4096,
-					      .settings = "policy=h2o budget=64 window=16" } };
-}
-
-static void raw_open(struct raw *r)
-{
-	struct wire_msg m = good_open();
-
-	raw_send(r, &m, WIRE_OPEN, sizeof(m.u.open));
-	assert_int_equal(raw_until(r, WIRE_OPENED), WIRE_OPENED);
-}
-
-static void raw_ring(struct raw *r)
-{
-	uint64_t one = 1;
-
-	(void)!write(r->doorbell, &one, sizeof(one));
-}
-
-static void raw_push(struct raw *r, const struct wire_record *record)
-{
-	uint32_t tail = r->shared->sq_tail.value;
-
-	r->shared->sq[tail % WIRE_SQ_ENTRIES] = *record;
-	wire_store32(&r->shared->sq_tail.value, tail + 1);
-	raw_ring(r);
 }
 
 /* --- the neighbour -------------------------------------------------------------------------------------------------------------- */
@@ -246,16 +94,16 @@ static void malformed_messages_end_the_connection(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++, n++) {	/* types that are none, or the daemon's */
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		raw_hello(&r);
 		memset(&m, 0, sizeof(m));
 		raw_send(&r, &m, types[i], sizeof(m.u));
 		expect_drop(&r);
 	}
 	for (size_t bytes = 1; bytes < sizeof(struct wire_head) + sizeof(struct wire_open); bytes += 37, n++) {	/* truncated */
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		raw_hello(&r);
-		m = good_open();
+		m = raw_good_open();
 		m.head = (struct wire_head){ .bytes = (uint32_t)bytes, .type = WIRE_OPEN, .seq = 1 };
 		assert_int_equal(send(r.sock, &m, bytes, MSG_NOSIGNAL), (ssize_t)bytes);
 		expect_drop(&r);
@@ -263,10 +111,10 @@ static void malformed_messages_end_the_connection(void **state)
 	for (unsigned i = 0; i < 4; i++, n++) {
 		static char big[65536];
 
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		if (i)
 			raw_hello(&r);
-		m = good_open();
+		m = raw_good_open();
 		raw_send(&r, &m, WIRE_OPEN, 0);					/* its length says less than a body */
 		if (i == 1)
 			m.head.bytes = UINT32_MAX;				/* and more than there is */
@@ -276,7 +124,7 @@ static void malformed_messages_end_the_connection(void **state)
 		expect_drop(&r);
 	}
 	for (unsigned i = 0; i < 3; i++, n++) {
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		m = (struct wire_msg){ .u.hello = { WIRE_MAGIC + (i == 0), WIRE_VERSION + (i == 1), "x" } };
 		raw_send(&r, &m, WIRE_HELLO, sizeof(m.u.hello));
 		if (i == 1)
@@ -304,26 +152,26 @@ static void nonsense_is_refused_by_name(void **state)
 	struct raw r;
 
 	(void)state;
-	raw_connect(&r);
+	raw_connect(&r, d.socket);
 	raw_hello(&r);
 	for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {
 		if (odd[i] != 1 && odd[i] != 17 && odd[i] != 65 && odd[i] != 272) {
-			m = good_open(), m.u.open.n_layers = odd[i], expect_refusal(&r, &m, -EINVAL);
-			m = good_open(), m.u.open.n_kv_heads = odd[i], expect_refusal(&r, &m, -EINVAL);
-			m = good_open(), m.u.open.max_tokens = odd[i], expect_refusal(&r, &m, -EINVAL);
+			m = raw_good_open(), m.u.open.n_layers = odd[i], expect_refusal(&r, &m, -EINVAL);
+			m = raw_good_open(), m.u.open.n_kv_heads = odd[i], expect_refusal(&r, &m, -EINVAL);
+			m = raw_good_open(), m.u.open.max_tokens = odd[i], expect_refusal(&r, &m, -EINVAL);
 		}
 		if (odd[i] != 1)
-			m = good_open(), m.u.open.group = odd[i], expect_refusal(&r, &m, -EINVAL);
-		m = good_open(), m.u.open.head_dim = odd[i], expect_refusal(&r, &m, -EINVAL);
+			m = raw_good_open(), m.u.open.group = odd[i], expect_refusal(&r, &m, -EINVAL);
+		m = raw_good_open(), m.u.open.head_dim = odd[i], expect_refusal(&r, &m, -EINVAL);
 		if (odd[i] > 4096)
-			m = good_open(), m.u.open.prompt_tokens = odd[i], expect_refusal(&r, &m, -EINVAL);
+			m = raw_good_open(), m.u.open.prompt_tokens = odd[i], expect_refusal(&r, &m, -EINVAL);
 	}
-	m = good_open(), m.u.open.n_layers = 65536, m.u.open.n_kv_heads = 65536, expect_refusal(&r, &m, -EINVAL);
-	m = good_open(), m.u.open.max_tokens = 1u << 29, expect_refusal(&r, &m, -E2BIG);
-	m = good_open(), strcpy(m.u.open.pool, "nowhere"), expect_refusal(&r, &m, -ENOENT);
-	m = good_open(), memset(m.u.open.pool, 'x', sizeof(m.u.open.pool)), expect_refusal(&r, &m, -ENOENT);
-	m = good_open(), memset(m.u.open.settings, 'x', sizeof(m.u.open.settings)), expect_refusal(&r, &m, -EINVAL);
-	m = good_open(), strcpy(m.u.open.settings, "budget=999%"), expect_refusal(&r, &m, -EINVAL);
+	m = raw_good_open(), m.u.open.n_layers = 65536, m.u.open.n_kv_heads = 65536, expect_refusal(&r, &m, -EINVAL);
+	m = raw_good_open(), m.u.open.max_tokens = 1u << 29, expect_refusal(&r, &m, -E2BIG);
+	m = raw_good_open(), strcpy(m.u.open.pool, "nowhere"), expect_refusal(&r, &m, -ENOENT);
+	m = raw_good_open(), memset(m.u.open.pool, 'x', sizeof(m.u.open.pool)), expect_refusal(&r, &m, -ENOENT);
+	m = raw_good_open(), memset(m.u.open.settings, 'x', sizeof(m.u.open.settings)), expect_refusal(&r, &m, -EINVAL);
+	m = raw_good_open(), strcpy(m.u.open.settings, "budget=999%"), expect_refusal(&r, &m, -EINVAL);
 	assert_non_null(strstr(r.text, "budget"));
 	for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++) {
 		memset(&m, 0, sizeof(m));
@@ -358,7 +206,7 @@ static void descriptors_sent_along_are_not_kept(void **state)
 		struct cmsghdr *c = CMSG_FIRSTHDR(&h);
 		struct raw r;
 
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		raw_hello(&r);
 		c->cmsg_level = SOL_SOCKET;
 		c->cmsg_type = SCM_RIGHTS;
@@ -389,7 +237,7 @@ static void random_bytes_do_no_harm(void **state)
 
 		for (size_t k = 0; k < 200; k++)
 			u.word[k] = draw64() & (draw(2) ? UINT64_MAX : 0x0000000f0000000full);
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		if (i % 2) {
 			raw_hello(&r);
 			u.m.head = (struct wire_head){ (uint32_t)bytes, (uint16_t)(1 + draw(5)), 0, draw(5), 0 };
@@ -421,7 +269,7 @@ static void heads_and_tails_set_to_anything(void **state)
 	for (unsigned i = 0; i < 120; i++) {
 		struct raw r;
 
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		raw_hello(&r);
 		raw_open(&r);
 		r.shared->sq_tail.value = i < 18 ? odd[i / 2] : (uint32_t)draw64();
@@ -448,7 +296,7 @@ static void records_of_every_kind(void **state)
 		struct wire_record rec;
 		struct raw r;
 
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		raw_hello(&r);
 		raw_open(&r);
 		for (unsigned k = 0; k < 20 && !raw_dropped(&r); k++) {
@@ -478,7 +326,7 @@ static void words_set_to_anything(void **state)
 		struct wire_session *w;
 		struct raw r;
 
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		raw_hello(&r);
 		raw_open(&r);
 		w = &r.shared->session[r.session];
@@ -490,7 +338,7 @@ static void words_set_to_anything(void **state)
 			w->finished = draw(3) ? begun : draw(2) ? begun + draw(3) - 1 : draw64();
 			w->hand = draw(8) ? wire_hand(begun, wire_epoch(w->hand), draw(2)) : draw64();
 			if (draw(4) == 0)
-				w->granted = draw64(), w->base = draw64(), w->table_id = (uint32_t)draw64(), w->live_max = (uint32_t)draw64();
+				w->granted = draw64(), w->base = draw64(), w->table_id = w->live_max = (uint32_t)draw64();
 			if (draw(3) == 0)
 				raw_push(&r, &(struct wire_record){ .op = WIRE_WANT, .session = r.session, .n_sessions = 1 });
 			else
@@ -534,7 +382,7 @@ static int garbage_client(unsigned turns)
 	struct wire_record look = { .op = WIRE_STEP, .flags = WIRE_USED_UP, .n_sessions = 1, .n_tokens = 16 };
 	struct raw r;
 
-	raw_connect(&r);
+	raw_connect(&r, d.socket);
 	raw_hello(&r);
 	raw_open(&r);
 	for (unsigned i = 0; i < turns; i++) {
@@ -564,7 +412,7 @@ static int vandal(unsigned lives)
 	for (unsigned i = 0; i < lives; i++) {
 		struct raw r;
 
-		raw_connect(&r);
+		raw_connect(&r, d.socket);
 		raw_hello(&r);
 		raw_open(&r);
 		for (unsigned k = 0; k < 20 && !raw_dropped(&r); k++) {
@@ -620,7 +468,7 @@ static int ghost(unsigned n)
 {
 	struct raw r;
 
-	raw_connect(&r);
+	raw_connect(&r, d.socket);
 	raw_hello(&r);
 	raw_open(&r);
 	close(r.sock);

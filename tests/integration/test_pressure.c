@@ -58,8 +58,8 @@ static void those_who_decode_shrink_and_none_is_ended(void **state)
 /* One has taken all there is; what the newcomer needs is claimed from it, although it stands still. */
 static void a_newcomer_gets_its_floor_from_an_idle_giant(void **state)
 {
-	struct traffic_spec giant = { .name = "giant", .settings = "policy=h2o budget=100% slots=f32 floor=64", .n_sessions = 2, .prompt = 512,
-				      .tokens = 30000, .max_tokens = 30000 };
+	struct traffic_spec giant = { .name = "giant", .settings = "policy=h2o budget=100% slots=f32 floor=64", .n_sessions = 2,
+				      .prompt = 512, .tokens = 30000 };
 	struct traffic_spec newcomer = { .name = "newcomer", .settings = "policy=streaming budget=64 slots=f32 floor=64", .prompt = 100,
 					 .tokens = 400, .wait_ms = 30000 };
 	uint64_t seen;
@@ -131,8 +131,8 @@ static void what_cannot_fit_is_refused_or_waits(void **state)
 /* A prompt that the whole pool could not hold, chunk by chunk and at once. */
 static void a_prompt_larger_than_the_pool(void **state)
 {
-	struct traffic_spec spec = { .settings = "policy=h2o budget=256 slots=f32 prefill=chunked", .prompt = 20000, .tokens = 20100, .chunk = 256,
-				     .announce_prompt = true };
+	struct traffic_spec spec = { .settings = "policy=h2o budget=256 slots=f32 prefill=chunked", .prompt = 20000, .tokens = 20100,
+				     .chunk = 256, .announce_prompt = true };
 
 	(void)state;
 	traffic_run(d.socket, &spec, &report[0]);

@@ -76,7 +76,8 @@ static void budgets_follow_under_load(void **state)
 static void a_broken_file_changes_nothing(void **state)
 {
 	static const char *const broken[] = {
-		POOL "[session]\nbudget = lots\n", POOL "[session]\nnonsense = 1\n", POOL "[session]\nbudget = 64\n[", POOL "[session]\nwindow = 0\n",
+		POOL "[session]\nbudget = lots\n", POOL "[session]\nnonsense = 1\n", POOL "[session]\nbudget = 64\n[",
+		POOL "[session]\nwindow = 0\n",
 		"", POOL "[session]\npolicy = none-such\n",
 	};
 	struct traffic_spec spec = { .prompt = 400, .tokens = 60000, .pause_us = 50 };
