@@ -41,7 +41,7 @@ static uint32_t draw(uint32_t below)
 /* --- the neighbour -------------------------------------------------------------------------------------------------------------- */
 
 static const struct traffic_spec neighbour = { .name = "neighbour", .settings = "policy=h2o budget=64", .n_sessions = 2, .prompt = 100,
-					       .tokens = 100000, .seed = 77, .pause_us = 200 };
+					       .tokens = 100000, .seed = 77, .pause_us = 1000 };
 static pid_t neighbour_pid;
 
 static int neighbour_moves_in(void **state)
@@ -194,7 +194,7 @@ static void descriptors_sent_along_are_not_kept(void **state)
 
 	(void)state;
 	td_await(&d, "status:clients", 2);
-	before = td_descriptors(&d);
+	before = td_settled_descriptors(&d);
 	for (unsigned i = 0; i < 50; i++) {
 		struct wire_msg m = { .head = { sizeof(m.head) + 7, WIRE_ASK, 0, 1, 0 } };
 		struct iovec iov = { &m, m.head.bytes };
@@ -219,9 +219,7 @@ static void descriptors_sent_along_are_not_kept(void **state)
 		raw_close(&r);
 	}
 	td_await(&d, "status:clients", 2);
-	for (unsigned i = 0; i < 1000 && td_descriptors(&d) != before; i++)
-		td_nap_us(5000);
-	assert_int_equal(td_descriptors(&d), before);
+	assert_true(td_settled_descriptors(&d) <= before);
 }
 
 static void random_bytes_do_no_harm(void **state)

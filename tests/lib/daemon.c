@@ -281,6 +281,19 @@ unsigned td_descriptors(const struct td *d)
 	return n;
 }
 
+unsigned td_settled_descriptors(const struct td *d)
+{
+	unsigned least = UINT32_MAX;
+
+	for (unsigned i = 0; i < 200; i++) {
+		unsigned now = td_descriptors(d);
+
+		least = now < least ? now : least;
+		td_nap_us(2000);
+	}
+	return least;
+}
+
 bool td_log_has(const struct td *d, const char *text)
 {
 	FILE *f = fopen(d->log, "re");

@@ -48,6 +48,7 @@ int64_t td_number(const struct td *d, const char *path);
 void td_await(const struct td *d, const char *path, int64_t value);
 void td_await_at_least(const struct td *d, const char *path, int64_t value);
 unsigned td_descriptors(const struct td *d);	/* open ones of the daemon */
+unsigned td_settled_descriptors(const struct td *d);	/* the least seen for a while: who has just hung up is still there */
 bool td_log_has(const struct td *d, const char *text);
 
 void td_nap_us(unsigned us);

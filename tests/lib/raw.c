@@ -57,6 +57,11 @@ int raw_receive(struct raw *r)
 
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		fail_msg("the daemon neither answers nor hangs up");
+	/* The kernel tells of a reset before it hands out what was sent before it. */
+	if (n < 0 && errno == ECONNRESET) {
+		h.msg_controllen = sizeof(control);
+		n = recvmsg(r->sock, &h, MSG_CMSG_CLOEXEC);
+	}
 	if (n <= 0)
 		return 0;
 	c = CMSG_FIRSTHDR(&h);
