@@ -155,27 +155,25 @@ static bool must_wait_for_process(const struct client *c)
 	return false;
 }
 
+/*
+ * Its sessions end at once: their pages go back to its own slabs, into which kernels of its may still write. The slabs go to others
+ * when none can.
+ */
 void client_reap(struct client *c)
-{
-	if (!c->gone || c->process_gone)
-		return;
-	pressure_forget(c);
-	if (c->process_ended || !must_wait_for_process(c))
-		client_process_gone(c);
-}
-
-void client_process_gone(struct client *c)
 {
 	struct daemon *d = c->d;
 
-	c->process_gone = true;
+	if (!c->gone || c->reaped)
+		return;
+	pressure_forget(c);
 	for (uint32_t i = 0; i < WIRE_MAX_SESSIONS && c->n_sessions; i++)
-		if (c->session[i])
+		if (c->session[i] && !c->session[i]->closing)
 			session_end(c->session[i]);
-	if (c->n_sessions)
-		return;		/* the device is at one of them: serve_done() comes back */
+	if (c->n_sessions || (!c->process_ended && must_wait_for_process(c)))
+		return;		/* serve_done() ends the others; the pidfd tells of the process. The loop comes back */
 	for (unsigned i = 0; i < d->n_pools; i++)
 		pool_owner_fini(&d->pool[i], &c->owner[i]);
+	c->reaped = true;
 	if (!c->unwatched) {
 		c->unwatched = true;
 		loop_unwatch_client(c);	/* client_release() when its last operation has ended */

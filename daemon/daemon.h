@@ -103,7 +103,7 @@ struct outgoing {
 struct client {
 	struct daemon *d;
 	uint32_t slot, id;
-	bool welcome, process_ended, process_gone, gone;	/* gone: hung up or dropped; waiting for the process to end */
+	bool welcome, process_ended, reaped, gone;	/* gone: hung up or dropped; waiting for the process to end */
 	bool active;			/* its ring is being polled */
 	bool waiting_open, unwatched, room_armed;
 	int fd, pidfd, doorbell, bell, shared_fd;
@@ -175,8 +175,7 @@ struct client *client_new(struct daemon *d, int fd);		/* fd taken. NULL: refused
 void client_message(struct client *c, size_t bytes);		/* c->in holds what arrived; bytes may exceed a message */
 void client_drop(struct client *c, const char *why);		/* hang up on it; client_reap() does the rest */
 void client_hangup(struct client *c);				/* it hung up; likewise */
-void client_reap(struct client *c);				/* if it is gone, and its process too where that matters: free all */
-void client_process_gone(struct client *c);			/* no kernel of it runs any more: its memory is ours */
+void client_reap(struct client *c);				/* if it is gone: end its sessions; free all, once no kernel of it can run */
 void client_release(struct client *c);				/* its last operation in the loop has ended: free it */
 void client_send(struct client *c, const struct wire_msg *msg, int fd, bool owned);
 void client_fail(struct client *c, uint32_t seq, int status, const char *format, ...) __attribute__((format(printf, 4, 5)));
@@ -218,6 +217,7 @@ bool pressure_short(const struct pool *pool);			/* few slabs are left, or somebo
 char *report_json(struct daemon *d, const char *question);	/* malloc'ed, or NULL: no such question */
 
 /* --- loop.c */
+void loop_block_signals(void);	/* before any other thread exists (CUDA starts some): they inherit the mask */
 int loop_new(struct daemon *d, int listen_fd);
 void loop_free(struct daemon *d);
 int loop_run(struct daemon *d);					/* until SIGTERM has drained; 0 or -errno */

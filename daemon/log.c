@@ -1,4 +1,4 @@
-/* One line per event on stderr, with the "<level>" in front that the journal understands. At most 200 lines a second. */
+/* One line per event on stderr, with the "<level>" in front that the journal understands. At most 200 lines a second of what is less than a notice. */
 #include "daemon/daemon.h"
 
 #include <stdarg.h>
@@ -39,7 +39,7 @@ void log_line(unsigned level, const char *format, ...)
 		second = now;
 		lines = lost = 0;
 	}
-	if (lines++ >= LINES_PER_SECOND && level > LOG_ERROR) {
+	if (lines++ >= LINES_PER_SECOND && level > LOG_NOTE) {
 		lost++;
 		return;
 	}

@@ -385,6 +385,23 @@ int loop_run(struct daemon *d)
 
 /* --- making -------------------------------------------------------------------------------------------------------------------------- */
 
+static void loop_signals(sigset_t *set)
+{
+	sigemptyset(set);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGHUP);
+}
+
+void loop_block_signals(void)
+{
+	sigset_t set;
+
+	loop_signals(&set);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+}
+
 int loop_new(struct daemon *d, int listen_fd)
 {
 	struct loop *l = calloc(1, sizeof(*l));
@@ -401,12 +418,7 @@ int loop_new(struct daemon *d, int listen_fd)
 	}
 	l->listen_fd = listen_fd;
 	l->tick_ns = TICK_MIN_NS;
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
+	loop_signals(&set);
 	l->signal_fd = signalfd(-1, &set, SFD_CLOEXEC);
 	if (l->signal_fd < 0) {
 		rc = -errno;

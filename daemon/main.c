@@ -14,6 +14,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <systemd/sd-daemon.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CONF_DEFAULT "/etc/ebbd/ebbd.ini"
@@ -91,21 +92,37 @@ static int load(struct daemon *d, const struct options *o)
 
 /* --- the socket ------------------------------------------------------------------------------------------------------------ */
 
-/* A socket file that nobody listens on any more may be replaced; a live daemon's may not. */
+/* 0, or what connect() says. */
+static int knock(const struct sockaddr_un *at)
+{
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), rc;
+
+	if (fd < 0)
+		return errno;
+	rc = connect(fd, (const struct sockaddr *)at, sizeof(*at)) ? errno : 0;
+	close(fd);
+	return rc;
+}
+
+/*
+ * A socket file that nobody listens on any more may be replaced; a live daemon's may not. A daemon that was killed just now still
+ * listens for some milliseconds: the kernel ends its io_uring, with the accept in it, behind its back. So knock for a second.
+ */
 static int clear_stale(const struct sockaddr_un *at)
 {
+	const struct timespec nap = { 0, 10000000 };
 	struct stat st;
-	int fd, rc;
+	int rc;
 
 	if (lstat(at->sun_path, &st))
 		return errno == ENOENT ? 0 : -errno;
 	if (!S_ISSOCK(st.st_mode))
 		return -ENOTSOCK;
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return -errno;
-	rc = connect(fd, (const struct sockaddr *)at, sizeof(*at)) ? errno : 0;
-	close(fd);
+	rc = knock(at);
+	for (int tries = 0; rc == 0 && tries < 100; tries++) {
+		nanosleep(&nap, NULL);
+		rc = knock(at);
+	}
 	if (rc != ECONNREFUSED)
 		return -EADDRINUSE;
 	return unlink(at->sun_path) ? -errno : 0;
@@ -248,6 +265,7 @@ int main(int argc, char **argv)
 	if (o.check || o.print)
 		return 0;
 	log_level(d.conf.daemon.log_level);
+	loop_block_signals();
 	fd = open_socket(&d.conf.daemon, &ours);
 	if (fd < 0)
 		return 1;

@@ -159,12 +159,8 @@ void serve_done(struct daemon *d, unsigned index)
 		freed |= s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
 		session_release(s);
 		s->state = SESSION_PUBLISH;
-		if (s->closing || s->client->process_gone) {
-			struct client *c = s->client;
-
+		if (s->closing) {
 			session_end(s);
-			if (c->process_gone)
-				client_process_gone(c);	/* it could not finish while the device was at this session */
 			continue;
 		}
 		client_announce(s->client, index);

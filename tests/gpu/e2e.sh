@@ -23,9 +23,13 @@ test_one() {	# NAME DEVICE LIMIT
 nll() { timeout 200 "$here/bin/ebb-llama" -m "$EBB_MODEL" --socket "$sock" -f $doc --nll --limit 1024 --json "$@" 2>>"$out/err"; }
 field() { sed -E "s/.*\"$1\":([-0-9.e]+).*/\1/"; }
 
+# PARTS: which of nll, integration, unit, demo, memcheck to run.
+parts=" ${PARTS-nll integration unit demo memcheck} "
+part() { [[ $parts == *" $1 "* ]]; }
+
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-# Every test works in a folder under /tmp; a full one here means nothing to them.
 printf '[daemon]\nsocket = %s\n[pool gpu]\ndevice = %s\nsize = 2G\n[pool host]\ndevice = host\nsize = 1G\n' "$sock" "$device" >"$dir/ini"
+if part nll; then
 setsid "$here/bin/ebbd" --config "$dir/ini" >"$out/ebbd.log" 2>&1 </dev/null &
 daemon=$!
 for _ in $(seq 100); do [ -S "$sock" ] && break; sleep 0.1; done
@@ -71,21 +75,22 @@ for _ in $(seq 50); do
 done
 grep -oE '"used_bytes": ?[0-9]+' "$out/status.json" | grep -qv ': *0$' && say FAIL "memory is left behind" || say ok "nothing left in the pools"
 kill $daemon; wait $daemon 2>/dev/null
+fi
 
-for t in ${INTEGRATION-determinism reload pressure daemon_death hostile kill}; do
+part integration && for t in ${INTEGRATION-determinism reload pressure daemon_death hostile kill}; do
 	test_one integration/test_$t "$device" 240
 done
-for t in ${UNIT-append attend observe select memory}; do
+part unit && for t in ${UNIT-append attend observe select memory}; do
 	test_one unit/gpu/test_$t host 200
 	test_one unit/gpu/test_$t "$device" 200
 done
-if [ -z "${SKIP_DEMO:-}" ]; then
+if part demo; then
 	EBB_DEMO_DEVICE=$device timeout 200 python3 -B tools/demo.py >"$out/demo.log" 2>&1 </dev/null
 	rc=$?
 	tail -25 "$out/demo.log"
 	[ $rc = 0 ] && say ok demo || say FAIL "demo: exit $rc"
 fi
-if [ -z "${SKIP_SANITIZER:-}" ] && command -v compute-sanitizer >/dev/null; then
+if part memcheck && command -v compute-sanitizer >/dev/null; then
 	rm -f "$sock"
 	timeout 200 compute-sanitizer --tool memcheck --error-exitcode 9 --print-limit 10 "$here/bin/ebbd" --config "$dir/ini" >"$out/memcheck-ebbd.log" 2>&1 </dev/null &
 	daemon=$!
