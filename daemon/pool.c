@@ -99,9 +99,6 @@ static void slab_unback(struct pool *pool, uint32_t number)
 	if (!slab->backed)
 		return;
 	(void)gpu_map_set(pool->map, pool->stream, number, NULL);
-	/* A client may have it mapped still: give the memory itself back. What it then writes there is seen by nobody. */
-	if (slab->mem.fd >= 0)
-		(void)fallocate(slab->mem.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)pool->slab_bytes);
 	gpu_slab_free(pool->dev, &slab->mem);
 	slab->backed = false;
 }
@@ -285,6 +282,9 @@ unsigned pool_trim(struct pool *pool, struct pool_owner *owner, void (*dropped)(
 			slab->draining = false;
 			pool->n_quarantine++;
 		} else {
+			/* Its client has it mapped until it reads of it: take the memory out from under that. Nothing lies there any more. */
+			if (slab->mem.fd >= 0)
+				(void)fallocate(slab->mem.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)pool->slab_bytes);
 			slab_release(pool, s);
 		}
 	}

@@ -1,11 +1,12 @@
 /*
- * Preloaded into ebbd by test_fault: makes the Nth of the calls below fail, once (EBB_FAULT=N, counted from the start of the
- * process). Creates the file EBB_FAULT_MARK when it strikes, so that the test knows when N is
+ * Preloaded into ebbd by test_fault: makes the Nth of the calls below fail, once (EBB_FAULT=N, counted from main()'s getopt_long()
+ * on: what CUDA's library does before main() is not ours). Creates the file EBB_FAULT_MARK when it strikes, so that the test knows when N is
  * beyond the last call.
  */
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@
 #include <unistd.h>
 
 static long countdown = -1;
-static bool ready;
+static bool ready, armed;
 static const char *mark;
 
 static void set_up(void)
@@ -33,7 +34,7 @@ static bool strike(void)
 {
 	if (!ready)
 		set_up();
-	if (countdown < 0 || (countdown > 0 && --countdown > 0))
+	if (!armed || countdown < 0 || (countdown > 0 && --countdown > 0))
 		return false;
 	countdown = -1;
 	if (mark) {
@@ -67,6 +68,12 @@ void *calloc(size_t n, size_t bytes)
 		return NULL;
 	}
 	return __libc_calloc(n, bytes);
+}
+
+int getopt_long(int argc, char *const argv[], const char *shorts, const struct option *longs, int *index)
+{
+	armed = true;
+	return REAL(getopt_long)(argc, argv, shorts, longs, index);
 }
 
 #define FAIL(type, name, args, call, error)	\
