@@ -360,7 +360,7 @@ void client_trim(struct client *c, unsigned index)
 {
 	struct trim t = { c, index };
 
-	if (c->owner[index].serial)
+	if (c->owner[index].serial && !c->gone)	/* of one that is gone, client_reap() takes all of them */
 		pool_trim(&c->d->pool[index], &c->owner[index], slab_dropped, &t);
 }
 
