@@ -353,9 +353,11 @@ void pool_undrain(struct pool *pool, struct pool_owner *owner)
 
 /* --- the pool ------------------------------------------------------------------------------------------------------------------ */
 
+#define CUDA_SLAB_LEAST (2u << 20)
+
 static uint64_t slab_default(const struct conf_pool *conf, int is_cuda)
 {
-	uint64_t bytes = is_cuda ? 2u << 20 : 256u << 10, most = is_cuda ? 256u << 20 : 64u << 20;
+	uint64_t bytes = is_cuda ? CUDA_SLAB_LEAST : 256u << 10, most = is_cuda ? 256u << 20 : 64u << 20;
 
 	while (bytes < most && bytes * 128 <= conf->size_bytes)
 		bytes *= 2;
@@ -366,6 +368,9 @@ static int pool_layout(struct pool *pool, const struct conf_pool *conf, char *wh
 {
 	uint64_t slab = conf->slab_bytes ? conf->slab_bytes : slab_default(conf, gpu_info(pool->dev)->is_cuda);
 
+	/* The driver carves smaller allocations out of one block of 2 MiB, and an IPC handle exports the whole block. */
+	if (gpu_info(pool->dev)->is_cuda && slab < CUDA_SLAB_LEAST)
+		slab = CUDA_SLAB_LEAST;
 	if (slab & (slab - 1) || slab < POOL_EXTENT_BYTES || slab > 1u << 30 || conf->size_bytes / slab < 2 ||
 	    conf->size_bytes > (uint64_t)UINT32_MAX * GPU_UNIT) {
 		snprintf(why, why_bytes, "[pool %s]: size %llu and slab %llu bytes do not fit: a slab is a power of two of 64 KiB "

@@ -15,10 +15,10 @@ dir=$(mktemp -d) sock=$dir/s
 
 say() { printf '%-5s %s\n' "$1" "$2"; [ "$1" = FAIL ] && failed=1; return 0; }
 test_one() {	# NAME DEVICE LIMIT
-	local t0=$SECONDS rc log=$out/$1-$2.log
-	timeout -k 5 "$3" env EBB_TEST_DEVICE="$2" "$here/tests/$1" >"${log//\//_}" 2>&1 </dev/null
+	local t0=$SECONDS rc log=$out/${1//\//_}-$2.log
+	timeout -k 5 "$3" env EBB_TEST_DEVICE="$2" "$here/tests/$1" >"$log" 2>&1 </dev/null
 	rc=$?
-	[ $rc = 0 ] && say ok "$1 on $2 ($((SECONDS - t0)) s)" || { say FAIL "$1 on $2: exit $rc"; grep -E 'ERROR|error' "${log//\//_}" | head -5; }
+	[ $rc = 0 ] && say ok "$1 on $2 ($((SECONDS - t0)) s)" || { say FAIL "$1 on $2: exit $rc"; grep -E 'ERROR|error' "$log" | head -5; }
 }
 nll() { timeout 200 "$here/bin/ebb-llama" -m "$EBB_MODEL" --socket "$sock" -f $doc --nll --limit 1024 --json "$@" 2>>"$out/err"; }
 field() { sed -E "s/.*\"$1\":([-0-9.e]+).*/\1/"; }
