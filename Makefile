@@ -28,11 +28,11 @@ CC      := gcc
 CXX     := g++
 # A user's CFLAGS come last. SAN=address, undefined or thread builds everything with that sanitizer, in a folder of its own.
 SAN     ?=
+comma   := ,
 ifneq ($(SAN),)
 B       := build/$(subst $(comma),-,$(SAN))
 SANFLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
 endif
-comma := ,
 
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wvla -Werror
 CSTD    := -std=c17 -D_GNU_SOURCE
@@ -74,7 +74,7 @@ LIBS := $(if $(CLIENT_O),$(LIB)/libebb.a $(LIB)/libebb.so)
 .PHONY: all
 all: $(PROGRAMS) $(LIBS)	## build the programs and the library
 ifeq ($(CUDA),)
-	@echo "CUDA: left out ($(if $(SAN),sanitizer build,nvcc not found)); host pools only"
+	@echo "CUDA: left out ($(if $(SAN),sanitizer build,$(if $(NO_CUDA),NO_CUDA is set,nvcc not found))); host pools only"
 endif
 
 # --- rules -------------------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ uint32_t ebb_session_tokens(const struct ebb_session *session);
 
 struct ebb_batch_options {
 	const char *pool;	/* NULL: the first */
-	void *stream;		/* cudaStream_t on a CUDA pool; ignored on the host */
+	void *stream;		/* cudaStream_t on a CUDA pool, kept: destroy it after the batch; ignored on the host */
 	uint32_t max_sessions;	/* 0: 64 */
 	uint32_t max_rows;	/* tokens of one step over all sessions; 0: 2048 */
 };
