@@ -178,7 +178,7 @@ check:	## set up this machine, build, run unit and integration tests
 	@+$(MAKE) --no-print-directory run-tests
 
 run-tests:
-	@$(TEST_ENV) $(SAN_ENV) tools/run-tests.sh $(B)/logs tools/check-layers.sh tools/check-headers.sh $(UNIT_T) $(INT_T)
+	@$(TEST_ENV) $(SAN_ENV) tools/run-tests.sh $(B)/logs $(if $(SAN),,tools/check-layers.sh tools/check-headers.sh) $(UNIT_T) $(INT_T)
 
 check-asan:	## the same with AddressSanitizer and UndefinedBehaviorSanitizer, in build/address-undefined/
 	@$(SETUP) build test model

@@ -175,7 +175,7 @@ struct client *client_new(struct daemon *d, int fd);		/* fd taken. NULL: refused
 void client_message(struct client *c, size_t bytes);		/* c->in holds what arrived; bytes may exceed a message */
 void client_drop(struct client *c, const char *why);		/* hang up on it; client_reap() does the rest */
 void client_hangup(struct client *c);				/* it hung up; likewise */
-void client_reap(struct client *c);				/* if it is gone: end its sessions; free all, once no kernel of it can run */
+void client_reap(struct client *c);		/* if it is gone: end its sessions; free all, once no kernel of it can run */
 void client_release(struct client *c);				/* its last operation in the loop has ended: free it */
 void client_send(struct client *c, const struct wire_msg *msg, int fd, bool owned);
 void client_fail(struct client *c, uint32_t seq, int status, const char *format, ...) __attribute__((format(printf, 4, 5)));

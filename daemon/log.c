@@ -1,4 +1,7 @@
-/* One line per event on stderr, with the "<level>" in front that the journal understands. At most 200 lines a second of what is less than a notice. */
+/*
+ * One line per event on stderr, with the "<level>" in front that the journal understands. At most 200 lines a second of what is less
+ * than a notice.
+ */
 #include "daemon/daemon.h"
 
 #include <stdarg.h>

@@ -172,8 +172,8 @@ static int open_socket(const struct conf_daemon *conf, bool *ours)
 	if (fd == -EADDRINUSE)
 		fprintf(stderr, "ebbd: another daemon listens on %s: stop it, or use --socket\n", conf->socket);
 	else if (fd < 0)
-		fprintf(stderr, "ebbd: cannot listen on %s: %s (does the folder exist, may this user write there, is the group '%s' known?)\n",
-			conf->socket, strerror(-fd), conf->socket_group);
+		fprintf(stderr, "ebbd: cannot listen on %s: %s (does the folder exist, may this user write there, is the group '%s' "
+			"known?)\n", conf->socket, strerror(-fd), conf->socket_group);
 	return fd;
 }
 

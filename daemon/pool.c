@@ -282,7 +282,7 @@ unsigned pool_trim(struct pool *pool, struct pool_owner *owner, void (*dropped)(
 			slab->draining = false;
 			pool->n_quarantine++;
 		} else {
-			/* Its client has it mapped until it reads of it: take the memory out from under that. Nothing lies there any more. */
+			/* Its client has it mapped until it reads of it: take the memory out from under that; it is empty. */
 			if (slab->mem.fd >= 0)
 				(void)fallocate(slab->mem.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)pool->slab_bytes);
 			slab_release(pool, s);

@@ -263,7 +263,7 @@ static void *cuda_forward_stream(struct forward *forward)
 	return ((struct cuda *)forward)->stream;
 }
 
-/* --- the layers ------------------------------------------------------------------------------------------------------------------------- */
+/* --- the layers ---------------------------------------------------------------------------------------------------- */
 
 static void thin(struct cuda *f, const float *w, const float *x, uint32_t rows, uint32_t cols, uint32_t outs, float *y, int add)
 {

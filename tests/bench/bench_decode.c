@@ -44,7 +44,8 @@ static int by_value(const void *a, const void *b)
 }
 
 /* Prints ebbd's time with --local's as the ceiling; good: the ratio that is wanted, at most. */
-static void compare(const char *name, const char *settings, unsigned prompt, unsigned tokens, unsigned rounds, double good, const char *goal)
+static void compare(const char *name, const char *settings, unsigned prompt, unsigned tokens, unsigned rounds, double good,
+		    const char *goal)
 {
 	double ours[MOST_ROUNDS], local[MOST_ROUNDS];
 	char how[512];

@@ -2,7 +2,8 @@
  * Host operations beside their ceilings: attend (with and without heat) against a plain streaming read of as many bytes,
  * select against a streaming read of the arrays that it goes over, compact against memcpy(). One thread. Pages are
  * scattered at random over the pool, which is a memfd as in the daemon.
- * Times are the thread's own processor time. Figure and ceiling are timed in turns and each is the median of its rounds: what the machine does meanwhile hits both.
+ * Times are the thread's own processor time. Figure and ceiling are timed in turns and each is the median of its rounds: what
+ * the machine does meanwhile hits both.
  */
 #include "gpu/gpu.h"
 #include "tests/bench/bench.h"

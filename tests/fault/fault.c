@@ -1,7 +1,7 @@
 /*
  * Preloaded into ebbd by test_fault: makes the Nth of the calls below fail, once (EBB_FAULT=N, counted from main()'s getopt_long()
- * on: what CUDA's library does before main() is not ours). Creates the file EBB_FAULT_MARK when it strikes, so that the test knows when N is
- * beyond the last call.
+ * on: what CUDA's library does before main() is not ours). Creates the file EBB_FAULT_MARK when it strikes, so that the
+ * test knows when N is beyond the last call.
  */
 #include <dlfcn.h>
 #include <errno.h>

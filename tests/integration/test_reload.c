@@ -106,7 +106,8 @@ static void a_broken_file_changes_nothing(void **state)
 static void what_needs_a_restart_is_said(void **state)
 {
 	(void)state;
-	td_configure(&d, "drain = 0s\nlog_level = notice\n[pool p]\ndevice = %D\nsize = 32M\nslab = 1M\n[session]\nbudget = 200\nwindow = 16\n");
+	td_configure(&d, "drain = 0s\nlog_level = notice\n[pool p]\ndevice = %D\nsize = 32M\nslab = 1M\n"
+		     "[session]\nbudget = 200\nwindow = 16\n");
 	td_signal(&d, SIGHUP);
 	for (unsigned i = 0; i < 10000 && !td_log_has(&d, "restart"); i++)
 		td_nap_us(5000);

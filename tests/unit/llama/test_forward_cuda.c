@@ -179,7 +179,8 @@ static void compare(const struct side *cpu, const struct side *gpu, uint32_t n_o
 static void run_both(int tied)
 {
 	static const uint32_t steps[][3] = {	/* tokens of each sequence, rows that are wanted */
-		{ 100, 37, 100 }, { 1, 1, 2 }, { 0, 3, 1 }, { 8, 0, 8 }, { 9, 0, 9 }, { 64, 64, 65 }, { 1, 0, 1 }, { 4, 3, 0 }, { 33, 32, 2 },
+		{ 100, 37, 100 }, { 1, 1, 2 }, { 0, 3, 1 }, { 8, 0, 8 },
+		{ 9, 0, 9 }, { 64, 64, 65 }, { 1, 0, 1 }, { 4, 3, 0 }, { 33, 32, 2 },
 	};
 	struct model *m = model_make(tied);
 	struct side cpu, gpu;
