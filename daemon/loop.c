@@ -34,6 +34,7 @@ struct loop {
 	struct __kernel_timespec tick;
 	uint64_t tick_ns, stop_at_ns;
 	bool timer_armed, accept_armed, stop;
+	bool leaving;			/* some client's last operations have not come back yet */
 };
 
 static uint64_t tag(enum op op, uint32_t slot, uint32_t id)
@@ -84,7 +85,7 @@ static void arm_timer(struct daemon *d)
 	struct loop *l = d->loop;
 	struct io_uring_sqe *sqe;
 
-	if (l->timer_armed || !(d->n_waiting || d->n_claimed || d->draining))
+	if (l->timer_armed)
 		return;
 	l->tick = (struct __kernel_timespec){ .tv_nsec = (long long)l->tick_ns };
 	sqe = sqe_get(l);
@@ -141,7 +142,11 @@ void loop_watch_client(struct client *c)
 void loop_unwatch_client(struct client *c)
 {
 	static const enum op ops[] = { OP_RECV, OP_DOORBELL, OP_PIDFD, OP_ROOM };
+	uint64_t one = 1;
 
+	/* A cancel that meets its operation half way does nothing (-EALREADY), so the two that can be ended by their files are. */
+	(void)shutdown(c->fd, SHUT_RDWR);
+	(void)!write(c->doorbell, &one, sizeof(one));
 	for (size_t i = 0; i < sizeof(ops) / sizeof(ops[0]); i++) {
 		struct io_uring_sqe *sqe = sqe_get(c->d->loop);
 
@@ -295,6 +300,9 @@ static void on_timer(struct daemon *d)
 	uint64_t now = now_ns();
 
 	l->timer_armed = false;
+	for (unsigned i = 0; l->leaving && i < d->max_clients; i++)
+		if (d->client[i] && d->client[i]->unwatched && d->client[i]->pending_ops)
+			loop_unwatch_client(d->client[i]);	/* once more */
 	look_at_claimed(d);
 	pressure_tick(d, now);
 	if (d->draining && (!sessions_open(d) || now >= l->stop_at_ns))
@@ -339,6 +347,7 @@ static void on_completion(struct daemon *d, struct io_uring_cqe *cqe)
 /* Clients that are gone are taken down here, where nobody holds a pointer into them; the memory goes with the last operation. */
 static void reap(struct daemon *d)
 {
+	d->loop->leaving = false;
 	for (unsigned i = 0; i < d->max_clients; i++) {
 		struct client *c = d->client[i];
 
@@ -347,6 +356,8 @@ static void reap(struct daemon *d)
 		client_reap(c);
 		if (c->unwatched && !c->pending_ops && !c->active)
 			client_release(c);
+		else if (c->unwatched)
+			d->loop->leaving = true;
 	}
 }
 
@@ -364,7 +375,7 @@ int loop_run(struct daemon *d)
 			serve_run(d, i);
 		if (!l->accept_armed && !d->draining)
 			arm_accept(d);
-		if (d->n_waiting || d->n_claimed || d->draining)
+		if (d->n_waiting || d->n_claimed || d->draining || l->leaving)
 			arm_timer(d);
 		else
 			l->tick_ns = TICK_MIN_NS;
