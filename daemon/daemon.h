@@ -89,7 +89,6 @@ struct session {
 	uint32_t live_max;
 	uint64_t live, evicted, windows;
 	uint64_t bytes;			/* of pages and runs, private ones too */
-	struct gpu_turn_stats *stats;
 
 	struct session *next_due;
 };
@@ -197,6 +196,7 @@ void session_claim(struct session *s, uint32_t cap);		/* ask for it, to hold it 
 void session_end(struct session *s);				/* free everything; answers CLOSE if that was asked */
 void session_release(struct session *s);			/* after a turn: pages that it no longer needs */
 void session_follow(struct session *s);				/* the daemon's defaults have changed */
+struct pool *session_pool(struct daemon *d, const char *name);	/* "": the first; NULL: there is none of that name */
 int session_check_policy(const char *policy, char *why, size_t why_bytes);
 
 /* --- serve.c */

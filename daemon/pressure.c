@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define SETTLE_NS 1000000000ull	/* how long a client that does not wish to wait waits for the claims made on its behalf */
 
@@ -175,12 +174,9 @@ int pressure_wait(struct client *c, uint32_t seq, const struct wire_open *open)
 {
 	struct daemon *d = c->d;
 	struct waiting *w;
-	struct pool *pool = &d->pool[0];
+	struct pool *pool = session_pool(d, open->pool);	/* there is one: session_open() has looked */
 	uint64_t free_bytes, sum, need;
 
-	for (unsigned i = 0; i < d->n_pools; i++)
-		if (strcmp(open->pool, d->pool[i].name) == 0)
-			pool = &d->pool[i];
 	need = need_bytes(d, open);
 	sum = available(d, pool, &free_bytes);
 	if (open->wait_ms == 0 && need > free_bytes + sum)

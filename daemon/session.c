@@ -114,8 +114,6 @@ static void free_memory(struct session *s)
 
 static void free_struct(struct session *s)
 {
-	if (s->stats)
-		gpu_host_free(s->pool->dev, s->stats);
 	free(s->move_src);
 	free(s->lane);
 	free(s->page);
@@ -399,7 +397,7 @@ static int check_shape(const struct wire_open *o, const struct pool *pool, char 
 	return 0;
 }
 
-static struct pool *pool_by_name(struct daemon *d, const char *name)
+struct pool *session_pool(struct daemon *d, const char *name)
 {
 	if (!*name)
 		return &d->pool[0];
@@ -452,8 +450,7 @@ static struct session *session_alloc(struct client *c, struct pool *pool, const 
 	s->lane = calloc(s->table.n_lanes, sizeof(*s->lane));
 	s->plan = calloc(s->table.n_lanes, sizeof(*s->plan));
 	s->page = calloc(ids, sizeof(*s->page));
-	*rc = gpu_host_alloc(pool->dev, sizeof(*s->stats), (void **)&s->stats);
-	if (*rc || !s->lane || !s->plan || !s->page) {
+	if (!s->lane || !s->plan || !s->page) {
 		*rc = -ENOMEM;
 		goto fail;
 	}
@@ -470,7 +467,7 @@ fail:
 int session_open(struct client *c, uint32_t seq, const struct wire_open *open, char *why, size_t why_bytes)
 {
 	struct daemon *d = c->d;
-	struct pool *pool = pool_by_name(d, open->pool);
+	struct pool *pool = session_pool(d, open->pool);
 	struct session *s;
 	uint32_t index = 0;
 	int rc;
