@@ -94,6 +94,16 @@ static void add_session(void *arg, struct session *s)
 	sums->full += (uint64_t)tokens_now(s) * s->table.n_lanes;
 }
 
+/* Not those that have hung up and whose last operations are still coming back. */
+static unsigned connected(const struct daemon *d)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < d->max_clients; i++)
+		n += d->client[i] && !d->client[i]->gone;
+	return n;
+}
+
 static json_t *status(struct daemon *d)
 {
 	json_t *o = json_object();
@@ -107,7 +117,7 @@ static json_t *status(struct daemon *d)
 	set_text(o, "socket", d->conf.daemon.socket);
 	json_object_set_new(o, "draining", json_boolean(d->draining));
 	json_object_set_new(o, "pools", pools(d));
-	set(o, "clients", d->n_clients);
+	set(o, "clients", connected(d));
 	set(o, "sessions", sums.sessions);
 	set(o, "waiting", d->n_waiting);
 	set(o, "slots_live", sums.live);
