@@ -48,6 +48,8 @@ CUDA    := $(if $(NVCC),1,)
 endif
 CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -Xfatbin -compress-all $(CUDA_ARCH) -I. --threads 2 -Xcompiler -Wall,-Wextra,-fPIC,-fno-exceptions,-fno-threadsafe-statics
+# What chooses victims rounds every operation, as the host does (evict/math.h).
+$(B)/obj/gpu/cuda/select.cu.o: NVCCFLAGS += -fmad=false
 ifneq ($(CUDA),)
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt

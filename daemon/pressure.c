@@ -35,7 +35,7 @@ static uint64_t excess(const struct session *s)
 {
 	uint32_t live = mean_live(s);
 
-	if (s->opening || s->closing || !evict_policies[s->spec.rule.policy].evicts || live <= s->spec.floor)
+	if (s->opening || s->closing || evict_policies[s->spec.rule.policy].never_evicts || live <= s->spec.floor)
 		return 0;
 	return (live - s->spec.floor) * slot_bytes(s);
 }
@@ -87,7 +87,7 @@ static uint64_t need_bytes(const struct daemon *d, const struct wire_open *o)
 	if (conf_settings(&a, o->settings, NULL, NULL, 0) || evict_parse(a.policy, &rule, NULL, 0))
 		return 0;
 	floor = a.floor > a.sinks + a.window ? a.floor : a.sinks + a.window;
-	if (!evict_policies[rule.policy].evicts || floor > o->max_tokens)
+	if (evict_policies[rule.policy].never_evicts || floor > o->max_tokens)
 		floor = o->max_tokens;
 	return lanes * gpu_pages_for((uint32_t)floor) * gpu_page_bytes(a.slots, o->head_dim) +
 	       lanes * gpu_blocks_for((uint32_t)floor) * 2 * gpu_block_bytes(0) + lanes * o->max_tokens / 2;

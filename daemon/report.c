@@ -223,13 +223,13 @@ static json_t *policies(struct daemon *d)
 		set_text(o, "kind", "rank");
 		set_text(o, "text", p->text);
 		set_text(o, "source", p->source);
-		for (uint32_t k = 0; k < p->n_heat; k++)
+		for (uint32_t k = 0; k < evict_n_heat(i); k++)
 			json_array_append_new(heat, json_string(heat_names[p->heat[k] & 3]));
 		for (uint32_t k = 0; k < p->n_params; k++)
 			json_array_append_new(params, json_pack("{s:s, s:f, s:f, s:f, s:s, s:s}", "name", p->param[k].name,
 								"default", (double)p->param[k].def, "min",
 								(double)p->param[k].min, "max", (double)p->param[k].max, "unit",
-								p->param[k].unit, "text", p->param[k].text));
+								p->param[k].unit ? p->param[k].unit : "", "text", p->param[k].text));
 		json_object_set_new(o, "heat", heat);
 		json_object_set_new(o, "params", params);
 		json_array_append_new(list, o);

@@ -339,27 +339,32 @@ static int set_spec(struct session *s, char *why, size_t why_bytes)
 	if (rc)
 		return rc;
 	info = &evict_policies[spec->rule.policy];
+	if (!gpu_can_select(s->pool->dev, &spec->rule)) {
+		snprintf(why, why_bytes, "policy %s does not run on the device of pool %s yet", info->name, s->pool->name);
+		return -ENOTSUP;
+	}
 	pin = a->pin_prompt == 2 ? info->pin_prompt : a->pin_prompt == 1;
 	spec->rule.sinks = (int32_t)a->sinks;
 	spec->rule.pinned = pin ? (int32_t)spec->prompt_tokens : 0;
 	spec->rule.seed = a->seed;
+	spec->rule.group = s->group;
 	spec->budget = (struct evict_amount){ a->budget.count, a->budget.ppm };
 	spec->recent = (struct evict_amount){ a->recent.count, a->recent.ppm };
 	spec->window = a->window;
 	spec->prefill = a->prefill;
 	spec->max_slots = s->max_tokens;
 	spec->floor = a->floor > a->sinks + a->window ? a->floor : a->sinks + a->window;
-	if (!info->evicts || spec->floor > spec->max_slots)
+	if (info->never_evicts || spec->floor > spec->max_slots)
 		spec->floor = spec->max_slots;
-	s->n_credit = info->n_credit;
+	s->n_credit = evict_n_arrays(spec->rule.policy);
 	s->slot_type = a->slots;
 	s->table = (struct gpu_table){
 		.n_lanes = s->n_layers * s->n_kv_heads,
 		.window = a->window,
 		.max_pages = gpu_pages_for(spec->max_slots),
 		.max_blocks = gpu_blocks_for(spec->max_slots),
-		.n_heat = a->observe ? info->n_heat : 0,
-		.heat = { info->heat[0], info->heat[1] },
+		.n_heat = a->observe ? evict_n_heat(spec->rule.policy) : 0,
+		.heat = { spec->rule.heat[0], spec->rule.heat[1] },
 		.observe = a->observe,
 	};
 	s->page_bytes = gpu_page_bytes(s->slot_type, s->head_dim);

@@ -16,20 +16,24 @@ extern "C" {
 
 /* --- policies as people see them ------------------------------------------------------------------------------------ */
 
+enum evict_param_type { EVICT_NUMBER = 0, EVICT_INTEGER = 1, EVICT_FLAG = 2 };	/* a flag is 0 or 1, read as no or yes */
+
 struct evict_param {
-	const char *name, *unit, *text;
+	const char *name, *unit, *text;	/* unit may be NULL */
+	uint32_t type;			/* enum evict_param_type */
 	float def, min, max;
 };
 
+/* How many heat arrays, credits and traits a policy has is in EVICT_POLICIES (rule.h): evict_n_heat() and so on. */
 struct evict_policy_info {
 	const char *name;
 	const char *text;		/* one line */
 	const char *source;		/* paper, section */
-	uint32_t n_heat;
 	uint32_t heat[EVICT_MAX_HEAT];	/* enum evict_heat: what the clients must collect */
-	uint32_t n_credit;
+	uint32_t trait[EVICT_MAX_TRAIT];	/* enum evict_trait: what is computed from K and V */
+	void (*needs)(struct evict_rule *rule);	/* where heat or trait depend on parameters; may be NULL */
 	int pin_prompt;			/* default of the pin_prompt key */
-	int evicts;			/* 0: full */
+	int never_evicts;		/* full */
 	struct evict_param param[EVICT_MAX_PARAMS];
 	uint32_t n_params;
 };
@@ -37,8 +41,8 @@ struct evict_policy_info {
 extern const struct evict_policy_info evict_policies[EVICT_N_POLICIES];
 
 /*
- * evict_parse - read "NAME" or "NAME:key=value,key=value" into a rule: policy and params (others at their defaults).
- * Fields of the rule other than policy and param are left alone.
+ * evict_parse - read "NAME" or "NAME:key=value,key=value" into a rule: policy, params (others at their defaults), heat and trait.
+ * The other fields of the rule are left alone.
  * @why: on failure a sentence that says what was found and what is allowed (truncated to why_bytes); may be NULL.
  * Errors: -EINVAL.
  */

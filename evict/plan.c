@@ -35,7 +35,7 @@ uint32_t evict_amount_of(struct evict_amount amount, uint32_t of)
 
 static int evicts(const struct evict_spec *spec)
 {
-	return spec->rule.policy < EVICT_N_POLICIES && evict_policies[spec->rule.policy].evicts;
+	return spec->rule.policy < EVICT_N_POLICIES && !evict_policies[spec->rule.policy].never_evicts;
 }
 
 /* The prompt is still coming in, and the session may run over its budget until it is complete. */

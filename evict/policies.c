@@ -9,33 +9,42 @@
 
 #define QUOTE_MAX 40	/* characters of the user's text that a sentence repeats */
 
+static void h2o_needs(struct evict_rule *rule)
+{
+	if (rule->param[EVICT_H2O_SQUARED] != 0.0f)
+		rule->heat[0] = EVICT_HEAT_SQUARES;
+}
+
+#define AGE(default)		{ .name = "age", .text = "credit is divided by (tokens since)^age", .def = default, .max = 2.0f }
+#define DECAY			{ .name = "decay", .unit = "per token", .text = "what credit keeps with every token", .def = 1.0f, .max = 1.0f }
+
 const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 	[EVICT_full] = {
 		.name = "full",
 		.text = "keeps every token; the baseline, and for sessions that must lose nothing",
 		.source = "no eviction",
+		.never_evicts = 1,
 	},
 	[EVICT_streaming] = {
 		.name = "streaming",
 		.text = "keeps the first tokens (sinks) and the most recent ones",
 		.source = "StreamingLLM, arXiv 2309.17453, section 3",
-		.evicts = 1,
 	},
 	[EVICT_random] = {
 		.name = "random",
 		.text = "evicts uniformly at random, drawn anew per lane and window; what a rule with scores has to beat",
 		.source = "Random Attention, arXiv 2609.03430 (prompt kept, generated tokens at random per head)",
 		.pin_prompt = 1,
-		.evicts = 1,
 	},
 	[EVICT_h2o] = {
 		.name = "h2o",
 		.text = "keeps the tokens that received most attention so far (heavy hitters) and the most recent ones",
-		.source = "H2O, arXiv 2306.14048, section 4",
-		.n_heat = 1,
+		.source = "H2O, arXiv 2306.14048, section 4; squared: KV-Compress, arXiv 2410.00161",
 		.heat = { EVICT_HEAT_SUM },
-		.n_credit = 1,
-		.evicts = 1,
+		.needs = h2o_needs,
+		.n_params = 3,
+		.param = { AGE(0.0f), DECAY,
+			   { .name = "squared", .type = EVICT_FLAG, .text = "collect squared probabilities", .max = 1.0f } },
 	},
 };
 
@@ -126,6 +135,36 @@ static int read_number(const char *p, size_t n, float *out)
 	return 0;
 }
 
+static int is_word(const char *text, size_t n, const char *word)
+{
+	return strlen(word) == n && memcmp(text, word, n) == 0;
+}
+
+static int read_value(const struct evict_param *param, const char *text, size_t n, float *out)
+{
+	if (param->type == EVICT_FLAG && (is_word(text, n, "yes") || is_word(text, n, "no"))) {
+		*out = *text == 'y';
+		return 0;
+	}
+	if (read_number(text, n, out) || !(*out >= param->min) || !(*out <= param->max))
+		return -EINVAL;
+	return param->type != EVICT_NUMBER && *out != (float)(int32_t)*out ? -EINVAL : 0;
+}
+
+static void say_allowed(struct sentence *s, const struct evict_param *param)
+{
+	if (param->type == EVICT_FLAG) {
+		say(s, "yes or no");
+		return;
+	}
+	say_number(s, param->min);
+	say(s, " to ");
+	say_number(s, param->max);
+	say(s, param->type == EVICT_INTEGER ? ", a whole number" : "");
+	say(s, param->unit && *param->unit ? (param->type == EVICT_INTEGER ? " of " : " ") : "");
+	say(s, param->unit ? param->unit : "");
+}
+
 /* One "key=value" of n characters. */
 static int parse_param(const struct evict_policy_info *info, const char *text, size_t n, float *value, uint32_t *seen,
 		       struct sentence *why)
@@ -151,18 +190,13 @@ static int parse_param(const struct evict_policy_info *info, const char *text, s
 		return -EINVAL;
 	}
 	*seen |= 1u << i;
-	if (read_number(equals + 1, n - key_n - 1, &value[i]) || !(value[i] >= info->param[i].min) ||
-	    !(value[i] <= info->param[i].max)) {
+	if (read_value(&info->param[i], equals + 1, n - key_n - 1, &value[i])) {
 		say(why, "parameter ");
 		say(why, info->param[i].name);
 		say(why, ": found ");
 		say_quoted(why, equals + 1, n - key_n - 1);
 		say(why, "; allowed: ");
-		say_number(why, info->param[i].min);
-		say(why, " to ");
-		say_number(why, info->param[i].max);
-		say(why, info->param[i].unit && *info->param[i].unit ? " " : "");
-		say(why, info->param[i].unit ? info->param[i].unit : "");
+		say_allowed(why, &info->param[i]);
 		return -EINVAL;
 	}
 	return 0;
@@ -200,6 +234,10 @@ int evict_parse_in(const struct evict_policy_info *table, uint32_t n_table, cons
 	}
 	rule->policy = id;
 	memcpy(rule->param, value, sizeof(value));
+	memcpy(rule->heat, table[id].heat, sizeof(rule->heat));
+	memcpy(rule->trait, table[id].trait, sizeof(rule->trait));
+	if (table[id].needs)
+		table[id].needs(rule);
 	return 0;
 }
 

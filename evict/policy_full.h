@@ -5,15 +5,12 @@
 #ifndef EVICT_POLICY_FULL_H
 #define EVICT_POLICY_FULL_H
 
-EVICT_FN void evict_full_fold(const struct evict_rule *rule, struct evict_slot *slot)
-{
-	(void)rule;
-	(void)slot;
-}
+EVICT_NO_FOLD(full)
 
-EVICT_FN float evict_full_rank(const struct evict_rule *rule, const struct evict_slot *slot)
+EVICT_FN float evict_full_rank(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
 {
 	(void)rule;
+	(void)lane;
 	return (float)slot->pos;
 }
 

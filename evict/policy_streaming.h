@@ -5,16 +5,13 @@
 #ifndef EVICT_POLICY_STREAMING_H
 #define EVICT_POLICY_STREAMING_H
 
-EVICT_FN void evict_streaming_fold(const struct evict_rule *rule, struct evict_slot *slot)
-{
-	(void)rule;
-	(void)slot;
-}
+EVICT_NO_FOLD(streaming)
 
 /* Equal ranks leave in the order of their positions: the oldest first. */
-EVICT_FN float evict_streaming_rank(const struct evict_rule *rule, const struct evict_slot *slot)
+EVICT_FN float evict_streaming_rank(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
 {
 	(void)rule;
+	(void)lane;
 	(void)slot;
 	return 0.0f;
 }

@@ -1,26 +1,34 @@
 /*
  * What a slot is worth: the part of a policy that runs over slots, written once for the host and for the device.
- * Compiles as C17 and as CUDA C++. Pure arithmetic on its arguments.
+ * Compiles as C17 and as CUDA C++. Pure arithmetic on its arguments (evict/math.h says which, so that both give the same bits).
  *
- * A policy is a fold (heat of a window into credit) and a rank (what a slot is worth now). Each lives in its own
- * evict/policy_NAME.h of two functions; EVICT_POLICIES below lists them all, evict/policies.c describes them to people.
- * Adding one: write the header, add a line here and a row there.
+ * A policy is a file evict/policy_NAME.h of a few functions:
+ *
+ *	evict_NAME_fold(rule, lane, slot)	heat of a window, and what was credit, into credit
+ *	evict_NAME_rank(rule, lane, slot)	what the slot is worth now; the smallest leave
+ *
+ * and where one slot's own numbers do not say it all, in this order:
+ *
+ *	evict_NAME_constant	-> lane->constant	a number that is the same for all slots
+ *	traits		numbers from the slot's K and V rows that the table row asks for (enum evict_trait)
+ *	evict_NAME_heat_figure	-> lane->heat	sum and maximum over the lane before the fold
+ *	evict_NAME_figure	-> lane->rank	sum and maximum over the lane before the ranking
+ *	evict_NAME_share	-> lane->cut	of the slots that may leave, the share with the largest figure is spared
+ *	evict_NAME_pool, _kernel, _mean	-> slot->pooled		a value pooled over neighbours in position order
+ *
+ * EVICT_POLICIES and the lists below it name them all, evict/policies.c describes them to people. docs/add-a-policy.md
+ * walks through adding one.
  */
 #ifndef EVICT_RULE_H
 #define EVICT_RULE_H
 
-#include <stdint.h>
-#include <string.h>
+#include "evict/math.h"
+#include "evict/trait.h"
 
-#ifdef __CUDACC__
-#define EVICT_FN static __host__ __device__ __forceinline__
-#else
-#define EVICT_FN static inline __attribute__((always_inline, unused))
-#endif
-
-#define EVICT_MAX_PARAMS 4
+#define EVICT_MAX_PARAMS 6
 #define EVICT_MAX_HEAT 2
 #define EVICT_MAX_CREDIT 2
+#define EVICT_MAX_ARRAYS (EVICT_MAX_CREDIT + EVICT_MAX_TRAIT)	/* in a credit block: credits, then traits */
 
 /* What a client's attend adds to a heat array, per slot, over the queries of a window and the heads of the group. */
 enum evict_heat {
@@ -30,29 +38,62 @@ enum evict_heat {
 	EVICT_HEAT_LAST = 3,	/* the last query's group sum; every observed query overwrites it */
 };
 
-/* The policies, in the order of their ids: X(name). */
-#define EVICT_POLICIES(X) X(full) X(streaming) X(random) X(h2o)
+/* The policies, in the order of their ids: X(name, heat arrays, credits, traits). */
+#define EVICT_POLICIES(X) \
+	X(full, 0, 0, 0) X(streaming, 0, 0, 0) X(random, 0, 0, 0) X(h2o, 1, 1, 0)
 
-#define EVICT_ID(name) EVICT_##name,
+/* Those that also have a figure over the heat, a figure before the ranking, a cut by it, a pooled value. */
+#define EVICT_WITH_HEAT_FIGURE(X)
+#define EVICT_WITH_FIGURE(X)
+#define EVICT_WITH_CUT(X)
+#define EVICT_WITH_POOL(X)
+
+/* Those that compute a number once per lane and window, before the fold: evict_NAME_constant() -> lane->constant. */
+#define EVICT_WITH_CONSTANT(X) X(h2o)
+
+/* Those whose first parameter is an exponent of age, 0 by default: the host compiles the loop without it as well. */
+#define EVICT_WITH_AGE(X) X(h2o)
+
+#define EVICT_ID(name, heat, credits, traits) EVICT_##name,
 enum evict_policy { EVICT_POLICIES(EVICT_ID) EVICT_N_POLICIES };
 #undef EVICT_ID
 
-/* A session's policy, ready to run. */
+/* A session's policy, ready to run. evict_parse() fills in policy, param, heat and trait. */
 struct evict_rule {
 	uint32_t policy;		/* enum evict_policy */
 	int32_t sinks;			/* positions 0 .. sinks-1 are protected */
 	int32_t pinned;			/* positions 0 .. pinned-1 are protected (the prompt); 0: none */
 	uint32_t seed;			/* for policies that draw */
+	uint32_t group;			/* query heads per KV head, over which heat is summed; 0 counts as 1 */
 	float param[EVICT_MAX_PARAMS];	/* the policy's own, in the order of its table entry */
+	uint32_t heat[EVICT_MAX_HEAT];	/* enum evict_heat: what is collected */
+	uint32_t trait[EVICT_MAX_TRAIT];/* enum evict_trait: what is computed from K and V */
+};
+
+/* Numbers over all live slots of a lane. */
+struct evict_figures {
+	float sum, max;			/* sum: in the order of evict_places(); max: 0 when nothing is larger */
+};
+
+/* One lane as a policy sees it. */
+struct evict_lane {
+	uint32_t lane;
+	int32_t now;			/* position of the next token to come */
+	uint32_t appended;		/* tokens of the window that ended */
+	uint32_t queries;		/* of them, those whose attention was observed (the `observe` key) */
+	float constant;
+	struct evict_figures heat, rank;
+	uint64_t cut;			/* see evict_spared() */
 };
 
 /* One slot as a policy sees it. */
 struct evict_slot {
 	int32_t pos;			/* position of its token */
-	int32_t now;			/* position of the next token to come */
-	uint32_t lane;
-	float heat[EVICT_MAX_HEAT];	/* this window's, cleaned: finite and >= 0 */
+	uint32_t tag;			/* modality of its token; 0: text */
+	float heat[EVICT_MAX_HEAT];	/* this window's, cleaned: finite and >= 0; for fold and the heat figure */
 	float credit[EVICT_MAX_CREDIT];	/* read by rank, updated by fold */
+	float trait[EVICT_MAX_TRAIT];
+	float pooled;			/* for rank */
 };
 
 /* Heat comes from a client: NaN, Inf and negative numbers count as nothing. */
@@ -61,29 +102,275 @@ EVICT_FN float evict_clean(float heat)
 	return heat >= 0.0f && heat <= 1e30f ? heat : 0.0f;
 }
 
+EVICT_FN float evict_group(const struct evict_rule *rule)
+{
+	return (float)(rule->group ? rule->group : 1u);
+}
+
+/* Tokens since the slot's own, itself included: the queries that can have looked at it. */
+EVICT_FN float evict_age(const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	return (float)(lane->now - slot->pos);
+}
+
+/*
+ * The order of floats as unsigned integers; NaN lowest, -0 = +0.
+ */
+EVICT_FN uint32_t evict_order(float rank)
+{
+	uint32_t bits;
+
+	if (!(rank == rank))
+		return 0;
+	bits = evict_bits(rank + 0.0f);
+	return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+#define EVICT_MAX_POSITION ((1 << 30) - 1)
+
+/* Order by value, equal values by position: 62 bits. */
+EVICT_FN uint64_t evict_place(float value, int32_t pos)
+{
+	return (uint64_t)evict_order(value) << 30 | (uint32_t)(pos & EVICT_MAX_POSITION);
+}
+
+/* Whether a slot with this figure is among the spared: the `share` of largest figures among the slots that may leave. */
+EVICT_FN int evict_spared(const struct evict_lane *lane, float figure, int32_t pos)
+{
+	return evict_place(figure, pos) >= lane->cut;
+}
+
+/* For x >= 0: the same order, and all below 0. Lets a rank put some slots below all others. */
+EVICT_FN float evict_below(float x)
+{
+	return -1.0f / x;
+}
+
+#define EVICT_NO_FOLD(name)											\
+EVICT_FN void evict_##name##_fold(const struct evict_rule *rule, const struct evict_lane *lane, struct evict_slot *slot)	\
+{														\
+	(void)rule;												\
+	(void)lane;												\
+	(void)slot;												\
+}
+
 #include "evict/policy_full.h"
 #include "evict/policy_streaming.h"
 #include "evict/policy_random.h"
 #include "evict/policy_h2o.h"
 
-EVICT_FN void evict_fold(const struct evict_rule *rule, struct evict_slot *slot)
+/* --- dispatch: one switch per function ---------------------------------------------------------------------------------------- */
+
+EVICT_FN uint32_t evict_n_heat(uint32_t policy)
+{
+	switch (policy) {
+#define EVICT_CASE(name, heat, credits, traits) case EVICT_##name: return heat;
+	EVICT_POLICIES(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0;
+	}
+}
+
+EVICT_FN uint32_t evict_n_credit(uint32_t policy)
+{
+	switch (policy) {
+#define EVICT_CASE(name, heat, credits, traits) case EVICT_##name: return credits;
+	EVICT_POLICIES(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0;
+	}
+}
+
+EVICT_FN uint32_t evict_n_trait(uint32_t policy)
+{
+	switch (policy) {
+#define EVICT_CASE(name, heat, credits, traits) case EVICT_##name: return traits;
+	EVICT_POLICIES(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0;
+	}
+}
+
+/* Arrays of a credit block. */
+EVICT_FN uint32_t evict_n_arrays(uint32_t policy)
+{
+	return evict_n_credit(policy) + evict_n_trait(policy);
+}
+
+#define EVICT_YES(name) case EVICT_##name: return 1;
+EVICT_FN int evict_has_heat_figure(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_HEAT_FIGURE(EVICT_YES)
+	default: return 0;
+	}
+}
+
+EVICT_FN int evict_has_figure(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_FIGURE(EVICT_YES)
+	default: return 0;
+	}
+}
+
+EVICT_FN int evict_has_cut(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_CUT(EVICT_YES)
+	default: return 0;
+	}
+}
+
+EVICT_FN int evict_has_pool(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_POOL(EVICT_YES)
+	default: return 0;
+	}
+}
+
+EVICT_FN int evict_has_age(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_AGE(EVICT_YES)
+	default: return 0;
+	}
+}
+#undef EVICT_YES
+
+/* Whether the lane has to be gone over before its slots can be ranked: otherwise fold and rank are one pass. */
+EVICT_FN int evict_is_staged(const struct evict_rule *rule)
+{
+	const uint32_t p = rule->policy;
+
+	for (uint32_t i = 0; i < evict_n_trait(p); i++)
+		if (!evict_trait_once(rule->trait[i]))
+			return 1;
+	return evict_has_heat_figure(p) || evict_has_figure(p) || evict_has_cut(p) || evict_has_pool(p);
+}
+
+EVICT_FN void evict_fold(const struct evict_rule *rule, const struct evict_lane *lane, struct evict_slot *slot)
 {
 	switch (rule->policy) {
-#define EVICT_CASE(name) case EVICT_##name: evict_##name##_fold(rule, slot); break;
+#define EVICT_CASE(name, heat, credits, traits) case EVICT_##name: evict_##name##_fold(rule, lane, slot); break;
 	EVICT_POLICIES(EVICT_CASE)
 #undef EVICT_CASE
 	default: break;
 	}
 }
 
-EVICT_FN float evict_rank(const struct evict_rule *rule, const struct evict_slot *slot)
+EVICT_FN float evict_rank(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
 {
 	switch (rule->policy) {
-#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_rank(rule, slot);
+#define EVICT_CASE(name, heat, credits, traits) case EVICT_##name: return evict_##name##_rank(rule, lane, slot);
 	EVICT_POLICIES(EVICT_CASE)
 #undef EVICT_CASE
 	default: return 0.0f;
 	}
+}
+
+EVICT_FN float evict_constant(const struct evict_rule *rule, const struct evict_lane *lane)
+{
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_constant(rule, lane);
+	EVICT_WITH_CONSTANT(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0.0f;
+	}
+}
+
+EVICT_FN float evict_heat_figure(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	(void)lane;
+	(void)slot;
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_heat_figure(rule, lane, slot);
+	EVICT_WITH_HEAT_FIGURE(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0.0f;
+	}
+}
+
+EVICT_FN float evict_figure(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	(void)lane;
+	(void)slot;
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_figure(rule, lane, slot);
+	EVICT_WITH_FIGURE(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0.0f;
+	}
+}
+
+EVICT_FN float evict_share(const struct evict_rule *rule)	/* 0 .. 1 */
+{
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_share(rule);
+	EVICT_WITH_CUT(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0.0f;
+	}
+}
+
+EVICT_FN float evict_pool(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	(void)lane;
+	(void)slot;
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_pool(rule, lane, slot);
+	EVICT_WITH_POOL(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0.0f;
+	}
+}
+
+/*
+ * pooled[j] = over the live slots whose places in the order of positions are within kernel / 2 of j's own: the largest value, or the
+ * sum, lower positions first, divided by the kernel (also at the ends, where there are fewer).
+ */
+EVICT_FN uint32_t evict_kernel(const struct evict_rule *rule)	/* odd */
+{
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_kernel(rule) | 1u;
+	EVICT_WITH_POOL(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 1;
+	}
+}
+
+EVICT_FN int evict_pool_mean(const struct evict_rule *rule)
+{
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_mean(rule);
+	EVICT_WITH_POOL(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0;
+	}
+}
+
+/* Observed queries among `n` from position pos on: those whose position is a multiple of observe; 0: none. */
+EVICT_FN uint32_t evict_queries(uint32_t observe, int32_t pos, uint32_t n)
+{
+	const uint32_t first = (uint32_t)pos;
+
+	return observe ? (first + n + observe - 1u) / observe - (first + observe - 1u) / observe : 0;
+}
+
+/* A lane whose window of `appended` tokens from position pos on has ended; figures are not known yet. */
+EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t number, int32_t pos, uint32_t appended, uint32_t observe)
+{
+	struct evict_lane lane;
+
+	memset(&lane, 0, sizeof(lane));
+	lane.lane = number;
+	lane.now = pos + (int32_t)appended;
+	lane.appended = appended;
+	lane.queries = evict_queries(observe, pos, appended);
+	lane.cut = ~0ull;
+	lane.constant = evict_constant(rule, &lane);
+	return lane;
 }
 
 /*
@@ -91,34 +378,19 @@ EVICT_FN float evict_rank(const struct evict_rule *rule, const struct evict_slot
  * 2 bits of protection (0 none, 1 pinned prompt, 2 recent, 3 sink), 32 bits of rank, 30 bits of position.
  * So ties go to the lower position, and protected slots leave only when nothing else is left.
  */
-#define EVICT_MAX_POSITION ((1 << 30) - 1)
-
-EVICT_FN uint32_t evict_order(float rank)	/* same order as the floats; NaN lowest, -0 = +0 */
+EVICT_FN uint64_t evict_tier(const struct evict_rule *rule, uint32_t recent, int32_t now, int32_t pos)
 {
-	uint32_t bits;
-
-	if (!(rank == rank))
-		return 0;
-	rank += 0.0f;
-#ifdef __CUDA_ARCH__
-	bits = __float_as_uint(rank);
-#else
-	memcpy(&bits, &rank, sizeof(bits));
-#endif
-	return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+	if (pos < rule->sinks)
+		return 3;
+	if ((int64_t)pos >= (int64_t)now - (int64_t)recent)
+		return 2;
+	return pos < rule->pinned;
 }
 
-EVICT_FN uint64_t evict_key(const struct evict_rule *rule, uint32_t recent, const struct evict_slot *slot)
+EVICT_FN uint64_t evict_key(const struct evict_rule *rule, const struct evict_lane *lane, uint32_t recent,
+			    const struct evict_slot *slot)
 {
-	uint64_t tier = 0;
-
-	if (slot->pos < rule->sinks)
-		tier = 3;
-	else if ((int64_t)slot->pos >= (int64_t)slot->now - (int64_t)recent)
-		tier = 2;
-	else if (slot->pos < rule->pinned)
-		tier = 1;
-	return tier << 62 | (uint64_t)evict_order(evict_rank(rule, slot)) << 30 | (uint32_t)(slot->pos & EVICT_MAX_POSITION);
+	return evict_tier(rule, recent, lane->now, slot->pos) << 62 | evict_place(evict_rank(rule, lane, slot), slot->pos);
 }
 
 #endif

@@ -182,9 +182,17 @@ int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struc
 	return tensor_ok(q) && lse ? step->dev->ops->observe(step, s, layer, q, lse, scale, last) : -EINVAL;
 }
 
+int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule)
+{
+	return !dev->info.is_cuda || (!evict_is_staged(rule) && !evict_n_trait(rule->policy));
+}
+
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       unsigned what, struct gpu_turn_stats *stats)
 {
+	for (unsigned i = 0; i < n; i++)
+		if (!gpu_can_select(dev, &turn[i].rule))
+			return -ENOTSUP;
 	return dev->ops->select(dev, s, map, turn, n, what, stats);
 }
 

@@ -181,7 +181,7 @@ struct gpu_turn {		/* one session at its window's end */
 	uint32_t appended;	/* tokens of the window that ended */
 	int32_t pos;		/* position of the first of them; now = pos + appended */
 	struct evict_rule rule;
-	uint32_t n_credit;
+	uint32_t n_credit;	/* arrays of a credit block: at least evict_n_arrays() of the policy */
 	uint32_t slot_type, head_dim;
 };
 
@@ -194,11 +194,19 @@ int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out);	/* zeroed 
 void gpu_host_free(struct gpu_device *dev, void *ptr);
 
 /*
+ * gpu_can_select - 1 if gpu_select() of this device does all that the rule needs, else 0: on CUDA there are no traits, figures
+ * and pooled values yet (evict/rule.h).
+ */
+int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule);
+
+/*
  * gpu_select - run the operations of `what` (in the order of the enum) over every lane of the sessions.
  * Value of a slot = evict_key() of its rank: protected ones only when nothing else is left, ties to the lower position.
  * After COMPACT K, V, position, credit and heat of a survivor lie in its new slot. After NEXT the private table is what is to be
  * published: copy [0, gpu_table_bytes) of it to the shared one. Heat is never trusted: NaN, Inf and negative count as 0.
- * Kernels follow only private tables. @stats: [n], may be NULL; valid once the stream has got there.
+ * Heat arrays that a table lacks (observe = 0) count as 0. Kernels follow only private tables.
+ * @stats: [n], may be NULL; valid once the stream has got there.
+ * Errors: -EINVAL a plan or rule that does not fit the table, -ENOTSUP a rule that the device cannot run (gpu_can_select()).
  */
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       unsigned what, struct gpu_turn_stats *stats);

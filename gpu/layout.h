@@ -30,7 +30,7 @@ enum gpu_type { GPU_F32 = 0, GPU_F16 = 1, GPU_BF16 = 2, GPU_Q8 = 3 };
 #define GPU_PAGE_SLOTS 16u
 #define GPU_BLOCK_SLOTS 256u
 #define GPU_MAX_HEAT 2u
-#define GPU_MAX_CREDIT 2u
+#define GPU_MAX_CREDIT 4u
 
 struct gpu_lane {
 	uint32_t len;		/* live slots when the window began: slots 0 .. len-1 */

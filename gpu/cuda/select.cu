@@ -45,8 +45,9 @@ static __device__ bool open_lane(const struct select_args &a, unsigned i, struct
 	x->live = x->live < cap ? x->live : cap;
 	x->plan.keep = x->plan.keep < x->live ? x->plan.keep : x->live;
 	x->n_heat = x->t->n_heat < EVICT_MAX_HEAT ? x->t->n_heat : EVICT_MAX_HEAT;
-	x->turn.n_credit = x->turn.n_credit < EVICT_MAX_CREDIT ? x->turn.n_credit : EVICT_MAX_CREDIT;
-	x->now = x->turn.pos + (int32_t)x->turn.appended;
+	x->turn.n_credit = x->turn.n_credit < EVICT_MAX_ARRAYS ? x->turn.n_credit : EVICT_MAX_ARRAYS;
+	x->n_credit = evict_n_credit(x->turn.rule.policy);
+	x->as_lane = evict_lane_at(&x->turn.rule, x->lane, x->turn.pos, x->turn.appended, x->n_heat ? x->t->observe : 0);
 	return true;
 }
 
@@ -74,26 +75,22 @@ static __device__ void fold(const struct lane_ctx &x)
 {
 	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
 		char *c = credit_block(x, i), *h = heat_block(x, i);
-		struct evict_slot e;
+		struct evict_slot e = {};
 
 		if (!c || !h)
 			continue;
 		e.pos = *pos_in(c, i);
-		e.now = x.now;
-		e.lane = x.lane;
 #pragma unroll
 		for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++) {
 			e.heat[k] = k < x.n_heat ? evict_clean(*array_in(h, k, i)) : 0.0f;
 			if (k < x.n_heat)
 				*array_in(h, k, i) = 0.0f;
 		}
+		load_credit(x, c, i, &e);
+		evict_fold(&x.turn.rule, &x.as_lane, &e);
 #pragma unroll
 		for (uint32_t k = 0; k < EVICT_MAX_CREDIT; k++)
-			e.credit[k] = k < x.turn.n_credit ? *array_in(c, k, i) : 0.0f;
-		evict_fold(&x.turn.rule, &e);
-#pragma unroll
-		for (uint32_t k = 0; k < EVICT_MAX_CREDIT; k++)
-			if (k < x.turn.n_credit)
+			if (k < x.n_credit)
 				*array_in(c, k, i) = e.credit[k];
 	}
 	__syncthreads();

@@ -37,8 +37,8 @@ struct lane_ctx {
 	struct gpu_lane head;
 	const uint32_t *page, *block, *credit;
 	uint32_t *next;
-	uint32_t lane, live, n_heat;
-	int32_t now;
+	uint32_t lane, live, n_heat, n_credit;	/* n_credit: without traits */
+	struct evict_lane as_lane;
 };
 
 struct shared_state {
@@ -88,24 +88,27 @@ static __device__ __forceinline__ float first_credit(const struct lane_ctx &x, u
 	return c ? *array_in(c, 0, slot) : 0.0f;
 }
 
+static __device__ __forceinline__ void load_credit(const struct lane_ctx &x, char *c, uint32_t slot, struct evict_slot *e)
+{
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_CREDIT; k++)
+		e->credit[k] = k < x.n_credit ? *array_in(c, k, slot) : 0.0f;
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_TRAIT; k++)
+		e->trait[k] = x.n_credit + k < x.turn.n_credit ? *array_in(c, x.n_credit + k, slot) : 0.0f;
+}
+
 /* A slot's place in the order of leaving. Private memory only, so that it is the same whenever it is asked for. */
 static __device__ __forceinline__ uint64_t key_of(const struct lane_ctx &x, uint32_t slot)
 {
 	char *c = credit_block(x, slot);
-	struct evict_slot e;
+	struct evict_slot e = {};	/* no heat: a rank looks at credit alone, fold has seen the heat */
 
 	if (!c || *pos_in(c, slot) < 0)
 		return NO_KEY;
 	e.pos = *pos_in(c, slot);
-	e.now = x.now;
-	e.lane = x.lane;
-#pragma unroll
-	for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++)
-		e.heat[k] = 0.0f;	/* a rank looks at credit alone: fold has seen the heat */
-#pragma unroll
-	for (uint32_t k = 0; k < EVICT_MAX_CREDIT; k++)
-		e.credit[k] = k < x.turn.n_credit ? *array_in(c, k, slot) : 0.0f;
-	return evict_key(&x.turn.rule, x.plan.recent, &e);
+	load_credit(x, c, slot, &e);
+	return evict_key(&x.turn.rule, &x.as_lane, x.plan.recent, &e);
 }
 
 static __device__ __forceinline__ uint64_t key_at(const struct lane_ctx &x, const struct shared_state *sh, uint32_t slot)

@@ -76,6 +76,8 @@ struct host_select {
 	double kept, leaving;		/* returned */
 	uint64_t *keys;			/* scratch for live keys, twice; with REMOVE or COMPACT */
 	uint64_t *heap;			/* scratch for victims + 1 keys and slots */
+	int staged;			/* evict_is_staged(), and the scratch that host_stage() divides */
+	char *stage;
 };
 
 struct host_kernels {
@@ -143,6 +145,31 @@ static inline struct host_room host_room(char *at, const struct gpu_shape *sh, u
 	used += (gpu_pages_for(live) + 63u) / 64u * 64u;
 	r.bytes = used;
 	return r;
+}
+
+/* Scratch of one worker for a lane of a staged policy, in this order. Everything is a multiple of 64 bytes. */
+struct host_stage {
+	uint64_t *key;		/* [2 * live] */
+	uint32_t *order;	/* [live]: slots in the order of their positions */
+	float *value, *pooled;	/* [whole blocks] */
+	float *unit;		/* [live][d]: unit keys, for traits of the whole lane */
+	float *row;		/* [17][d]: sums over the lane's rows */
+	size_t bytes;		/* of all of it */
+};
+
+static inline struct host_stage host_stage(char *at, const struct gpu_turn *turn, uint32_t live)
+{
+	const size_t n = (size_t)gpu_blocks_for(live) * GPU_BLOCK_SLOTS, d = turn->head_dim;
+	struct host_stage st;
+
+	st.key = (uint64_t *)(void *)at;
+	st.order = (uint32_t *)(st.key + 2 * n);
+	st.value = (float *)(st.order + n);
+	st.pooled = st.value + n;
+	st.unit = st.pooled + n;
+	st.row = st.unit + (evict_n_trait(turn->rule.policy) ? n * d : 0);
+	st.bytes = (size_t)((char *)(st.row + 17 * d) - at);
+	return st;
 }
 
 /* Enlarges s to at least `bytes` (contents are lost). -ENOMEM leaves it as it was. */

@@ -5,21 +5,7 @@
 #ifndef GPU_HOST_K_SELECT_H
 #define GPU_HOST_K_SELECT_H
 
-#include "gpu/host/kernels.h"
-
-struct selection {
-	struct host_select *sel;
-	const struct gpu_turn *turn;
-	const struct gpu_plan *plan;
-	struct lane_view v;
-	const struct gpu_table *t;
-	uint32_t live;			/* before compaction */
-	int32_t now;
-	/* The `room` smallest keys so far: a heap with the largest on top. */
-	uint64_t *key;
-	uint32_t *slot;
-	uint32_t n, room;
-};
+#include "gpu/host/k_trait.h"
 
 /* --- a heap of the smallest keys ---------------------------------------------------------------------------------------------- */
 
@@ -92,99 +78,6 @@ static void heap_sort(struct selection *s)
 
 /* --- fold and keys, one block at a time ------------------------------------------------------------------------------------------ */
 
-/* The arrays of one block, with stand-ins for the ones that this table does not have. */
-struct arrays {
-	const int32_t *pos;
-	float *heat[EVICT_MAX_HEAT];
-	float *credit[EVICT_MAX_CREDIT];
-};
-
-/*
- * One policy over n slots. fold and want_keys are constants. Stand-in arrays are read (zeros) and written (never looked at), so
- * that the loop has no branch. Written so that the compiler vectorises it.
- */
-VFN void block_policy(uint32_t policy, int fold, int want_keys, uint32_t n_heat, uint32_t n_credit, const struct selection *s,
-		      const struct arrays *a, uint32_t n, uint64_t *restrict keys)
-{
-	const struct evict_rule *from = &s->turn->rule;
-	const struct evict_rule rule = { .policy = policy, .sinks = from->sinks, .pinned = from->pinned, .seed = from->seed,
-					 .param = { from->param[0], from->param[1], from->param[2], from->param[3] } };
-	const int32_t *restrict pos = a->pos;
-	float *restrict h0 = a->heat[0], *restrict h1 = a->heat[1];
-	float *restrict c0 = a->credit[0], *restrict c1 = a->credit[1];
-	const uint32_t recent = s->plan->recent, lane = s->sel->lane;
-	const int32_t now = s->now;
-
-	for (uint32_t i = 0; i < n; i++) {
-		struct evict_slot slot = { .pos = pos[i], .now = now, .lane = lane };
-
-		if (n_credit > 0)
-			slot.credit[0] = c0[i];
-		if (n_credit > 1)
-			slot.credit[1] = c1[i];
-		if (fold) {
-			if (n_heat > 0) {
-				slot.heat[0] = evict_clean(h0[i]);
-				h0[i] = 0.0f;
-			}
-			if (n_heat > 1) {
-				slot.heat[1] = evict_clean(h1[i]);
-				h1[i] = 0.0f;
-			}
-			evict_fold(&rule, &slot);
-			if (n_credit > 0)
-				c0[i] = slot.credit[0];
-			if (n_credit > 1)
-				c1[i] = slot.credit[1];
-		}
-		if (want_keys)
-			keys[i] = evict_key(&rule, recent, &slot);
-	}
-}
-
-#if HOST_ONE_BODY
-#define POLICY(name)													\
-static void policy_##name(const struct selection *s, const struct arrays *a, uint32_t n, int fold, uint64_t *keys)		\
-{															\
-	block_policy(EVICT_##name, fold, keys != NULL, s->t->n_heat, s->turn->n_credit, s, a, n, keys);			\
-}
-#else
-#define ARRAYS(policy, fold, keys_too)											\
-	do {														\
-		if (nh == 0 && nc == 0)											\
-			block_policy(policy, fold, keys_too, 0, 0, s, a, n, keys);					\
-		else if (nh == 1 && nc == 1)										\
-			block_policy(policy, fold, keys_too, 1, 1, s, a, n, keys);					\
-		else													\
-			block_policy(policy, fold, keys_too, nh, nc, s, a, n, keys);					\
-	} while (0)
-
-#define POLICY(name)													\
-static void policy_##name(const struct selection *s, const struct arrays *a, uint32_t n, int fold, uint64_t *keys)		\
-{															\
-	const uint32_t nh = s->t->n_heat, nc = s->turn->n_credit;							\
-															\
-	if (fold && keys)												\
-		ARRAYS(EVICT_##name, 1, 1);										\
-	else if (fold)													\
-		ARRAYS(EVICT_##name, 1, 0);										\
-	else if (keys)													\
-		ARRAYS(EVICT_##name, 0, 1);										\
-}
-#endif
-EVICT_POLICIES(POLICY)
-#undef POLICY
-
-static void run_policy(const struct selection *s, const struct arrays *a, uint32_t n, int fold, uint64_t *keys)
-{
-	switch (s->turn->rule.policy) {
-#define CASE(name) case EVICT_##name: policy_##name(s, a, n, fold, keys); break;
-	EVICT_POLICIES(CASE)
-#undef CASE
-	default: break;
-	}
-}
-
 static double sum_credit(const float *c, uint32_t n)
 {
 	double sum = 0.0;
@@ -208,17 +101,15 @@ VFN void prefetch_block(const struct selection *s, uint32_t b, int fold)
 static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum)
 {
 	uint64_t own[GPU_BLOCK_SLOTS];
+	struct zeros zeros = { 0 };
+	struct arrays a = { 0 };
 
 	for (uint32_t b = 0; b < gpu_blocks_for(n); b++) {
 		uint32_t first = b * GPU_BLOCK_SLOTS, left = n - first;
 		uint32_t here = left < GPU_BLOCK_SLOTS ? left : GPU_BLOCK_SLOTS;
 		uint64_t *to = keys ? keys + first : offer ? own : NULL;
-		struct arrays a = { .pos = credit_pos(&s->v, b) };
 
-		for (uint32_t k = 0; k < s->t->n_heat; k++)
-			a.heat[k] = block_heat(&s->v, b, k);
-		for (uint32_t k = 0; k < s->turn->n_credit; k++)
-			a.credit[k] = credit_of(&s->v, b, k);
+		block_arrays(s, b, &zeros, &a);
 		if (first + GPU_BLOCK_SLOTS < n)
 			prefetch_block(s, b + 1, fold);
 		run_policy(s, &a, here, fold, to);
@@ -240,31 +131,9 @@ static void settle(struct selection *s)
 		credit_pos(&s->v, b)[at] = s->turn->pos + (int32_t)j;
 		for (uint32_t k = 0; k < s->turn->n_credit; k++)
 			credit_of(&s->v, b, k)[at] = 0.0f;
+		if (evict_n_trait(s->turn->rule.policy))
+			settle_traits(s, slot);
 	}
-}
-
-/* The n-th smallest (from 1) of `keys`, by most significant bytes; work is overwritten. *before: how many are smaller. */
-static uint64_t nth_key(const uint64_t *keys, uint64_t *work, uint32_t count, uint32_t n, uint32_t *before)
-{
-	uint64_t prefix = 0;
-	uint32_t below = 0;
-
-	memcpy(work, keys, count * sizeof(*work));
-	for (int shift = 56; shift >= 0; shift -= 8) {
-		uint32_t bin[256] = { 0 }, which = 0, kept = 0;
-
-		for (uint32_t i = 0; i < count; i++)
-			bin[work[i] >> shift & 255u]++;
-		while (below + bin[which] < n)
-			below += bin[which++];
-		prefix |= (uint64_t)which << shift;
-		for (uint32_t i = 0; i < count; i++)
-			if ((work[i] >> shift & 255u) == which)
-				work[kept++] = work[i];
-		count = kept;
-	}
-	*before = below;
-	return prefix;
 }
 
 /* Marks the live - keep slots with the smallest keys; of equal keys (there should be none) the lower slots. */
@@ -384,28 +253,61 @@ static void name_next(struct selection *s)
 	*lane = (struct gpu_lane){ .len = s->plan->keep, .fresh = s->plan->fresh };
 }
 
-static void select_lane(struct host_select *sel)
+/* A policy that needs to know the whole lane first: fold and ranking are passes of their own. keys and offer as in sweep(). */
+static void staged(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum)
+{
+	if (fold) {
+		if (evict_has_heat_figure(s->turn->rule.policy))
+			s->lane.heat = lane_values(s, n, 0, s->stage.value);
+		sweep(s, n, 1, NULL, 0, sum);
+		lane_traits(s);
+		sum = 0;
+	}
+	if (!keys && !offer && !sum)
+		return;
+	before_ranking(s, n);
+	sweep(s, n, 0, keys, offer, sum);
+}
+
+static void go_over(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum)
+{
+	if (s->sel->staged)
+		staged(s, n, fold, keys, offer, sum);
+	else
+		sweep(s, n, fold, keys, offer, sum);
+}
+
+static void open_lane(struct selection *s, struct host_select *sel)
 {
 	const struct gpu_turn *turn = sel->turn;
+
+	*s = (struct selection){ .sel = sel, .turn = turn, .plan = &turn->plan[sel->lane], .t = turn->priv };
+	s->v = lane_view(turn->priv, sel->lane, sel->map);
+	s->live = gpu_live(s->v.lane, turn->appended);
+	s->lane = evict_lane_at(&turn->rule, sel->lane, turn->pos, turn->appended, s->t->n_heat ? s->t->observe : 0);
+	if (sel->staged)
+		s->stage = host_stage(sel->stage, turn, s->live);
+	s->room = s->plan->victims;
+	s->key = sel->heap;
+	s->key[s->room] = 0;
+	s->slot = (uint32_t *)(sel->heap + s->room + 1);
+}
+
+static void select_lane(struct host_select *sel)
+{
 	const int fold = (sel->what & GPU_FOLD) != 0, rest = sel->what & (GPU_REMOVE | GPU_COMPACT);
 	const int next = (sel->what & GPU_NEXT) != 0;
-	struct selection s = { .sel = sel, .turn = turn, .plan = &turn->plan[sel->lane], .t = turn->priv };
+	struct selection s;
 
-	s.v = lane_view(turn->priv, sel->lane, sel->map);
-	s.live = gpu_live(s.v.lane, turn->appended);
-	s.now = turn->pos + (int32_t)turn->appended;
-	s.room = s.plan->victims;
-	s.key = sel->heap;
-	s.key[s.room] = 0;
-	s.slot = (uint32_t *)(sel->heap + s.room + 1);
+	open_lane(&s, sel);
 	if (sel->what & GPU_SETTLE)
 		settle(&s);
 	if (!rest && s.plan->keep == s.live) {		/* the common case: one pass */
 		if (fold || next || sel->want_stats)
-			sweep(&s, s.live, fold, NULL, next, sel->want_stats);
+			go_over(&s, s.live, fold, NULL, next, sel->want_stats);
 	} else {
 		if (fold || sel->what & GPU_REMOVE || sel->want_stats)
-			sweep(&s, s.live, fold, sel->what & GPU_REMOVE ? sel->keys : NULL, 0, sel->want_stats);
+			go_over(&s, s.live, fold, sel->what & GPU_REMOVE ? sel->keys : NULL, 0, sel->want_stats);
 		if (sel->what & GPU_REMOVE)
 			remove_slots(&s);
 		else if (sel->what & GPU_COMPACT && sel->want_stats)
@@ -413,7 +315,7 @@ static void select_lane(struct host_select *sel)
 		if (sel->what & GPU_COMPACT)
 			compact(&s);
 		if (next)
-			sweep(&s, s.plan->keep, 0, NULL, 1, 0);
+			go_over(&s, s.plan->keep, 0, NULL, 1, 0);
 	}
 	if (next)
 		name_next(&s);

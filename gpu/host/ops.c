@@ -265,7 +265,7 @@ struct select_job {
 	int want_stats;
 	double *sums;			/* per lane: kept, leaving */
 	char *scratch;
-	size_t keys_bytes, worker_bytes;
+	size_t keys_bytes, heap_bytes, worker_bytes;
 };
 
 static void select_work(void *arg, unsigned item, unsigned worker)
@@ -282,6 +282,8 @@ static void select_work(void *arg, unsigned item, unsigned worker)
 	sel.lane = lane;
 	sel.keys = (uint64_t *)(void *)scratch;
 	sel.heap = (uint64_t *)(void *)(scratch + job->keys_bytes);
+	sel.staged = evict_is_staged(&turn->rule);
+	sel.stage = scratch + job->keys_bytes + job->heap_bytes;
 	job->dev->kernels->select(&sel);
 	job->sums[2u * item] = sel.kept;
 	job->sums[2u * item + 1u] = sel.leaving;
@@ -290,6 +292,7 @@ static void select_work(void *arg, unsigned item, unsigned worker)
 struct select_size {
 	uint32_t live, victims;		/* largest of any lane */
 	uint64_t lanes, slots;		/* of all */
+	size_t stage_bytes;		/* largest of any lane */
 };
 
 /* A plan that does not fit its table would write out of bounds: refuse it before anything is touched. */
@@ -299,8 +302,9 @@ static int check_turn(const struct gpu_turn *turn, unsigned what, struct select_
 	const char *at = turn->priv;
 	const struct gpu_lane *lane = (const struct gpu_lane *)(const void *)(at + gpu_table_lanes());
 
-	if (turn->n_lanes > t->n_lanes || t->n_heat > GPU_MAX_HEAT || turn->n_credit > GPU_MAX_CREDIT ||
-	    turn->slot_type > GPU_Q8 || turn->rule.policy >= EVICT_N_POLICIES)
+	if (turn->n_lanes > t->n_lanes || turn->slot_type > GPU_Q8 || turn->rule.policy >= EVICT_N_POLICIES ||
+	    turn->head_dim > HOST_MAX_DIM || turn->n_credit < evict_n_arrays(turn->rule.policy) ||
+	    turn->n_credit > GPU_MAX_CREDIT || t->n_heat > GPU_MAX_HEAT)
 		return -EINVAL;
 	for (uint32_t i = 0; i < turn->n_lanes; i++) {
 		const struct gpu_plan *p = &turn->plan[i];
@@ -313,6 +317,11 @@ static int check_turn(const struct gpu_turn *turn, unsigned what, struct select_
 		if (what & GPU_NEXT && (p->victims > p->keep || p->victims > t->window))
 			return -EINVAL;
 		size->live = live > size->live ? live : size->live;
+		if (evict_is_staged(&turn->rule)) {
+			size_t bytes = host_stage(NULL, turn, live).bytes;
+
+			size->stage_bytes = bytes > size->stage_bytes ? bytes : size->stage_bytes;
+		}
 		size->victims = p->victims > size->victims && what & GPU_NEXT ? p->victims : size->victims;
 		size->slots += live;
 	}
@@ -354,7 +363,8 @@ static int host_select(struct gpu_device *base, gpu_stream s, const struct gpu_m
 	workers = size.slots * 32u < ALONE_BYTES ? 1 : dev->n_threads;
 	sums_bytes = (size.lanes * 2u * sizeof(double) + 63u) / 64u * 64u;
 	job.keys_bytes = what & (GPU_REMOVE | GPU_COMPACT) ? ((size_t)size.live * 16u + 63u) / 64u * 64u : 0;
-	job.worker_bytes = job.keys_bytes + ((size_t)size.victims * 12u + 8u + 63u) / 64u * 64u;
+	job.heap_bytes = ((size_t)size.victims * 12u + 8u + 63u) / 64u * 64u;
+	job.worker_bytes = job.keys_bytes + job.heap_bytes + (size.stage_bytes + 63u) / 64u * 64u;
 	pthread_mutex_lock(&dev->select_lock);
 	rc = host_scratch_grow(&dev->select_scratch, sums_bytes + workers * job.worker_bytes);
 	if (!rc) {

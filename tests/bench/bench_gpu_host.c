@@ -390,7 +390,7 @@ static void turns(struct cache *c, struct gpu_turn *turn, uint32_t keep, uint32_
 		c->plan[l] = (struct gpu_plan){ .keep = keep, .victims = victims, .fresh = WINDOW - victims, .recent = keep / 2 };
 	for (uint32_t i = 0; i < c->shape->sessions; i++)
 		turn[i] = (struct gpu_turn){ .priv = c->table[i], .plan = c->plan, .n_lanes = c->lanes, .pos = (int32_t)c->shape->slots,
-					     .rule = { .policy = EVICT_h2o, .sinks = 4 }, .n_credit = 1,
+					     .rule = { .policy = EVICT_h2o, .sinks = 4, .param = { 0.0f, 1.0f } }, .n_credit = 1,
 					     .slot_type = c->shape->gpu.slot_type, .head_dim = c->shape->gpu.head_dim };
 }
 

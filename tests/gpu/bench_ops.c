@@ -288,7 +288,7 @@ static void bench_select(struct pool *p, const struct shape *sh)
 		plan[l] = (struct gpu_plan){ .keep = sh->live, .victims = 32, .recent = sh->live / 2 };
 	for (uint32_t i = 0; i < sh->sessions; i++)
 		turn[i] = (struct gpu_turn){ .priv = b.table[i], .plan = plan, .n_lanes = b.head.n_lanes, .appended = sh->live,
-					     .rule = { .policy = EVICT_h2o, .sinks = 4 }, .n_credit = 1,
+					     .rule = { .policy = EVICT_h2o, .sinks = 4, .param = { 0.0f, 1.0f } }, .n_credit = 1,
 					     .slot_type = GPU_BF16, .head_dim = 128 };
 	must(gpu_select(p->dev, p->s, p->map, turn, sh->sessions, GPU_SETTLE | GPU_FOLD | GPU_NEXT, NULL), "select");
 	for (uint32_t i = 0; i < sh->sessions; i++) {

@@ -353,32 +353,49 @@ void oracle_observe(const struct oracle_seq *seq, uint32_t layer, const struct g
 static struct evict_slot evict_view(const struct oracle_session *s, const struct gpu_turn *turn, uint32_t lane, uint32_t at)
 {
 	const struct oracle_slot *slot = &s->lane[lane].slot[at];
-	struct evict_slot view = { .pos = slot->own_pos, .now = turn->pos + (int32_t)turn->appended, .lane = lane };
+	const uint32_t n_credit = evict_n_credit(turn->rule.policy);
+	struct evict_slot view = { .pos = slot->own_pos };
 
 	for (uint32_t i = 0; i < s->table.n_heat; i++) {
 		const float heat = (float)slot->heat[i];
 
 		view.heat[i] = isfinite(heat) && heat > 0.0f && heat <= 1e30f ? heat : 0.0f;
 	}
-	for (uint32_t i = 0; i < s->n_credit; i++)
-		view.credit[i] = slot->credit[i];
+	for (uint32_t i = 0; i < s->n_credit; i++) {
+		if (i < n_credit)
+			view.credit[i] = slot->credit[i];
+		else
+			view.trait[i - n_credit] = slot->credit[i];
+	}
 	return view;
 }
 
-static int tier(const struct evict_rule *rule, uint32_t recent, const struct evict_slot *slot)
+static struct evict_lane lane_view(const struct oracle_session *s, const struct gpu_turn *turn, uint32_t lane)
+{
+	struct evict_lane view = { .lane = lane, .now = turn->pos + (int32_t)turn->appended, .appended = turn->appended,
+				   .cut = UINT64_MAX };
+
+	for (uint32_t i = 0; i < turn->appended && s->table.n_heat && s->table.observe; i++)
+		view.queries += ((uint32_t)turn->pos + i) % s->table.observe == 0;
+	view.constant = evict_constant(&turn->rule, &view);
+	return view;
+}
+
+static int tier(const struct evict_rule *rule, uint32_t recent, int32_t now, const struct evict_slot *slot)
 {
 	if (slot->pos < rule->sinks)
 		return 3;
-	if ((int64_t)slot->pos >= (int64_t)slot->now - recent)
+	if ((int64_t)slot->pos >= (int64_t)now - recent)
 		return 2;
 	return slot->pos < rule->pinned;
 }
 
 /* Does a leave before b? By protection, then value, then position: written out, not through evict_key(). */
-static int leaves_before(const struct evict_rule *rule, uint32_t recent, const struct evict_slot *a, const struct evict_slot *b)
+static int leaves_before(const struct evict_rule *rule, const struct evict_lane *lane, uint32_t recent, const struct evict_slot *a,
+			 const struct evict_slot *b)
 {
-	const int tier_a = tier(rule, recent, a), tier_b = tier(rule, recent, b);
-	const float rank_a = evict_rank(rule, a), rank_b = evict_rank(rule, b);
+	const int tier_a = tier(rule, recent, lane->now, a), tier_b = tier(rule, recent, lane->now, b);
+	const float rank_a = evict_rank(rule, lane, a), rank_b = evict_rank(rule, lane, b);
 
 	if (tier_a != tier_b)
 		return tier_a < tier_b;
@@ -393,6 +410,7 @@ static int leaves_before(const struct evict_rule *rule, uint32_t recent, const s
 static uint32_t least(const struct oracle_session *s, const struct gpu_turn *turn, uint32_t lane, uint32_t recent, uint32_t end,
 		      const uint8_t *named)
 {
+	const struct evict_lane view_of_lane = lane_view(s, turn, lane);
 	struct evict_slot best_view = { 0 };
 	uint32_t best = UINT32_MAX;
 
@@ -401,7 +419,7 @@ static uint32_t least(const struct oracle_session *s, const struct gpu_turn *tur
 
 		if (view.pos < 0 || named[at])
 			continue;
-		if (best == UINT32_MAX || leaves_before(&turn->rule, recent, &view, &best_view)) {
+		if (best == UINT32_MAX || leaves_before(&turn->rule, &view_of_lane, recent, &view, &best_view)) {
 			best = at;
 			best_view = view;
 		}
@@ -450,10 +468,11 @@ static void select_lane(struct oracle_session *s, const struct gpu_turn *turn, u
 		memset(slot->credit, 0, sizeof(slot->credit));
 	}
 	for (at = 0; what & GPU_FOLD && at < live; at++) {
+		const struct evict_lane view_of_lane = lane_view(s, turn, l);
 		struct evict_slot view = evict_view(s, turn, l, at);
 
-		evict_fold(&turn->rule, &view);
-		memcpy(lane->slot[at].credit, view.credit, s->n_credit * sizeof(float));
+		evict_fold(&turn->rule, &view_of_lane, &view);
+		memcpy(lane->slot[at].credit, view.credit, evict_n_credit(turn->rule.policy) * sizeof(float));
 		memset(lane->slot[at].heat, 0, sizeof(lane->slot[at].heat));
 	}
 	memset(named, 0, s->max_slots);

@@ -228,7 +228,7 @@ static struct question any_question(uint64_t *random)
 static const char *broken(const struct question *q, int rc, const struct evict_lane_plan *p)
 {
 	const struct evict_spec *s = &q->spec;
-	const int evicts = evict_policies[s->rule.policy].evicts;
+	const int evicts = !evict_policies[s->rule.policy].never_evicts;
 	const int overrun = !evicts || (s->prefill == EVICT_WHOLE && q->now.tokens < s->prompt_tokens && !q->now.cap);
 	const uint32_t budget = evict_budget(s, q->now.tokens, q->now.cap), limit = budget < q->room ? budget : q->room;
 	const uint64_t after = (uint64_t)p->keep + p->fresh, sinks = (uint64_t)s->rule.sinks;

@@ -32,9 +32,12 @@ static void every_policy_is_described_as_it_is(void **state)
 
 		assert_true(p->name && p->text && p->source && *p->name && *p->text && *p->source);
 		assert_null(strchr(p->text, '\n'));
-		assert_true(p->n_heat <= EVICT_MAX_HEAT && p->n_credit <= EVICT_MAX_CREDIT && p->n_params <= EVICT_MAX_PARAMS);
-		for (uint32_t h = 0; h < p->n_heat; h++)
+		assert_true(evict_n_heat(i) <= EVICT_MAX_HEAT && evict_n_credit(i) <= EVICT_MAX_CREDIT && p->n_params <= EVICT_MAX_PARAMS);
+		assert_true(evict_n_trait(i) <= EVICT_MAX_TRAIT && evict_n_arrays(i) <= EVICT_MAX_ARRAYS);
+		for (uint32_t h = 0; h < EVICT_MAX_HEAT; h++)
 			assert_true(p->heat[h] <= EVICT_HEAT_LAST);
+		for (uint32_t h = 0; h < EVICT_MAX_TRAIT; h++)
+			assert_true(p->trait[h] <= EVICT_KEY_LAG && (p->trait[h] != EVICT_NO_TRAIT) == (h < evict_n_trait(i)));
 		for (uint32_t k = 0; k < p->n_params; k++) {
 			assert_true(p->param[k].name && p->param[k].text);
 			assert_true(p->param[k].min <= p->param[k].def && p->param[k].def <= p->param[k].max);
@@ -46,36 +49,47 @@ static void every_policy_is_described_as_it_is(void **state)
 	assert_string_equal(evict_policies[EVICT_streaming].name, "streaming");
 	assert_string_equal(evict_policies[EVICT_random].name, "random");
 	assert_string_equal(evict_policies[EVICT_h2o].name, "h2o");
-	assert_true(!evict_policies[EVICT_full].evicts && evict_policies[EVICT_h2o].evicts);
+	assert_true(evict_policies[EVICT_full].never_evicts && !evict_policies[EVICT_h2o].never_evicts);
 	assert_true(evict_policies[EVICT_random].pin_prompt && !evict_policies[EVICT_h2o].pin_prompt);
 	assert_true(!evict_policies[EVICT_streaming].pin_prompt && !evict_policies[EVICT_full].pin_prompt);
 }
 
-/* No fold or rank may look at heat or credit that its policy did not declare: nobody collects it. */
+/* No fold, figure or rank may look at heat, credit or traits that its policy did not declare: nobody collects them. */
 static void policies_use_only_what_they_declare(void **state)
 {
 	uint64_t random = 1;
 
 	(void)state;
 	for (uint32_t i = 0; i < EVICT_N_POLICIES; i++) {
-		const struct evict_rule rule = { .policy = i, .seed = 9 };
+		struct evict_rule rule = { .seed = 9, .group = 3 };
 
+		assert_int_equal(evict_parse(evict_policies[i].name, &rule, NULL, 0), 0);
 		for (int trial = 0; trial < 1000; trial++) {
-			struct evict_slot a = { .pos = (int32_t)world_below(&random, 1000), .now = 1000, .lane = (uint32_t)trial % 9 }, b;
+			const struct evict_lane lane = { .lane = (uint32_t)trial % 9, .now = 1000, .appended = 32, .queries = 32,
+							 .heat = { 40.0f, 3.0f }, .rank = { 50.0f, 4.0f }, .cut = (uint64_t)trial << 50 };
+			struct evict_slot a = { .pos = (int32_t)world_below(&random, 1000), .pooled = (float)world_below(&random, 9) }, b;
 
 			for (uint32_t h = 0; h < EVICT_MAX_HEAT; h++)
 				a.heat[h] = (float)world_below(&random, 100);
 			for (uint32_t h = 0; h < EVICT_MAX_CREDIT; h++)
 				a.credit[h] = (float)world_below(&random, 100);
+			for (uint32_t h = 0; h < EVICT_MAX_TRAIT; h++)
+				a.trait[h] = (float)world_below(&random, 100) / 100.0f;
 			b = a;
-			for (uint32_t h = evict_policies[i].n_heat; h < EVICT_MAX_HEAT; h++)
+			for (uint32_t h = evict_n_heat(i); h < EVICT_MAX_HEAT; h++)
 				b.heat[h] += 1.0f;
-			for (uint32_t h = evict_policies[i].n_credit; h < EVICT_MAX_CREDIT; h++)
+			for (uint32_t h = evict_n_credit(i); h < EVICT_MAX_CREDIT; h++)
 				b.credit[h] += 1.0f;
-			evict_fold(&rule, &a);
-			evict_fold(&rule, &b);
-			assert_memory_equal(a.credit, b.credit, evict_policies[i].n_credit * sizeof(float));
-			assert_true(evict_rank(&rule, &a) == evict_rank(&rule, &b));
+			for (uint32_t h = evict_n_trait(i); h < EVICT_MAX_TRAIT; h++)
+				b.trait[h] += 1.0f;
+			b.pooled += evict_has_pool(i) ? 0.0f : 1.0f;
+			assert_true(evict_heat_figure(&rule, &lane, &a) == evict_heat_figure(&rule, &lane, &b));
+			evict_fold(&rule, &lane, &a);
+			evict_fold(&rule, &lane, &b);
+			assert_memory_equal(a.credit, b.credit, evict_n_credit(i) * sizeof(float));
+			assert_true(evict_figure(&rule, &lane, &a) == evict_figure(&rule, &lane, &b));
+			assert_true(evict_pool(&rule, &lane, &a) == evict_pool(&rule, &lane, &b));
+			assert_true(evict_rank(&rule, &lane, &a) == evict_rank(&rule, &lane, &b));
 		}
 	}
 }
@@ -84,7 +98,7 @@ static void names_alone_give_the_defaults_and_leave_the_rest(void **state)
 {
 	(void)state;
 	for (uint32_t i = 0; i < EVICT_N_POLICIES; i++) {
-		struct evict_rule rule = { .policy = 77, .sinks = 5, .pinned = 6, .seed = 7, .param = { 8, 8, 8, 8 } };
+		struct evict_rule rule = { .policy = 77, .sinks = 5, .pinned = 6, .seed = 7, .param = { 8, 8, 8, 8, 8, 8 } };
 
 		assert_int_equal(evict_parse(evict_policies[i].name, &rule, NULL, 0), 0);
 		assert_int_equal(rule.policy, i);
@@ -179,7 +193,7 @@ static void real_policies_are_named_in_the_refusal(void **state)
 
 	(void)state;
 	assert_int_equal(evict_parse("lru", &rule, why, sizeof(why)), -EINVAL);
-	assert_string_equal(why, "found policy \"lru\"; allowed: full, streaming, random, h2o");
+	assert_memory_equal(why, "found policy \"lru\"; allowed: full, streaming, random, h2o", 58);
 	assert_int_equal(evict_parse("h2o:decay=1", &rule, why, sizeof(why)), -EINVAL);
 }
 

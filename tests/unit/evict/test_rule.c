@@ -58,15 +58,26 @@ static void random_ranks_are_ordered_as_the_floats_are(void **state)
 	}
 }
 
+/* A policy with its defaults. */
+static struct evict_rule rule_of(const char *text)
+{
+	struct evict_rule rule = { 0 };
+
+	assert_int_equal(evict_parse(text, &rule, NULL, 0), 0);
+	return rule;
+}
+
+static const struct evict_lane at_1000 = { .now = 1000, .constant = 1.0f };
+
 /* A slot of policy h2o, whose rank is its credit. */
 static struct evict_slot slot(int32_t pos, float credit)
 {
-	return (struct evict_slot){ .pos = pos, .now = 1000, .credit = { credit } };
+	return (struct evict_slot){ .pos = pos, .credit = { credit } };
 }
 
 static void keys_go_by_protection_then_rank_then_position(void **state)
 {
-	const struct evict_rule rule = { .policy = EVICT_h2o, .sinks = 4, .pinned = 100 };
+	struct evict_rule rule = rule_of("h2o");
 	const struct evict_slot leaving[] = {	/* with recent = 50: positions from 950 on */
 		slot(500, NAN), slot(501, NAN), slot(400, -INFINITY), slot(300, -1.0f), slot(100, 0.0f), slot(101, -0.0f), slot(949, 0.0f),
 		slot(600, 1e-40f), slot(200, 5.0f), slot(949, INFINITY),
@@ -76,8 +87,10 @@ static void keys_go_by_protection_then_rank_then_position(void **state)
 	};
 
 	(void)state;
+	rule.sinks = 4;
+	rule.pinned = 100;
 	for (size_t i = 0; i + 1 < N(leaving); i++)
-		if (evict_key(&rule, 50, &leaving[i]) >= evict_key(&rule, 50, &leaving[i + 1]))
+		if (evict_key(&rule, &at_1000, 50, &leaving[i]) >= evict_key(&rule, &at_1000, 50, &leaving[i + 1]))
 			fail_msg("slot %zu does not leave before slot %zu", i, i + 1);
 }
 
@@ -93,15 +106,15 @@ static void protection_has_its_exact_edges(void **state)
 	for (size_t i = 0; i < N(cases); i++) {
 		const struct evict_slot s = slot(cases[i].pos, 0.0f);
 
-		assert_int_equal(evict_key(&rule, cases[i].recent, &s) >> 62, cases[i].tier);
+		assert_int_equal(evict_key(&rule, &at_1000, cases[i].recent, &s) >> 62, cases[i].tier);
 	}
 	rule.sinks = rule.pinned = 0;
-	assert_int_equal(evict_key(&rule, 0, &(struct evict_slot){ .pos = 0, .now = 1 }) >> 62, 0);
+	assert_int_equal(evict_key(&rule, &(struct evict_lane){ .now = 1 }, 0, &(struct evict_slot){ .pos = 0 }) >> 62, 0);
 	/* the largest positions still order */
-	const struct evict_slot last = { .pos = EVICT_MAX_POSITION, .now = INT32_MAX };
-	const struct evict_slot before = { .pos = EVICT_MAX_POSITION - 1, .now = INT32_MAX };
+	const struct evict_lane late = { .now = INT32_MAX };
+	const struct evict_slot last = { .pos = EVICT_MAX_POSITION }, before = { .pos = EVICT_MAX_POSITION - 1 };
 
-	assert_true(evict_key(&rule, 0, &before) < evict_key(&rule, 0, &last));
+	assert_true(evict_key(&rule, &late, 0, &before) < evict_key(&rule, &late, 0, &last));
 }
 
 static void heat_that_cannot_be_counts_as_nothing(void **state)
@@ -122,13 +135,13 @@ static void heat_that_cannot_be_counts_as_nothing(void **state)
 
 static void h2o_adds_heat_to_credit_and_ranks_by_it(void **state)
 {
-	const struct evict_rule rule = { .policy = EVICT_h2o };
-	struct evict_slot s = { .heat = { 0.25f, 9.0f }, .credit = { 1.5f, 3.0f } };
+	const struct evict_rule rule = rule_of("h2o");
+	struct evict_slot s = { .pos = 500, .heat = { 0.25f, 9.0f }, .credit = { 1.5f, 3.0f } };
 
 	(void)state;
-	evict_fold(&rule, &s);
+	evict_fold(&rule, &at_1000, &s);
 	assert_true(s.credit[0] == 1.75f && s.credit[1] == 3.0f);
-	assert_true(evict_rank(&rule, &s) == 1.75f);
+	assert_true(evict_rank(&rule, &at_1000, &s) == 1.75f);
 }
 
 static void streaming_and_full_lose_the_oldest_first(void **state)
@@ -138,14 +151,15 @@ static void streaming_and_full_lose_the_oldest_first(void **state)
 	(void)state;
 	for (size_t i = 0; i < N(policies); i++) {
 		const struct evict_rule rule = { .policy = policies[i], .sinks = 4 };
-		struct evict_slot s = { .pos = 4, .now = 5000, .heat = { 1.0f }, .credit = { 2.0f } };
+		const struct evict_lane lane = { .now = 5000 };
+		struct evict_slot s = { .pos = 4, .heat = { 1.0f }, .credit = { 2.0f } };
 		uint64_t last = 0;
 
-		evict_fold(&rule, &s);
+		evict_fold(&rule, &lane, &s);
 		assert_true(s.credit[0] == 2.0f);
 		for (; s.pos < 5000; s.pos++) {
-			assert_true(evict_key(&rule, 0, &s) > last);
-			last = evict_key(&rule, 0, &s);
+			assert_true(evict_key(&rule, &lane, 0, &s) > last);
+			last = evict_key(&rule, &lane, 0, &s);
 		}
 	}
 }
@@ -161,9 +175,9 @@ static void random_draws_what_it_always_drew(void **state)
 	(void)state;
 	for (size_t i = 0; i < N(cases); i++) {
 		const struct evict_rule rule = { .policy = EVICT_random, .seed = cases[i].seed };
-		const struct evict_slot s = { .pos = cases[i].pos, .now = cases[i].now, .lane = cases[i].lane };
+		const struct evict_lane lane = { .lane = cases[i].lane, .now = cases[i].now };
 
-		assert_true(evict_rank(&rule, &s) == (float)cases[i].want);
+		assert_true(evict_rank(&rule, &lane, &(struct evict_slot){ .pos = cases[i].pos }) == (float)cases[i].want);
 	}
 }
 
@@ -177,18 +191,19 @@ static void random_is_uniform_and_differs_by_seed_lane_and_window(void **state)
 	for (uint32_t round = 0; round < ROUNDS; round++) {
 		for (int32_t pos = 0; pos < SLOTS; pos++) {
 			const struct evict_rule rule = { .policy = EVICT_random, .seed = 3 }, other = { .policy = EVICT_random, .seed = 4 };
-			struct evict_slot s = { .pos = pos, .now = (int32_t)(1000 + 32 * round), .lane = 2 };
+			const struct evict_slot s = { .pos = pos };
+			struct evict_lane lane = { .lane = 2, .now = (int32_t)(1000 + 32 * round) };
 			const float limit = 0.1f * 16777216.0f;
 
-			if (evict_rank(&rule, &s) >= limit)
+			if (evict_rank(&rule, &lane, &s) >= limit)
 				continue;
 			low_half += pos < SLOTS / 2;
-			same[0] += evict_rank(&other, &s) < limit;
-			s.lane = 3;
-			same[1] += evict_rank(&rule, &s) < limit;
-			s.lane = 2;
-			s.now += 32;
-			same[2] += evict_rank(&rule, &s) < limit;
+			same[0] += evict_rank(&other, &lane, &s) < limit;
+			lane.lane = 3;
+			same[1] += evict_rank(&rule, &lane, &s) < limit;
+			lane.lane = 2;
+			lane.now += 32;
+			same[2] += evict_rank(&rule, &lane, &s) < limit;
 		}
 	}
 	/* 40000 draws expected to leave, half of them old, a tenth again under another draw; bounds are ten standard deviations */
@@ -314,7 +329,7 @@ static void h2o_keeps_the_golden_set(void **state)
 {
 	static const int32_t keep[2][8] = { { 0, 1, 2, 6, 20, 21, 22, 23 }, { 0, 2, 3, 4, 20, 21, 22, 23 } };
 	static const uint32_t kinds[2] = { EVICT_HEAT_SUM, EVICT_HEAT_MAX };
-	const struct evict_rule rule = { .policy = EVICT_h2o };
+	const struct evict_rule rule = rule_of("h2o");
 
 	(void)state;
 	for (uint32_t windows = 1; windows <= 4; windows *= 2) {	/* folded at once, or in two or four windows */
@@ -326,10 +341,12 @@ static void h2o_keeps_the_golden_set(void **state)
 
 			for (uint32_t l = 0; l < KV_HEADS; l++) {
 				for (int j = 0; j < TOKENS; j++) {
-					struct evict_slot s = { .pos = j, .now = TOKENS, .lane = l, .credit = { credit[l][j] } };
+					const struct evict_lane lane = evict_lane_at(&rule, l, TOKENS - (int32_t)(TOKENS / windows),
+												     TOKENS / windows, 1);
+					struct evict_slot s = { .pos = j, .credit = { credit[l][j] } };
 
 					s.heat[0] = evict_clean((float)(g->session.lane[l].slot[j].heat[0] - before[l][j]));
-					evict_fold(&rule, &s);
+					evict_fold(&rule, &lane, &s);
 					credit[l][j] = s.credit[0];
 					before[l][j] = g->session.lane[l].slot[j].heat[0];
 				}
@@ -340,7 +357,8 @@ static void h2o_keeps_the_golden_set(void **state)
 			uint64_t key[TOKENS];
 
 			for (int j = 0; j < TOKENS; j++)
-				key[j] = evict_key(&rule, 4, &(struct evict_slot){ .pos = j, .now = TOKENS, .credit = { credit[l][j] } });
+				key[j] = evict_key(&rule, &(struct evict_lane){ .now = TOKENS }, 4,
+						   &(struct evict_slot){ .pos = j, .credit = { credit[l][j] } });
 			qsort(key, TOKENS, sizeof(key[0]), by_key);
 			for (int i = 0; i < 8; i++) {
 				int found = 0;

@@ -27,13 +27,21 @@ struct turns {
 	uint32_t live_max[N];
 };
 
+static struct evict_rule rule_of(uint32_t policy)
+{
+	struct evict_rule rule = { 0 };
+
+	assert_int_equal(evict_parse(evict_policies[policy].name, &rule, NULL, 0), 0);
+	return rule;
+}
+
 static struct world *world_for(uint32_t policy, uint32_t slot_type, uint32_t dim, unsigned number)
 {
-	const struct evict_policy_info *info = &evict_policies[policy];
+	const struct evict_rule rule = rule_of(policy);
 	struct world_spec spec = {
 		.shape = { .n_kv_heads = 1 + number % 2, .group = 1, .head_dim = dim, .slot_type = slot_type },
-		.n_layers = 2, .n_sessions = N, .window = 32, .max_slots = 1400, .n_heat = info->n_heat,
-		.heat = { info->heat[0], info->heat[1] }, .observe = 1, .n_credit = info->n_credit,
+		.n_layers = 2, .n_sessions = N, .window = 32, .max_slots = 1400, .n_heat = evict_n_heat(policy),
+		.heat = { rule.heat[0], rule.heat[1] }, .observe = 1, .n_credit = evict_n_arrays(policy),
 		.seed = 600 + number, .places = 31 + number,
 	};
 
@@ -81,9 +89,12 @@ static void turns_new(struct world *w, struct turns *t, uint32_t policy, int com
 		}
 		t->turn[i] = (struct gpu_turn){
 			.priv = s->priv, .plan = t->plan[i], .n_lanes = s->model.table.n_lanes, .appended = appended[i], .pos = s->pos,
-			.rule = { .policy = policy, .sinks = (int32_t)(i * 4), .pinned = i == 1 ? s->pos / 2 : 0, .seed = 7 + i },
+			.rule = rule_of(policy),
 			.n_credit = w->spec.n_credit, .slot_type = w->spec.shape.slot_type, .head_dim = w->spec.shape.head_dim,
 		};
+		t->turn[i].rule.sinks = (int32_t)(i * 4);
+		t->turn[i].rule.pinned = i == 1 ? s->pos / 2 : 0;
+		t->turn[i].rule.seed = 7 + i;
 	}
 }
 
