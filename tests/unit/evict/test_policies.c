@@ -194,7 +194,14 @@ static void real_policies_are_named_in_the_refusal(void **state)
 	(void)state;
 	assert_int_equal(evict_parse("lru", &rule, why, sizeof(why)), -EINVAL);
 	assert_memory_equal(why, "found policy \"lru\"; allowed: full, streaming, random, h2o", 58);
-	assert_int_equal(evict_parse("h2o:decay=1", &rule, why, sizeof(why)), -EINVAL);
+	assert_int_equal(evict_parse("h2o:decay=1", &rule, why, sizeof(why)), 0);
+	assert_int_equal(evict_parse("h2o:decay=1.5", &rule, why, sizeof(why)), -EINVAL);
+	assert_string_equal(why, "parameter decay: found \"1.5\"; allowed: 0 to 1 per token");
+	assert_int_equal(evict_parse("h2o:squared=maybe", &rule, why, sizeof(why)), -EINVAL);
+	assert_string_equal(why, "parameter squared: found \"maybe\"; allowed: yes or no");
+	assert_int_equal(evict_parse("h2o:squared=0.5", &rule, why, sizeof(why)), -EINVAL);
+	assert_int_equal(evict_parse("h2o:squared=yes", &rule, why, sizeof(why)), 0);
+	assert_true(rule.param[EVICT_H2O_SQUARED] == 1.0f && rule.heat[0] == EVICT_HEAT_SQUARES);
 }
 
 /* Any bytes: it answers, and takes only what the grammar says. */
