@@ -8,6 +8,7 @@
  *   wait.c     sleeping until the bell rings or the socket has something: io_uring or poll
  *   session.c  open, close, statistics
  *   batch.c    batches, and the operations of a step
+ *   lane.c     looking into a lane
  *   step.c     begin and end of a step: the hand-over
  *   local.c    sessions without a daemon
  *   ask.c      questions

@@ -98,7 +98,8 @@ struct ebb_session_options {
 	/*
 	 * "key=value" pairs separated by spaces, keys and values as in the [session] section of ebbd.ini: policy, budget, window,
 	 * sinks, slots, recent, observe, prefill, ... e.g. "policy=h2o budget=25% slots=q8". What is not named is the daemon's
-	 * default. NULL: all defaults. ebb_local() looks at slots only.
+	 * default. NULL: all defaults. ebb_local() looks at slots, and at observe if it is given: with observe=1 it adds up the
+	 * attention that each slot received, for ebb_lane_read(); without it, nothing.
 	 */
 	const char *settings;
 	int wait_ms;			/* when the pool has no room: 0 refuse at once, > 0 wait so long, < 0 wait for ever */
@@ -185,6 +186,26 @@ int ebb_observe(struct ebb_batch *batch, uint32_t layer, const struct ebb_tensor
  * up and the daemon sleeps. Errors: -EINVAL no step is open, -EPIPE.
  */
 int ebb_step_end(struct ebb_batch *batch);
+
+/* --- looking into a lane: for tools and tests, between ebb_step_begin() and ebb_step_end() ----------------------------------------- */
+
+/*
+ * ebb_lane_read - which tokens a lane holds in the open step, in slot order, and what attention they have received.
+ * After the step's ebb_append() calls these are what its queries see, the step's own tokens among them. Waits for the device.
+ * @lane: layer * n_kv_heads + KV head. @pos: NULL or [max]: their positions. @heat: NULL or [max]: the first heat array of the
+ * session's policy: since the window began (ebb_local(): since the session began, or the last ebb_lane_write()).
+ * Returns how many slots are live (more than @max: only the first were written), or
+ *   -EINVAL   no step of the session is open, or there is no such lane
+ *   -ENOTSUP  @heat is wanted and the session collects none
+ */
+int ebb_lane_read(struct ebb_session *session, uint32_t lane, int32_t *pos, float *heat, uint32_t max);
+
+/*
+ * ebb_lane_write - replace the first heat array of the lane's first @n slots: for engines that know better than attention what a
+ * token is worth. After the step's ebb_attend() calls. A session's heat is its client's own affair: the daemon takes NaN, Inf and
+ * negative numbers for nothing, and nobody else's slots depend on it. 0 or an error as above.
+ */
+int ebb_lane_write(struct ebb_session *session, uint32_t lane, const float *heat, uint32_t n);
 
 /* --- asking the daemon -------------------------------------------------------------------------------------------------------- */
 

@@ -2,6 +2,7 @@
  * ebb_local(): the same sessions without a daemon. A session has one window that never ends: no slot of it is ever named for
  * overwriting, token j of a lane lies in slot j. Memory follows the tokens: whenever a session's next GROW_TOKENS begin, every
  * lane gets pages and a block for them, ids side by side, in slabs that belong to the session alone.
+ * With observe=k it has one array of heat, the sum; slabs are zeros when they are new.
  */
 #include "libclient/client.h"
 
@@ -199,6 +200,19 @@ static int slots_of(struct ebb *ebb, const char *settings, uint32_t *type)
 	return 0;
 }
 
+/* The value of observe=, 0 where it is not given: without anybody who wants it, heat costs for nothing. */
+static uint32_t observe_of(const char *settings)
+{
+	uint32_t observe = 0;
+
+	for (const char *at = settings ? settings : ""; *at; at += strcspn(at, " \t\n")) {
+		at += strspn(at, " \t\n");
+		if (strncmp(at, "observe=", 8) == 0)
+			observe = (uint32_t)strtoul(at + 8, NULL, 10);
+	}
+	return observe;
+}
+
 /* The table without pages: every lane is empty and all its tokens go to new slots. */
 static int write_table(struct ebb_session *s)
 {
@@ -230,7 +244,7 @@ static int free_index(struct ebb *ebb)
 
 int ebbi_local_open(struct ebb *ebb, const struct ebb_session_options *o, struct ebb_session **out)
 {
-	uint32_t n_blocks = gpu_blocks_for(o->max_tokens), type;
+	uint32_t n_blocks = gpu_blocks_for(o->max_tokens), observe = observe_of(o->settings), type;
 	struct ebb_session *s;
 	struct ebbi_local *l;
 	int index = free_index(ebb), rc = slots_of(ebb, o->settings, &type);
@@ -253,9 +267,9 @@ int ebbi_local_open(struct ebb *ebb, const struct ebb_session_options *o, struct
 		.own = { .granted = o->max_tokens, .budget = o->max_tokens },
 	};
 	l->table = (struct gpu_table){ .n_lanes = o->n_layers * o->n_kv_heads, .window = 1, .max_pages = n_blocks * GROW_PAGES,
-				       .max_blocks = n_blocks };
+				       .max_blocks = n_blocks, .n_heat = observe ? 1 : 0, .observe = observe };
 	l->page_bytes = gpu_page_bytes(type, o->head_dim);
-	l->block_bytes = gpu_block_bytes(0);
+	l->block_bytes = gpu_block_bytes(l->table.n_heat);
 	rc = gpu_slab_new(s->pool->dev, gpu_table_bytes(&l->table), 0, &l->memory);
 	if (!rc) {
 		rc = write_table(s);

@@ -44,6 +44,13 @@ static const struct option_row rows[] = {
 	{ "chunk", "N", 0, COUNT, AT(chunk), 1, 4096, NULL,
 	  "prompt tokens of a sequence in one step (--nll: 32; else as many as fit)" },
 	{ "nll", NULL, 0, FLAG, AT(nll), 0, 0, NULL, "do not generate: how well is the text predicted? prints one JSON line" },
+	{ "against-full", NULL, 0, FLAG, AT(against_full), 0, 0, NULL,
+	  "with --nll: run the full cache in lock-step and add what eviction costs: kl, top1, mass_kept, kl_all" },
+	{ "full-run", "FILE", 0, TEXT, AT(full_run), 0, 0, NULL,
+	  "with --against-full: keep what the full cache said in FILE, and take it from there the next time" },
+	{ "belady", NULL, 0, FLAG, AT(belady), 0, 0, NULL,
+	  "with --full-run: keep slots by the attention that they will still receive in the full run: the bound" },
+	{ "kept", "FILE", 0, TEXT, AT(kept), 0, 0, NULL, "with --against-full: write the positions that each lane holds at the end" },
 	{ "ids", NULL, 0, FLAG, AT(ids), 0, 0, NULL, "print the prompt's token ids, one a line, and exit" },
 	{ "all", NULL, 0, FLAG, AT(all), 0, 0, NULL, "print the texts of all sequences, not only the first" },
 	{ "json", NULL, 0, FLAG, AT(json), 0, 0, NULL, "print one JSON object at the end instead of text" },
@@ -242,6 +249,33 @@ static int find_model(struct cli *cli)
 	return 0;
 }
 
+/* What belongs to --against-full. Both caches must store alike, so what the daemon's default is must not matter. */
+static int check_against(struct cli *cli)
+{
+	if (cli->against_full && (!cli->nll || cli->local)) {
+		cli_error("--against-full is a part of --nll through the daemon%s", cli->local ? ": it does not go with --local" : "");
+		return 2;
+	}
+	if ((cli->full_run || cli->kept) && !cli->against_full) {
+		cli_error("--full-run and --kept are parts of --against-full: give that too");
+		return 2;
+	}
+	if (cli->full_run && cli->batch > 1) {
+		cli_error("--full-run holds one sequence: it does not go with --batch");
+		return 2;
+	}
+	if (cli->belady && (!cli->full_run || strstr(cli->settings, "policy="))) {
+		cli_error(cli->full_run ? "--belady is a policy of its own: it does not go with --policy" :
+			  "--belady looks into the future: give the --full-run that knows it");
+		return 2;
+	}
+	if (cli->belady && add_setting(cli, "policy", "tova"))	/* the rule whose slots are worth what their last heat says */
+		return 2;
+	if (cli->against_full && !strstr(cli->settings, "slots=") && add_setting(cli, "slots", "bf16"))
+		return 2;
+	return cli->model ? 0 : find_model(cli);
+}
+
 static int check(struct cli *cli)
 {
 	if (cli->n_sources == 0) {
@@ -260,7 +294,7 @@ static int check(struct cli *cli)
 		cli_error("--system is a part of --chat: give that too");
 		return 2;
 	}
-	return cli->model ? 0 : find_model(cli);
+	return check_against(cli);
 }
 
 static int parse_all(struct cli *cli, int argc, char **argv, const struct option *longs, const char *letters)

@@ -24,10 +24,11 @@ struct cli {
 	int wait_ms;
 	const char *pool, *socket;
 	const char *system, *logits, *status;
+	const char *full_run, *kept;
 	const char *budget;		/* as given, or NULL; also in `settings` */
 	double temperature;
 	uint64_t seed;
-	int chat, nll, json, local, ids, all, special, progress, ignore_eos;
+	int chat, nll, json, local, ids, all, special, progress, ignore_eos, against_full, belady;
 	char settings[1024];		/* for the daemon; only what was given */
 	int exit_now;			/* --help or --version: done, exit with 0 */
 };

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "examples/llama/against.h"
 #include "examples/llama/run.h"
 #include "examples/llama/status.h"
 
@@ -14,7 +15,7 @@ struct sums {
 	size_t *from;		/* where a sequence's begin */
 };
 
-static int feed(struct run *run, uint32_t chunk, const struct sums *sums)
+static int feed(struct run *run, uint32_t chunk, const struct sums *sums, struct against *against)
 {
 	for (;;) {
 		uint32_t left = 0;
@@ -29,6 +30,8 @@ static int feed(struct run *run, uint32_t chunk, const struct sums *sums)
 		if (left == 0)
 			return 0;
 		err = run_step(run, RUN_ALL);
+		if (!err && against)
+			err = against_step(against);
 		if (err)
 			return err;
 		for (uint32_t k = 0; k < run->n_out; k++)
@@ -49,7 +52,7 @@ static double mean(const struct run *run, const struct sums *sums, const uint32_
 	return *n ? total / (double)*n : 0.0;
 }
 
-static int report(struct run *run, const struct sums *sums, double seconds)
+static int report(struct run *run, const struct sums *sums, const struct against *against, double seconds)
 {
 	uint32_t *from = calloc(run->n_seqs, sizeof(*from));
 	struct run_totals t;
@@ -73,16 +76,20 @@ static int report(struct run *run, const struct sums *sums, double seconds)
 	else
 		printf("\"nll_tail\":null,");
 	printf("\"live_slots\":%llu,\"evicted\":%llu,\"tokens_per_s\":%.2f,\"predicted\":%llu,\"tail_from\":%u,\"full_slots\":%llu,"
-	       "\"forward\":\"%s\",\"isa\":\"%s\"}\n", (unsigned long long)t.live_slots, (unsigned long long)t.evicted,
+	       "\"forward\":\"%s\",\"isa\":\"%s\"", (unsigned long long)t.live_slots, (unsigned long long)t.evicted,
 	       (double)t.fed / seconds, (unsigned long long)n, from[0], (unsigned long long)t.full_slots, run->ops->name,
 	       tensor_isa());
+	if (against)
+		against_print(against, from);
+	printf("}\n");
 	free(from);
-	return 0;
+	return against && run->cli->kept ? against_write_kept(against, run->cli->kept) : 0;
 }
 
 int nll_run(struct run *run)
 {
 	uint32_t chunk = run->cli->chunk ? run->cli->chunk : DEFAULT_CHUNK;
+	struct against *against = NULL;
 	struct sums sums = { NULL, calloc(run->n_seqs, sizeof(size_t)) };
 	size_t total = 0;
 	int err = -ENOMEM;
@@ -95,16 +102,19 @@ int nll_run(struct run *run)
 		sums.nats = calloc(total, sizeof(*sums.nats));
 	}
 	if (sums.nats) {
-		err = run_open(run, chunk * run->n_seqs, chunk * run->n_seqs, 0);
+		err = run_open(run, chunk * run->n_seqs, chunk * run->n_seqs, run->cli->against_full);
+		if (!err && run->cli->against_full)
+			err = against_open(run, chunk, &against);
 		if (!err)
-			err = feed(run, chunk, &sums);
+			err = feed(run, chunk, &sums, against);
 		if (!err) {
 			status_done(run->status, run);
-			err = report(run, &sums, (double)(run_ns() - run->start_ns) / 1e9);
+			err = report(run, &sums, against, (double)(run_ns() - run->start_ns) / 1e9);
 		}
 	} else {
 		cli_error("out of memory");
 	}
+	against_close(against);
 	free(sums.nats);
 	free(sums.from);
 	return err;

@@ -417,6 +417,9 @@ int run_step(struct run *run, enum run_outputs outputs)
 		cli_error("%s (%s)", run->forward->why, ebb_error(run->ebb));
 		return err;
 	}
+	err = run->look ? run->look(run, run->look_arg) : 0;
+	if (err)
+		return err;
 	err = ebb_step_end(run->batch);
 	if (err)
 		return step_failed(run, "ending a step", err);

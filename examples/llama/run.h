@@ -40,6 +40,8 @@ struct run {
 	FILE *logits_file;
 	struct status *status;
 	uint64_t start_ns;		/* when the first step began */
+	int (*look)(struct run *run, void *arg);	/* NULL, or called in every step before it ends; reports its own failures */
+	void *look_arg;
 
 	/* One step's arrays. */
 	uint32_t max_rows, max_out;
