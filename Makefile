@@ -241,6 +241,20 @@ demo:	## several processes decode a real model from one pool that is too small, 
 	@+$(submake) all
 	@EBB_BIN=$(abspath $(BIN)) EBB_MODEL=$(abspath $(MODEL)) python3 -B tools/demo.py
 
+# --- quality -----------------------------------------------------------------------------------------------------------------------
+# OUT, QUALITY, TEXTS, TOKENS, BUDGETS, POLICIES, SPLITS, JOBS, MINUTES: see the head of tools/quality.py.
+.PHONY: quality quality-docs
+QUALITY_OUT := $(or $(OUT),build/quality)
+quality:	## what each policy costs: policies x splits x budgets x documents; QUALITY=full for all of it; resumable
+	@$(SETUP) build model quality
+	@+$(submake) all
+	@EBB_BIN=$(abspath $(BIN)) EBB_MODEL=$(abspath $(MODEL)) QUALITY='$(QUALITY)' TEXTS='$(TEXTS)' OUT=$(QUALITY_OUT) python3 -B tools/quality.py; \
+		rc=$$?; python3 -B tools/quality_report.py $(QUALITY_OUT) $(QUALITY_OUT)/quality.md $(QUALITY_OUT) && exit $$rc
+
+quality-docs:	## docs/quality.md and docs/quality/ from what make quality has measured
+	@$(SETUP) quality
+	@python3 -B tools/quality_report.py $(QUALITY_OUT) docs/quality.md docs/quality
+
 # --- installation ----------------------------------------------------------------------------------------------------------------
 UNITS    := $(wildcard systemd/*.service systemd/*.socket systemd/*.service.in systemd/*.socket.in)
 fill      = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@BINDIR@|$(BINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|g' \

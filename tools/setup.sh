@@ -9,6 +9,7 @@
 #   valgrind  valgrind
 #   style     clang-tidy
 #   demo      python3, for tools/demo.py
+#   quality   python3 with matplotlib, for tools/quality.py and its report
 #   model     build/model/SmolLM2-135M-Instruct.Q4_1.gguf
 #
 # Missing packages are installed through apt when we are root or sudo asks for no password; otherwise the command to
@@ -32,6 +33,7 @@ has_header() { has_command gcc && echo "#include <$1>" | gcc -E -x c - >/dev/nul
 # cmocka.h needs others before it.
 has_cmocka() { has_command gcc && printf '#include <%s>\n' stdarg.h stddef.h setjmp.h stdint.h cmocka.h | gcc -E -x c - >/dev/null 2>&1; }
 has_python() { has_command python3 && python3 -c 'import zipfile' >/dev/null 2>&1; }
+has_matplotlib() { python3 -c 'import matplotlib' >/dev/null 2>&1 || /usr/bin/python3 -c 'import matplotlib' >/dev/null 2>&1; }
 has_pip() { has_python && python3 -m pip --version >/dev/null 2>&1; }
 
 needs() {
@@ -50,6 +52,8 @@ needs() {
 	valgrind) echo 'command valgrind valgrind' ;;
 	style)	echo 'command clang-tidy clang-tidy' ;;
 	demo)	echo 'python - python3' ;;
+	quality) echo 'python - python3
+		matplotlib - python3-matplotlib' ;;
 	model)	model_there || echo 'python - python3
 		pip - python3-pip
 		command sha256sum coreutils' ;;
@@ -147,7 +151,7 @@ PYTHON
 }
 
 # -------------------------------------------------------------------------------------------------------------------------------
-[ $# -gt 0 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p build
 exec 9>build/.setup.lock
 if has_command flock; then

@@ -12,6 +12,7 @@
 /* One prediction, or (mass) one token. */
 struct mark {
 	double kl;		/* nats; 0 where nothing is predicted */
+	double nats;		/* of the token that did follow, by the full cache */
 	double mass;		/* the step's mean share of the full cache's attention that lies on slots the evicted one has */
 	uint32_t step_at;	/* position where the step of the token begins */
 	int same;		/* both have the same likeliest token */
@@ -84,10 +85,10 @@ static int look(struct run *run, void *arg)
 
 /* --- after a step --------------------------------------------------------------------------------------------- */
 
-/* KL(full || evicted) of two rows of logits, in nats. Exactly 0 for equal rows. */
-static double divergence(const float *full, const float *evicted, uint32_t n)
+/* KL(full || evicted) of two rows of logits, in nats. Exactly 0 for equal rows. @lse_full: of the row `full`. */
+static double divergence(const float *full, double lse_full, const float *evicted, uint32_t n)
 {
-	double lse_full = tensor_lse(full, n), lse_evicted = tensor_lse(evicted, n), sum = 0.0;
+	double lse_evicted = tensor_lse(evicted, n), sum = 0.0;
 
 	for (uint32_t i = 0; i < n; i++) {
 		double p = (double)full[i] - lse_full;
@@ -125,8 +126,10 @@ int against_step(struct against *a)
 	for (uint32_t k = 0; k < run->n_out; k++) {
 		const float *full = a->full.logits + (size_t)k * vocab, *evicted = run->logits + (size_t)k * vocab;
 		struct mark *m = &a->mark[run->out_seq[k]][run->out_pos[k]];
+		double lse = tensor_lse(full, vocab);
 
-		m->kl = divergence(full, evicted, vocab);
+		m->nats = lse - (double)full[run->target[k]];
+		m->kl = divergence(full, lse, evicted, vocab);
 		m->same = tensor_best(full, vocab) == tensor_best(evicted, vocab);
 	}
 	for (uint32_t i = 0; i < run->n_seqs; i++) {
@@ -153,7 +156,7 @@ static void print_mean(const char *name, double sum, uint64_t n)
 
 void against_print(const struct against *a, const uint32_t *from)
 {
-	double kl = 0.0, kl_all = 0.0, mass_kept = 0.0;
+	double kl = 0.0, kl_all = 0.0, mass_kept = 0.0, nats = 0.0, nats_all = 0.0;
 	uint64_t n = 0, n_all = 0, n_mass = 0, same = 0;
 
 	for (uint32_t i = 0; i < a->run->n_seqs; i++)
@@ -167,9 +170,11 @@ void against_print(const struct against *a, const uint32_t *from)
 			if (pos + 1 == a->run->seq[i].n_prompt)
 				continue;		/* nothing is predicted from the last token */
 			kl_all += m->kl;
+			nats_all += m->nats;
 			n_all++;
 			if (pos >= from[i]) {
 				kl += m->kl;
+				nats += m->nats;
 				same += m->same != 0;
 				n++;
 			}
@@ -178,6 +183,8 @@ void against_print(const struct against *a, const uint32_t *from)
 	print_mean("top1", (double)same, n);
 	print_mean("mass_kept", mass_kept, n_mass);
 	print_mean("kl_all", kl_all, n_all);
+	print_mean("nll_full", nats_all, n_all);
+	print_mean("nll_full_tail", nats, n);
 }
 
 int against_write_kept(const struct against *a, const char *path)

@@ -19,8 +19,9 @@ void against_close(struct against *against);	/* NULL is fine */
 int against_step(struct against *against);
 
 /*
- * against_print - the members "kl", "top1", "mass_kept", "kl_all" of the JSON line, each with a comma in front; null where nothing
- * was predicted. @from: per sequence, the position from which the first three count ("mass_kept": from the first whole step on).
+ * against_print - the members "kl", "top1", "mass_kept", "kl_all", "nll_full" and "nll_full_tail" (the full cache's "nll" and
+ * "nll_tail") of the JSON line, each with a comma in front; null where nothing was predicted. @from: per sequence, the position from
+ * which kl, top1, mass_kept (this from the first whole step on) and nll_full_tail count.
  */
 void against_print(const struct against *against, const uint32_t *from);
 

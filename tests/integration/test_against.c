@@ -46,6 +46,7 @@ static void a_budget_that_holds_everything_costs_exactly_nothing(void **state)
 		assert_true(tl_null(&t, "kl") && tl_null(&t, "top1") && tl_null(&t, "mass_kept"));	/* nothing comes after the budget */
 		tl_run(&u, NLL "--local --slots %s", d.socket, slots[i]);
 		assert_true(tl_number(&t, "nll") == tl_number(&u, "nll"));
+		assert_true(fabs(tl_number(&t, "nll_full") - tl_number(&u, "nll")) < 1e-9);
 	}
 	/* With a budget that counts as used up from the start, the tail is everything, and full keeps everything. */
 	tl_run(&t, NLL "--against-full --budget 1 --policy full", d.socket);
