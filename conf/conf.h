@@ -41,7 +41,7 @@ struct conf_pool {
 
 /* What a session gets. Also the type of what a client asked for. */
 struct conf_session {
-	char policy[CONF_TEXT];		/* NAME or NAME:key=value,... ; its meaning is evict's, see conf_check_policy */
+	char policy[CONF_TEXT];		/* NAME or NAME:key=value,... ; its meaning is evict's, see conf_check */
 	struct conf_amount budget;
 	struct conf_amount recent;
 	uint32_t window;
@@ -52,6 +52,8 @@ struct conf_session {
 	uint32_t prefill;		/* 0 whole, 1 chunked */
 	uint32_t pin_prompt;		/* 0 no, 1 yes, 2 auto: what the policy prefers */
 	uint32_t seed;
+	char split[CONF_TEXT];		/* NAME or NAME:key=value,... */
+	char lanes[CONF_TEXT];		/* path of a table of lanes, which only the operator may name; "": none */
 	uint64_t given;			/* bit i: key i of [session] (order of keys.def) was given explicitly */
 };
 
@@ -62,8 +64,8 @@ struct conf {
 	unsigned n_pools;
 };
 
-/* Checks a policy string for conf, which knows no policies: 0, or -EINVAL with a sentence in why. */
-typedef int (*conf_check_policy)(const char *policy, char *why, size_t why_bytes);
+/* Checks the value of the key `policy` or `split` for conf, which knows neither: 0, or -EINVAL with a sentence in why. */
+typedef int (*conf_check)(const char *key, const char *text, char *why, size_t why_bytes);
 
 void conf_defaults(struct conf *conf);	/* no pools */
 
@@ -72,7 +74,7 @@ void conf_defaults(struct conf *conf);	/* no pools */
  * @why: every complaint, one per line: "file:line: [section] key: found X; allowed: Y". At most 10, then a count of the rest.
  * Errors: -EINVAL (bad content: also no pool, two pools of one name, unknown section or key, a key twice), -ENOENT, -EACCES, -EIO.
  */
-int conf_load(struct conf *conf, const char *path, conf_check_policy check, char *why, size_t why_bytes);
+int conf_load(struct conf *conf, const char *path, conf_check check, char *why, size_t why_bytes);
 
 /*
  * conf_reload - of @next, take into @conf what may change while the daemon runs; say what may not.
@@ -84,8 +86,9 @@ int conf_reload(struct conf *conf, const struct conf *next, char *report, size_t
 /*
  * conf_settings - apply "key=value key=value" (a client's wishes) to @session, whose given bits are set for them.
  * The sentence names the key, what was found and what is allowed. -EINVAL; @session is then unchanged.
+ * A key that names a file is refused: the daemon opens no file because a client says so.
  */
-int conf_settings(struct conf_session *session, const char *settings, conf_check_policy check, char *why, size_t why_bytes);
+int conf_settings(struct conf_session *session, const char *settings, conf_check check, char *why, size_t why_bytes);
 
 /*
  * conf_follow - copy from @defaults every "live" key that @session was not given: what SIGHUP does to open sessions.

@@ -11,7 +11,7 @@ enum conf_section { CONF_DAEMON, CONF_POOL, CONF_SESSION, CONF_N_SECTIONS };
 
 enum conf_type {
 	CONF_TYPE_TEXT, CONF_TYPE_DEVICE, CONF_TYPE_POLICY, CONF_TYPE_UINT, CONF_TYPE_MODE, CONF_TYPE_TIME, CONF_TYPE_SIZE,
-	CONF_TYPE_SLAB, CONF_TYPE_AMOUNT, CONF_TYPE_CHOICE,
+	CONF_TYPE_SLAB, CONF_TYPE_AMOUNT, CONF_TYPE_CHOICE, CONF_TYPE_FILE,
 };
 
 enum conf_reload_class { CONF_LIVE, CONF_NEXT, CONF_RESTART };
@@ -47,7 +47,9 @@ const struct conf_key *conf_find(enum conf_section section, const char *name);
  * @check: for POLICY keys; may be NULL. @why: "found 'x'; allowed: ..." on failure; @base is then unchanged.
  * Errors: -EINVAL.
  */
-int conf_key_set(const struct conf_key *key, void *base, const char *text, conf_check_policy check, char *why, size_t why_bytes);
+int conf_key_set(const struct conf_key *key, void *base, const char *text, conf_check check, char *why, size_t why_bytes);
+
+int conf_key_is_text(const struct conf_key *key);	/* its field is a char array */
 
 /* The field as conf_key_set() reads it. */
 void conf_key_text(const struct conf_key *key, const void *base, char *out, size_t bytes);

@@ -35,7 +35,7 @@ struct loader {
 	char waiting[MAX_LINE];		/* that line, while its key and value have not come back; else "" */
 
 	struct conf *conf;
-	conf_check_policy check;
+	conf_check check;
 	struct part daemon, session, pool[CONF_MAX_POOLS];
 
 	struct part *part;		/* the section we are in; NULL: none, or one whose keys mean nothing */
@@ -402,7 +402,7 @@ static int cannot_read(struct loader *l, int err)
 	return err;
 }
 
-int conf_load(struct conf *conf, const char *path, conf_check_policy check, char *why, size_t why_bytes)
+int conf_load(struct conf *conf, const char *path, conf_check check, char *why, size_t why_bytes)
 {
 	struct loader *l = calloc(1, sizeof(*l));
 	struct conf *next = calloc(1, sizeof(*next));

@@ -28,7 +28,7 @@ static int unknown_setting(const char *name, char *why, size_t why_bytes)
 }
 
 /* One "key=value", in place. */
-static int one_setting(struct conf_session *session, uint64_t *seen, char *word, conf_check_policy check, char *why, size_t why_bytes)
+static int one_setting(struct conf_session *session, uint64_t *seen, char *word, conf_check check, char *why, size_t why_bytes)
 {
 	char *equals = strchr(word, '='), quoted[80], said[512];
 	const struct conf_key *key;
@@ -53,6 +53,13 @@ static int one_setting(struct conf_session *session, uint64_t *seen, char *word,
 		return -EINVAL;
 	}
 	*seen |= bit;
+	if (key->type == CONF_TYPE_FILE) {
+		conf_quote(equals + 1, quoted, sizeof(quoted));
+		if (why && why_bytes)
+			(void)snprintf(why, why_bytes, "%s: found %s; allowed: in ebbd.ini only, where the operator names files; a client hands "
+				       "the contents over when it opens the session", key->name, quoted);
+		return -EINVAL;
+	}
 	if (conf_key_set(key, session, equals + 1, check, said, sizeof(said)) != 0) {
 		if (why && why_bytes)
 			(void)snprintf(why, why_bytes, "%s: %s", key->name, said);
@@ -61,7 +68,7 @@ static int one_setting(struct conf_session *session, uint64_t *seen, char *word,
 	return 0;
 }
 
-int conf_settings(struct conf_session *session, const char *settings, conf_check_policy check, char *why, size_t why_bytes)
+int conf_settings(struct conf_session *session, const char *settings, conf_check check, char *why, size_t why_bytes)
 {
 	static const char blanks[] = " \t\r\n";
 	struct conf_session next = *session;

@@ -273,6 +273,9 @@ void conf_key_allowed(const struct conf_key *key, char *out, size_t bytes)
 	case CONF_TYPE_TEXT:
 		snprintf(out, bytes, "%" PRIu64 " .. %" PRIu64 " bytes, no semicolon", key->min, key->max);
 		return;
+	case CONF_TYPE_FILE:
+		snprintf(out, bytes, "a path of %" PRIu64 " .. %" PRIu64 " bytes, no semicolon", key->min, key->max);
+		return;
 	case CONF_TYPE_DEVICE:
 		snprintf(out, bytes, "host | cuda:N | cuda:GPU-UUID");
 		return;
@@ -306,7 +309,7 @@ void conf_key_allowed(const struct conf_key *key, char *out, size_t bytes)
 	snprintf(out, bytes, "%" PRIu64 " .. %" PRIu64, key->min, key->max);
 }
 
-static int set_text(const struct conf_key *key, void *field, const char *text, conf_check_policy check, char *why, size_t why_bytes)
+static int set_text(const struct conf_key *key, void *field, const char *text, conf_check check, char *why, size_t why_bytes)
 {
 	size_t n = strlen(text);
 
@@ -314,7 +317,7 @@ static int set_text(const struct conf_key *key, void *field, const char *text, c
 		return -EINVAL;
 	if (key->type == CONF_TYPE_DEVICE ? !device_is_named(text) : n < key->min || n > key->max)
 		return -EINVAL;
-	if (key->type == CONF_TYPE_POLICY && check && check(text, why, why_bytes) != 0)
+	if (key->type == CONF_TYPE_POLICY && check && check(key->name, text, why, why_bytes) != 0)
 		return -EINVAL;
 	memset(field, 0, key->bytes);	/* so that equal settings are equal bytes */
 	memcpy(field, text, n);
@@ -363,7 +366,7 @@ static int set_number(const struct conf_key *key, void *field, const char *text)
 	return 0;
 }
 
-int conf_key_set(const struct conf_key *key, void *base, const char *text, conf_check_policy check, char *why, size_t why_bytes)
+int conf_key_set(const struct conf_key *key, void *base, const char *text, conf_check check, char *why, size_t why_bytes)
 {
 	char quoted[80], allowed[CONF_VALUE_TEXT], verdict[256] = "";
 	void *field = (char *)base + key->offset;
@@ -373,6 +376,7 @@ int conf_key_set(const struct conf_key *key, void *base, const char *text, conf_
 	case CONF_TYPE_TEXT:
 	case CONF_TYPE_DEVICE:
 	case CONF_TYPE_POLICY:
+	case CONF_TYPE_FILE:
 		err = set_text(key, field, text, check, verdict, sizeof(verdict));
 		break;
 	case CONF_TYPE_AMOUNT:
@@ -392,6 +396,11 @@ int conf_key_set(const struct conf_key *key, void *base, const char *text, conf_
 	return err;
 }
 
+int conf_key_is_text(const struct conf_key *key)
+{
+	return key->type == CONF_TYPE_TEXT || key->type == CONF_TYPE_DEVICE || key->type == CONF_TYPE_POLICY || key->type == CONF_TYPE_FILE;
+}
+
 void conf_key_text(const struct conf_key *key, const void *base, char *out, size_t bytes)
 {
 	const void *field = (const char *)base + key->offset;
@@ -399,7 +408,7 @@ void conf_key_text(const struct conf_key *key, const void *base, char *out, size
 	uint32_t n32 = 0;
 	uint64_t n = 0;
 
-	if (key->type == CONF_TYPE_TEXT || key->type == CONF_TYPE_DEVICE || key->type == CONF_TYPE_POLICY) {
+	if (conf_key_is_text(key)) {
 		snprintf(out, bytes, "%.*s", (int)key->bytes, (const char *)field);
 		return;
 	}

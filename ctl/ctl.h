@@ -80,6 +80,7 @@ void ctl_line(FILE *to, const char *line, const struct ctl_style *style);
 
 void ctl_show_status(const json_t *status, FILE *to, const struct ctl_style *style);
 void ctl_show_sessions(const json_t *sessions, FILE *to, const struct ctl_style *style);
+void ctl_show_lanes(const json_t *lanes, FILE *to, const struct ctl_style *style);
 void ctl_show_clients(const json_t *clients, FILE *to, const struct ctl_style *style);
 void ctl_show_pools(const json_t *pools, FILE *to, const struct ctl_style *style);
 void ctl_show_policies(const json_t *policies, FILE *to, const struct ctl_style *style);

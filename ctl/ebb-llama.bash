@@ -4,17 +4,18 @@ _ebb_llama()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
 	local options='--model --file --prompt --predict --chat --system --temp --seed --ignore-eos --special --batch --batch-offset --limit
-		--chunk --nll --against-full --full-run --belady --kept --ids --all --json --local --socket --pool --wait --policy --budget --slots
+		--chunk --nll --against-full --full-run --belady --kept --ids --all --json --local --socket --pool --wait --policy --split --lanes --budget --slots
 		--prefill --window --sinks --recent
 		--observe --set --threads --logits --status --progress --help --version'
 
 	COMPREPLY=()
 	case $prev in
-	-m | --model | -f | --file | --socket | --logits | --status | --full-run | --kept)
+	-m | --model | -f | --file | --socket | --logits | --status | --full-run | --kept | --lanes)
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
 		;;
+	--split) words='uniform pyramid head' ;;
 	--policy) words='full streaming random h2o' ;;
 	--slots) words='f32 f16 bf16 q8' ;;
 	--prefill) words='whole chunked' ;;

@@ -19,6 +19,7 @@ struct command {
 static const struct command commands[] = {
 	{ "status", "pools, clients, sessions and totals", ctl_show_status },
 	{ "sessions", "every sequence: policy, budget, tokens, live slots, memory", ctl_show_sessions },
+	{ "lanes", "of a session, \"lanes ID\": what each layer and head may hold, and holds", ctl_show_lanes },
 	{ "clients", "every connected process", ctl_show_clients },
 	{ "pools", "memory by device", ctl_show_pools },
 	{ "policies", "eviction policies and their parameters", ctl_show_policies },
@@ -31,7 +32,7 @@ static const struct command commands[] = {
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 
 struct arguments {
-	const char *socket, *from, *command;
+	const char *socket, *from, *command, *object;	/* object: what a command is about, or NULL */
 	bool json, help, version;
 	struct ctl_watch_options watch;
 };
@@ -118,6 +119,13 @@ static int read_arguments(int argc, char **argv, struct arguments *a)
 		}
 	}
 	a->command = optind < argc ? argv[optind++] : "";
+	if (strcmp(a->command, "lanes") == 0) {
+		unsigned id;
+
+		if (optind >= argc || !read_count(argv[optind], &id))
+			return wrong_use("lanes takes the id of a session, as \"ebbctl sessions\" shows it, not", optind < argc ? argv[optind] : "nothing");
+		a->object = argv[optind++];
+	}
 	if (optind < argc)
 		return wrong_use("too much:", argv[optind]);
 	return 0;
@@ -160,14 +168,15 @@ static int show_version(struct ctl_source *source, const struct arguments *a)
 static int run(struct ctl_source *source, const struct command *command, const struct arguments *a)
 {
 	struct ctl_style style;
-	char why[1024];
+	char why[1024], question[64];
 	json_t *answer;
 
+	snprintf(question, sizeof(question), "%s%s%s", command->name, a->object ? " " : "", a->object ? a->object : "");
 	if (strcmp(command->name, "version") == 0)
 		return show_version(source, a);
 	if (strcmp(command->name, "watch") == 0)
 		return ctl_watch(source, &a->watch);
-	if (ctl_ask(source, command->name, &answer, why, sizeof(why)) != 0) {
+	if (ctl_ask(source, question, &answer, why, sizeof(why)) != 0) {
 		fprintf(stderr, "ebbctl: %s\n", why);
 		return 1;
 	}

@@ -163,6 +163,36 @@ void ctl_show_sessions(const json_t *sessions, FILE *to, const struct ctl_style 
 	ctl_table_free(table);
 }
 
+/* "12 30 64": one row of a layer's heads. */
+static void heads_cell(struct ctl_table *table, const json_t *values, size_t first, size_t n)
+{
+	char text[CTL_CELL];
+	size_t at = 0;
+
+	text[0] = '\0';
+	for (size_t i = 0; i < n && at + 12 < sizeof(text); i++)
+		at += (size_t)snprintf(text + at, sizeof(text) - at, "%s%.0f", i ? " " : "",
+				       json_number_value(json_array_get(values, first + i)));
+	ctl_cell(table, text);
+}
+
+void ctl_show_lanes(const json_t *lanes, FILE *to, const struct ctl_style *style)
+{
+	static const struct ctl_column columns[] = { { "LAYER", 1 }, { "MAY HOLD, BY KV HEAD", 0 }, { "HOLDS", 0 } };
+	const double layers = ctl_number(lanes, "layers"), heads = ctl_number(lanes, "kv_heads");
+	struct ctl_table *table = ctl_table_new(columns, COUNT_OF(columns));
+	char split[CTL_CELL];
+
+	fprintf(to, "split %s\n", ctl_clean(ctl_string(lanes, "split"), split));
+	for (size_t layer = 0; layer < layers && layer < 65536; layer++) {
+		ctl_cell_format(table, "%zu", layer);
+		heads_cell(table, json_object_get(lanes, "budget"), layer * (size_t)heads, (size_t)heads);
+		heads_cell(table, json_object_get(lanes, "live"), layer * (size_t)heads, (size_t)heads);
+	}
+	ctl_table_print(table, to, style, 0);
+	ctl_table_free(table);
+}
+
 /* The user's name, or the number where there is none. */
 static void user_cell(struct ctl_table *table, double uid)
 {
@@ -229,13 +259,17 @@ void ctl_show_policies(const json_t *policies, FILE *to, const struct ctl_style 
 		char name[CTL_CELL];
 
 		/* Not through ctl_clean(): these are the daemon's own sentences, and longer than a cell. */
-		fprintf(to, "%s%s%s%s\n    %s\n", i ? "\n" : "", style->colour ? CTL_BOLD : "", ctl_clean(ctl_string(p, "name"), name),
-			style->colour ? CTL_RESET : "", ctl_string(p, "text"));
+		fprintf(to, "%s%s%s%s%s\n    %s\n", i ? "\n" : "", style->colour ? CTL_BOLD : "", ctl_clean(ctl_string(p, "name"), name),
+			style->colour ? CTL_RESET : "", strcmp(ctl_string(p, "kind"), "split") == 0 ? "  (split)" : "", ctl_string(p, "text"));
 		if (*ctl_string(p, "source"))
 			fprintf(to, "    from %s\n", ctl_string(p, "source"));
 		json_array_foreach(json_object_get(p, "heat"), j, heat)
 			fprintf(to, "%s%s", j ? ", " : "    heat: ", json_string_value(heat) ? json_string_value(heat) : "?");
 		if (j)
+			fputc('\n', to);
+		json_array_foreach(json_object_get(p, "needs"), j, heat)
+			fprintf(to, "%s%s", j ? ", " : "    needs: ", json_string_value(heat) ? json_string_value(heat) : "?");
+		if (j && json_object_get(p, "needs"))
 			fputc('\n', to);
 		policy_params(json_object_get(p, "params"), to);
 	}

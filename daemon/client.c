@@ -75,6 +75,7 @@ static void client_free(struct client *c)
 	close_fd(&c->bell);
 	close_fd(&c->shared_fd);
 	free(c->outbox);
+	free(c->lanes);
 	free(c->in);
 	if (d->client[c->slot] == c) {
 		d->client[c->slot] = NULL;
@@ -394,6 +395,34 @@ static void on_hello(struct client *c, const struct wire_msg *m)
 	log_line(LOG_INFO, "client_connected client=%u pid=%d uid=%u name=\"%s\"", c->id, (int)c->pid, (unsigned)c->uid, c->name);
 }
 
+/* A piece of a table. It is kept until an OPEN has been answered, which may be after a wait. */
+static void on_lanes(struct client *c, const struct wire_msg *m)
+{
+	uint32_t bytes = m->u.lanes.bytes;
+	char *text;
+
+	if (!bytes || bytes > WIRE_TEXT || m->head.bytes < sizeof(m->head) + offsetof(struct wire_lanes, text) + bytes ||
+	    c->lanes_bytes + bytes > WIRE_MAX_LANES_TEXT || c->waiting_open) {
+		client_drop(c, "its table of lanes is malformed, or too large");
+		return;
+	}
+	text = realloc(c->lanes, c->lanes_bytes + bytes);
+	if (!text) {
+		client_drop(c, "the daemon has no memory for its table of lanes");
+		return;
+	}
+	memcpy(text + c->lanes_bytes, m->u.lanes.text, bytes);
+	c->lanes = text;
+	c->lanes_bytes += bytes;
+}
+
+void client_forget_lanes(struct client *c)
+{
+	free(c->lanes);
+	c->lanes = NULL;
+	c->lanes_bytes = 0;
+}
+
 static void on_open(struct client *c, const struct wire_msg *m)
 {
 	struct wire_open open = m->u.open;
@@ -408,6 +437,8 @@ static void on_open(struct client *c, const struct wire_msg *m)
 	rc = session_open(c, m->head.seq, &open, why, sizeof(why));
 	if (rc == -ENOSPC)
 		rc = pressure_wait(c, m->head.seq, &open);
+	if (!c->waiting_open)
+		client_forget_lanes(c);
 	if (rc) {
 		c->d->count.refused++;
 		client_fail(c, m->head.seq, rc, "%s", why);
@@ -436,7 +467,7 @@ static void on_ask(struct client *c, const struct wire_msg *m)
 	int fd;
 
 	if (!json) {
-		client_fail(c, m->head.seq, -EINVAL, "'%.40s' is not a question; ask status, sessions, clients, pools, policies or config",
+		client_fail(c, m->head.seq, -EINVAL, "'%.40s' is not a question; ask status, sessions, clients, pools, policies, config or lanes ID",
 			    m->u.text);
 		return;
 	}
@@ -468,7 +499,7 @@ void client_message(struct client *c, size_t bytes)
 {
 	static const struct { uint16_t type; size_t body; } known[] = {
 		{ WIRE_HELLO, sizeof(struct wire_hello) }, { WIRE_OPEN, sizeof(struct wire_open) }, { WIRE_CLOSE, 8 },
-		{ WIRE_DROPPED, sizeof(struct wire_slab) }, { WIRE_ASK, 1 },
+		{ WIRE_DROPPED, sizeof(struct wire_slab) }, { WIRE_ASK, 1 }, { WIRE_LANES, offsetof(struct wire_lanes, text) },
 	};
 	struct wire_msg *m = c->in;
 	size_t body = SIZE_MAX;
@@ -490,6 +521,7 @@ void client_message(struct client *c, size_t bytes)
 	case WIRE_OPEN: on_open(c, m); break;
 	case WIRE_CLOSE: on_close(c, m); break;
 	case WIRE_DROPPED: on_dropped(c, m); break;
+	case WIRE_LANES: on_lanes(c, m); break;
 	default: m->u.text[WIRE_TEXT - 1] = 0; on_ask(c, m); break;
 	}
 }

@@ -5,6 +5,7 @@
  *
  *   client.c   takes records out of rings and messages out of sockets
  *   session.c  looks at a session's words; when the session is the daemon's, plans the turn (evict/) and queues it
+ *   budget.c   shares the session's slots over its lanes (evict/split.h)
  *   serve.c    runs the queued turns of a pool on its device (gpu/) as one batch, then publishes the grants
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
  *   loop.c     one io_uring that tells the others when
@@ -76,6 +77,7 @@ struct session {
 	uint32_t *page;			/* [n_lanes][max_pages]: the truth */
 	uint32_t *block, *credit;	/* [n_lanes][max_blocks] */
 	struct gpu_plan *plan;		/* [n_lanes] of this turn */
+	struct budget *split;		/* budget.c's; NULL: every lane gets `budget` */
 	unsigned what;			/* GPU_* of this turn */
 	uint32_t *move_src, *move_dst;	/* pages, then blocks, that leave a draining slab in this turn */
 	uint32_t n_moves[2];
@@ -85,7 +87,7 @@ struct session {
 	uint32_t pos, appended;		/* of the turn under way */
 	uint32_t granted, epoch;
 	uint32_t cap;			/* pool pressure: slots a lane may hold; 0: none */
-	uint32_t budget;		/* slots per lane, in force */
+	uint32_t budget;		/* slots per lane, in force: the mean over the lanes */
 	uint32_t live_max;
 	uint64_t live, evicted, windows;
 	uint64_t bytes;			/* of pages and runs, private ones too */
@@ -119,6 +121,8 @@ struct client {
 	struct outgoing *outbox;	/* what the socket had no room for */
 	uint32_t n_outbox;
 	uint32_t pending_ops;		/* io_uring operations in flight that name this client */
+	char *lanes;			/* text of a table of lanes for its next OPEN, or NULL */
+	uint32_t lanes_bytes;
 	struct wire_msg *in;		/* receive buffer, one byte longer than a message */
 	uint64_t doorbell_value;
 	uint64_t tokens, steps, windows, connected_ns;
@@ -136,8 +140,15 @@ struct waiting {
 	struct waiting *next;
 };
 
+/* The operator's table of lanes (the key `lanes`), as it was when it was last read. */
+struct lanes {
+	uint32_t n_layers, n_kv_heads;
+	float value[];
+};
+
 struct daemon {
 	struct conf conf;
+	struct lanes *lanes;		/* NULL: none */
 	const char *conf_path;
 	struct pool pool[WIRE_MAX_POOLS];
 	unsigned n_pools;
@@ -178,6 +189,7 @@ void client_reap(struct client *c);		/* if it is gone: end its sessions; free al
 void client_release(struct client *c);				/* its last operation in the loop has ended: free it */
 void client_send(struct client *c, const struct wire_msg *msg, int fd, bool owned);
 void client_fail(struct client *c, uint32_t seq, int status, const char *format, ...) __attribute__((format(printf, 4, 5)));
+void client_forget_lanes(struct client *c);			/* the table that it handed over */
 void client_flush(struct client *c);				/* the socket has room again */
 void client_announce(struct client *c, unsigned pool);		/* tell it of its new slabs */
 void client_trim(struct client *c, unsigned pool);		/* give up its empty slabs */
@@ -197,7 +209,16 @@ void session_end(struct session *s);				/* free everything; answers CLOSE if tha
 void session_release(struct session *s);			/* after a turn: pages that it no longer needs */
 void session_follow(struct session *s);				/* the daemon's defaults have changed */
 struct pool *session_pool(struct daemon *d, const char *name);	/* "": the first; NULL: there is none of that name */
-int session_check_policy(const char *policy, char *why, size_t why_bytes);
+int session_check(const char *key, const char *text, char *why, size_t why_bytes);	/* conf_check of the keys policy and split */
+
+/* --- budget.c */
+/* Makes s->split for what it asked, with its client's or the operator's table. 0, -ENOMEM, or -EINVAL with a sentence. */
+int budget_new(struct session *s, char *why, size_t why_bytes);
+void budget_free(struct session *s);
+void budget_plan(struct session *s);				/* s->budget and its lanes' shares, for the coming window */
+uint32_t budget_of(const struct session *s, uint32_t lane);	/* slots that the lane may hold */
+/* Reads the table that the key `lanes` names. "": none. 0 and *out (free()), or an error with a sentence. */
+int budget_lanes(const char *path, struct lanes **out, char *why, size_t why_bytes);
 
 /* --- serve.c */
 void serve_queue(struct session *s);				/* its turn is planned */

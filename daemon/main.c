@@ -72,7 +72,7 @@ static int load(struct daemon *d, const struct options *o)
 {
 	static char why[4096];
 	const char *path = o->config ? o->config : CONF_DEFAULT;
-	int rc = conf_load(&d->conf, path, session_check_policy, why, sizeof(why));
+	int rc = conf_load(&d->conf, path, session_check, why, sizeof(why));
 
 	if (rc) {
 		fprintf(stderr, "%s%sebbd: the configuration %s cannot be used%s%s\n", why,
@@ -80,6 +80,11 @@ static int load(struct daemon *d, const struct options *o)
 		return rc;
 	}
 	d->conf_path = path;
+	rc = budget_lanes(d->conf.session.lanes, &d->lanes, why, sizeof(why));
+	if (rc) {
+		fprintf(stderr, "ebbd: the table of lanes that %s names cannot be used: %s\n", path, why);
+		return rc;
+	}
 	if (o->socket) {
 		if (strlen(o->socket) >= sizeof(((struct sockaddr_un *)0)->sun_path)) {
 			fprintf(stderr, "ebbd: --socket %s: a socket's path has at most 107 bytes\n", o->socket);

@@ -165,6 +165,7 @@ static void wait_remove(struct daemon *d, struct waiting **link)
 	if (d->waiting_tail == &w->next)
 		d->waiting_tail = link;
 	w->client->waiting_open = false;
+	client_forget_lanes(w->client);
 	w->pool->wanted--;
 	d->n_waiting--;
 	free(w);

@@ -2,6 +2,7 @@
 #include "daemon/daemon.h"
 
 #include <jansson.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -149,6 +150,7 @@ static void session_row(void *arg, struct session *s)
 	set_text(o, "name", s->client->name);
 	set_text(o, "pool", s->pool->name);
 	set_text(o, "policy", s->asked.policy);
+	set_text(o, "split", s->asked.split);
 	set_text(o, "budget", budget);
 	set(o, "budget_slots", s->budget);
 	set_text(o, "slots", slot_names[s->slot_type & 3]);
@@ -173,6 +175,48 @@ static json_t *sessions(struct daemon *d)
 
 	each_session(d, session_row, list);
 	return list;
+}
+
+struct wanted {
+	uint64_t id;
+	struct session *found;
+};
+
+static void find_session(void *arg, struct session *s)
+{
+	struct wanted *w = arg;
+
+	if (s->id == w->id)
+		w->found = s;
+}
+
+/* "lanes ID": one session, lane by lane, layers first. NULL: there is no such session. */
+static json_t *lanes(struct daemon *d, const char *id)
+{
+	struct wanted w = { .id = strtoull(id, NULL, 10) };
+	json_t *o, *budget, *live;
+	uint32_t used;
+
+	each_session(d, find_session, &w);
+	if (!w.found)
+		return NULL;
+	o = json_object();
+	budget = json_array();
+	live = json_array();
+	used = tokens_now(w.found) - w.found->tokens;
+	set(o, "id", w.found->id);
+	set_text(o, "split", w.found->asked.split);
+	set(o, "layers", w.found->n_layers);
+	set(o, "kv_heads", w.found->n_kv_heads);
+	for (uint32_t lane = 0; lane < w.found->table.n_lanes; lane++) {
+		const struct session_lane *l = &w.found->lane[lane];
+
+		json_array_append_new(budget, json_integer(budget_of(w.found, lane)));
+		json_array_append_new(live, json_integer(l->live + (used < l->fresh ? used : l->fresh)));
+	}
+	json_object_set_new(o, "budget", budget);
+	json_object_set_new(o, "live", live);
+	return o;
 }
 
 static json_t *clients(struct daemon *d)
@@ -209,6 +253,39 @@ static json_t *clients(struct daemon *d)
 	return list;
 }
 
+static json_t *params_of(const struct evict_param *param, uint32_t n)
+{
+	json_t *list = json_array();
+
+	for (uint32_t k = 0; k < n; k++)
+		json_array_append_new(list, json_pack("{s:s, s:f, s:f, s:f, s:s, s:s}", "name", param[k].name, "default",
+						      (double)param[k].def, "min", (double)param[k].min, "max",
+						      (double)param[k].max, "unit", param[k].unit ? param[k].unit : "", "text", param[k].text));
+	return list;
+}
+
+static void add_splits(json_t *list)
+{
+	for (unsigned i = 0; i < EVICT_N_SPLITS; i++) {
+		const struct evict_split_info *p = &evict_splits[i];
+		json_t *o = json_object(), *needs = json_array();
+
+		set_text(o, "name", p->name);
+		set_text(o, "kind", "split");
+		set_text(o, "text", p->text);
+		set_text(o, "source", p->source);
+		if (p->needs & EVICT_NEEDS_TABLE)
+			json_array_append_new(needs, json_string("table"));
+		if (p->needs & EVICT_NEEDS_RANK)
+			json_array_append_new(needs, json_string("ranks"));
+		if (p->needs & EVICT_NEEDS_HEAT)
+			json_array_append_new(needs, json_string("heat"));
+		json_object_set_new(o, "needs", needs);
+		json_object_set_new(o, "params", params_of(p->param, p->n_params));
+		json_array_append_new(list, o);
+	}
+}
+
 static json_t *policies(struct daemon *d)
 {
 	static const char *const heat_names[] = { "sum", "max", "squares", "last" };
@@ -217,7 +294,7 @@ static json_t *policies(struct daemon *d)
 	(void)d;
 	for (unsigned i = 0; i < EVICT_N_POLICIES; i++) {
 		const struct evict_policy_info *p = &evict_policies[i];
-		json_t *o = json_object(), *heat = json_array(), *params = json_array();
+		json_t *o = json_object(), *heat = json_array();
 
 		set_text(o, "name", p->name);
 		set_text(o, "kind", "rank");
@@ -225,15 +302,11 @@ static json_t *policies(struct daemon *d)
 		set_text(o, "source", p->source);
 		for (uint32_t k = 0; k < evict_n_heat(i); k++)
 			json_array_append_new(heat, json_string(heat_names[p->heat[k] & 3]));
-		for (uint32_t k = 0; k < p->n_params; k++)
-			json_array_append_new(params, json_pack("{s:s, s:f, s:f, s:f, s:s, s:s}", "name", p->param[k].name,
-								"default", (double)p->param[k].def, "min",
-								(double)p->param[k].min, "max", (double)p->param[k].max, "unit",
-								p->param[k].unit ? p->param[k].unit : "", "text", p->param[k].text));
 		json_object_set_new(o, "heat", heat);
-		json_object_set_new(o, "params", params);
+		json_object_set_new(o, "params", params_of(p->param, p->n_params));
 		json_array_append_new(list, o);
 	}
+	add_splits(list);
 	return list;
 }
 
@@ -251,6 +324,14 @@ static json_t *config(struct daemon *d)
 	return list;
 }
 
+static char *text_of(json_t *o)
+{
+	char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+
+	json_decref(o);
+	return text;
+}
+
 char *report_json(struct daemon *d, const char *question)
 {
 	static const struct {
@@ -262,12 +343,7 @@ char *report_json(struct daemon *d, const char *question)
 	};
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-		if (strcmp(known[i].name, question) == 0) {
-			json_t *o = known[i].make(d);
-			char *text = json_dumps(o, JSON_COMPACT);
-
-			json_decref(o);
-			return text;
-		}
-	return NULL;
+		if (strcmp(known[i].name, question) == 0)
+			return text_of(known[i].make(d));
+	return strncmp(question, "lanes ", 6) == 0 ? text_of(lanes(d, question + 6)) : NULL;
 }

@@ -23,11 +23,14 @@ static struct pool_owner *owner_of(const struct session *s)
 	return &s->client->owner[pool_index(s->client->d, s->pool)];
 }
 
-int session_check_policy(const char *policy, char *why, size_t why_bytes)
+int session_check(const char *key, const char *text, char *why, size_t why_bytes)
 {
+	struct evict_split split;
 	struct evict_rule rule;
 
-	return evict_parse(policy, &rule, why, why_bytes);
+	if (strcmp(key, "split") == 0)
+		return evict_split_parse(text, &split, why, why_bytes);
+	return evict_parse(text, &rule, why, why_bytes);
 }
 
 /* --- memory of a session ------------------------------------------------------------------------------------------------ */
@@ -114,6 +117,7 @@ static void free_memory(struct session *s)
 
 static void free_struct(struct session *s)
 {
+	budget_free(s);
 	free(s->move_src);
 	free(s->lane);
 	free(s->page);
@@ -138,7 +142,7 @@ static int plan_lanes(struct session *s, uint32_t grant, bool grow)
 		struct evict_lane_plan plan;
 		uint32_t held = l->n_pages * GPU_PAGE_SLOTS;
 		uint32_t room = grow ? s->spec.max_slots : held < s->spec.max_slots ? held : s->spec.max_slots;
-		int rc = evict_plan_lane(&s->spec, &state, grant, l->live, room, &plan);
+		int rc = evict_plan_lane(&s->spec, &state, grant, budget_of(s, lane), l->live, room, &plan);
 
 		if (!rc && !lane_reserve(s, lane, plan.keep + plan.fresh))
 			rc = -ENOSPC;
@@ -234,7 +238,7 @@ static void turn_plan(struct session *s, uint32_t want)
 		if (slab != POOL_NONE)
 			plan_moves(s, slab);
 	}
-	s->budget = evict_budget(&s->spec, s->tokens, s->cap);
+	budget_plan(s);
 	rc = plan_lanes(s, grant, true);
 	s->starved = rc == -ENOSPC;
 	if (s->starved) {
@@ -446,7 +450,7 @@ static struct session *session_alloc(struct client *c, struct pool *pool, const 
 	s->asked = c->d->conf.session;
 	s->asked.given = 0;
 	s->table_id = s->private_id = s->old_table_id = POOL_NO_ID;
-	*rc = conf_settings(&s->asked, o->settings, session_check_policy, why, why_bytes);
+	*rc = conf_settings(&s->asked, o->settings, session_check, why, why_bytes);
 	if (!*rc)
 		*rc = set_spec(s, why, why_bytes);
 	if (*rc)
@@ -461,6 +465,9 @@ static struct session *session_alloc(struct client *c, struct pool *pool, const 
 	}
 	s->block = s->page + (size_t)s->table.n_lanes * s->table.max_pages;
 	s->credit = s->block + (size_t)s->table.n_lanes * s->table.max_blocks;
+	*rc = budget_new(s, why, why_bytes);
+	if (*rc)
+		goto fail;
 	return s;
 fail:
 	if (*rc == -ENOMEM)

@@ -9,6 +9,7 @@
 #include <stddef.h>
 
 #include "evict/rule.h"
+#include "evict/split.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -89,7 +90,7 @@ struct evict_lane_plan {
 };
 
 /*
- * evict_budget - slots a lane may hold after `tokens` tokens: the budget, at least the floor, at most cap (if not 0, never
+ * evict_budget - slots a lane may hold on average after `tokens` tokens: the budget, at least the floor, at most cap (if not 0, never
  * below the floor) and max_slots. For policy full: max_slots.
  */
 uint32_t evict_budget(const struct evict_spec *spec, uint32_t tokens, uint32_t cap);
@@ -102,13 +103,14 @@ uint32_t evict_grant(const struct evict_spec *spec, const struct evict_state *st
 
 /*
  * evict_plan_lane - one lane's plan for a window of `grant` tokens.
+ * @budget: slots that this lane may hold: evict_budget(), or the lane's part of it (evict/split.h). At least min(floor, max_slots).
  * @live: slots that are live now. @room: slots for which the lane has pages, or could get them (>= live).
  * Guarantees: keep <= live; keep + fresh <= room; fresh + victims == grant; victims <= keep; victims <= window;
  * sinks + recent + victims <= keep whenever victims > 0 and keep allows it. The caller has made sure that room >= min(floor,
  * max_slots), so a plan always exists for grant <= window. For a larger grant (whole prefill) it needs room >= live + grant:
  * otherwise -ENOSPC, and the caller asks again with grant = window.
  */
-int evict_plan_lane(const struct evict_spec *spec, const struct evict_state *state, uint32_t grant, uint32_t live,
+int evict_plan_lane(const struct evict_spec *spec, const struct evict_state *state, uint32_t grant, uint32_t budget, uint32_t live,
 		    uint32_t room, struct evict_lane_plan *out);
 
 #ifdef __cplusplus

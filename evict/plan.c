@@ -70,8 +70,8 @@ uint32_t evict_grant(const struct evict_spec *spec, const struct evict_state *st
 	return max32(usual, min32(min32(state->want, spec->prompt_tokens - state->tokens), left));
 }
 
-int evict_plan_lane(const struct evict_spec *spec, const struct evict_state *state, uint32_t grant, uint32_t live,
-		    uint32_t room, struct evict_lane_plan *out)
+int evict_plan_lane(const struct evict_spec *spec, const struct evict_state *state, uint32_t grant, uint32_t budget,
+		    uint32_t live, uint32_t room, struct evict_lane_plan *out)
 {
 	const int must_fit = !evicts(spec), may_overrun = must_fit || whole_prefill(spec, state);
 	const uint32_t sinks = spec->rule.sinks > 0 ? (uint32_t)spec->rule.sinks : 0;
@@ -81,7 +81,7 @@ int evict_plan_lane(const struct evict_spec *spec, const struct evict_state *sta
 	int fits;
 
 	room = min32(room, spec->max_slots);
-	limit = may_overrun ? room : min32(evict_budget(spec, state->tokens, state->cap), room);
+	limit = may_overrun ? room : min32(budget, room);
 	fits = may_overrun && live <= room && grant <= room - live;
 	if (!fits && (must_fit || grant > spec->window || grant > limit))
 		return -ENOSPC;

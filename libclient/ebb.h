@@ -103,12 +103,18 @@ struct ebb_session_options {
 	 */
 	const char *settings;
 	int wait_ms;			/* when the pool has no room: 0 refuse at once, > 0 wait so long, < 0 wait for ever */
+	/*
+	 * What each lane of the model is worth, for a split that needs it ("split=head"): the contents of a table as ebbd.ini(5)
+	 * describes it under `lanes`, at most 1 MiB, NUL-terminated. NULL: the operator's table, if there is one. ebb_local() ignores it.
+	 */
+	const char *lanes;
 };
 
 /*
  * ebb_session_open - open a sequence. Everything in @options is copied.
  * Errors: -ENOSPC the pool cannot hold even this session's floor now; -ETIMEDOUT it still could not after wait_ms;
  *         -ENOENT no such pool; -EINVAL with a sentence that names the setting; -E2BIG max_tokens is too large for the pool;
+ *         -EINVAL with line, value and what is allowed for a table of lanes of the wrong shape or content;
  *         -ENODEV the pool's GPU is not visible to this process; -EPIPE.
  */
 int ebb_session_open(struct ebb *ebb, const struct ebb_session_options *options, struct ebb_session **out);
@@ -210,7 +216,7 @@ int ebb_lane_write(struct ebb_session *session, uint32_t lane, const float *heat
 /* --- asking the daemon -------------------------------------------------------------------------------------------------------- */
 
 /*
- * ebb_ask - what `ebbctl` uses: "status", "sessions", "clients", "pools", "policies", "config".
+ * ebb_ask - what `ebbctl` uses: "status", "sessions", "clients", "pools", "policies", "config", "lanes ID" (of a session).
  * @json: returned, NUL-terminated; free with free(). Errors: -EINVAL unknown question, -EPIPE.
  */
 int ebb_ask(struct ebb *ebb, const char *question, char **json);

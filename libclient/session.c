@@ -25,6 +25,25 @@ int ebbi_session_check(struct ebb *ebb, const struct ebb_session_options *o)
 		return ebbi_error(ebb, -ENOENT, "there is no pool with a name that long");
 	if (o->settings && strlen(o->settings) >= WIRE_TEXT)
 		return ebbi_error(ebb, -EINVAL, "settings have at most %u bytes", WIRE_TEXT - 1);
+	if (o->lanes && strlen(o->lanes) > WIRE_MAX_LANES_TEXT)
+		return ebbi_error(ebb, -EINVAL, "a table of lanes has at most %u bytes", WIRE_MAX_LANES_TEXT);
+	return 0;
+}
+
+/* The daemon keeps the pieces for the OPEN that follows. */
+static int send_lanes(struct ebb *ebb, const char *text)
+{
+	for (size_t left = text ? strlen(text) : 0; left > 0;) {
+		struct wire_msg msg = { .u.lanes = { .bytes = left < WIRE_TEXT ? (uint32_t)left : WIRE_TEXT } };
+		int rc;
+
+		memcpy(msg.u.lanes.text, text, msg.u.lanes.bytes);
+		rc = ebbi_send(ebb, &msg, WIRE_LANES, 0, offsetof(struct wire_lanes, text) + msg.u.lanes.bytes);
+		if (rc)
+			return rc;
+		text += msg.u.lanes.bytes;
+		left -= msg.u.lanes.bytes;
+	}
 	return 0;
 }
 
@@ -103,7 +122,9 @@ int ebb_session_open(struct ebb *ebb, const struct ebb_session_options *o, struc
 	w->max_tokens = o->max_tokens;
 	w->prompt_tokens = o->prompt_tokens;
 	w->wait_ms = o->wait_ms;
-	rc = ebbi_request(ebb, &msg, WIRE_OPEN, sizeof(*w), WIRE_OPENED, NULL);
+	rc = send_lanes(ebb, o->lanes);
+	if (!rc)
+		rc = ebbi_request(ebb, &msg, WIRE_OPEN, sizeof(*w), WIRE_OPENED, NULL);
 	if (!rc)
 		rc = check_opened(ebb, o, pool, &msg.u.opened);
 	if (rc)

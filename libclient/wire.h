@@ -7,6 +7,7 @@
  *      HELLO                      ->
  *                                 <-  WELCOME + 4 fds: shared memory, doorbell, bell, life page
  *                                 <-  POOL, once per pool
+ *      LANES                      ->          (a piece of the text of a table of lanes, for the next OPEN; no reply)
  *      OPEN                       ->
  *                                 <-  SLAB + fd (host) for every slab the client does not have yet; later too, unasked
  *                                 <-  OPENED, or FAILED
@@ -55,13 +56,14 @@
 #define WIRE_VERSION 1u
 #define WIRE_NAME 32			/* names, NUL included */
 #define WIRE_TEXT 512
+#define WIRE_MAX_LANES_TEXT (1u << 20)	/* bytes of a table of lanes, all pieces together */
 #define WIRE_MAX_SESSIONS 1024u		/* per client */
 #define WIRE_MAX_POOLS 16u
 #define WIRE_SQ_ENTRIES 1024u		/* powers of two */
 #define WIRE_CQ_ENTRIES 1024u
 
 enum wire_type {
-	WIRE_HELLO = 1, WIRE_OPEN, WIRE_CLOSE, WIRE_DROPPED, WIRE_ASK,
+	WIRE_HELLO = 1, WIRE_OPEN, WIRE_CLOSE, WIRE_DROPPED, WIRE_ASK, WIRE_LANES,
 	WIRE_WELCOME = 65, WIRE_POOL, WIRE_SLAB, WIRE_OPENED, WIRE_CLOSED, WIRE_DROP, WIRE_ANSWER, WIRE_FAILED,
 };
 
@@ -105,6 +107,12 @@ struct wire_open {
 	char settings[WIRE_TEXT];	/* key=value pairs */
 };
 
+struct wire_lanes {
+	uint32_t bytes;			/* of text, 1 .. WIRE_TEXT */
+	uint32_t zero;
+	char text[WIRE_TEXT];
+};
+
 struct wire_opened {
 	uint32_t session;		/* index into wire_shared.session; unique among this client's open sessions */
 	uint32_t pool;			/* index */
@@ -129,6 +137,7 @@ struct wire_msg {
 		struct wire_welcome welcome;
 		struct wire_pool pool;
 		struct wire_open open;
+		struct wire_lanes lanes;
 		struct wire_opened opened;
 		struct { uint32_t session, zero; } close;
 		struct wire_slab slab;

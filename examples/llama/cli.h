@@ -23,7 +23,7 @@ struct cli {
 	uint32_t threads;
 	int wait_ms;
 	const char *pool, *socket;
-	const char *system, *logits, *status;
+	const char *system, *logits, *status, *lanes;
 	const char *full_run, *kept;
 	const char *budget;		/* as given, or NULL; also in `settings` */
 	double temperature;

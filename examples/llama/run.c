@@ -229,27 +229,19 @@ static int session_failed(const struct run *run, uint32_t i, int err)
 	return err;
 }
 
-static int open_sessions(struct run *run)
+static int open_sequences(struct run *run, const char *pool, const char *lanes)
 {
 	const struct cli *cli = run->cli;
 	const struct model *m = run->model;
-	struct ebb_batch_options batch = {
-		.pool = cli->local ? NULL : run->pool.name, .stream = run->ops->stream(run->forward),
-		.max_sessions = run->n_seqs, .max_rows = run->max_rows,
-	};
-	int err = ebb_batch_new(run->ebb, &batch, &run->batch);
+	int err;
 
-	if (err) {
-		cli_error("%s", ebb_error(run->ebb));
-		return err;
-	}
 	for (uint32_t i = 0; i < run->n_seqs; i++) {
 		struct sequence *s = &run->seq[i];
 		struct ebb_session_options options = {
-			.pool = batch.pool, .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads, .group = m->group,
+			.pool = pool, .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads, .group = m->group,
 			.head_dim = m->head_dim, .max_tokens = s->n_prompt + (cli->nll ? 0 : cli->n_predict),
 			.prompt_tokens = cli->nll ? 0 : s->n_prompt,
-			.settings = cli->settings[0] ? cli->settings : NULL, .wait_ms = cli->wait_ms,
+			.settings = cli->settings[0] ? cli->settings : NULL, .wait_ms = cli->wait_ms, .lanes = lanes,
 		};
 
 		if (options.max_tokens > m->n_context)
@@ -262,6 +254,29 @@ static int open_sessions(struct run *run)
 			return session_failed(run, i, err);
 	}
 	return 0;
+}
+
+static int open_sessions(struct run *run)
+{
+	const struct cli *cli = run->cli;
+	struct ebb_batch_options batch = {
+		.pool = cli->local ? NULL : run->pool.name, .stream = run->ops->stream(run->forward),
+		.max_sessions = run->n_seqs, .max_rows = run->max_rows,
+	};
+	int err = ebb_batch_new(run->ebb, &batch, &run->batch);
+	char *lanes = NULL;
+	size_t bytes;
+
+	if (err) {
+		cli_error("%s", ebb_error(run->ebb));
+		return err;
+	}
+	if (cli->lanes)
+		err = read_file(cli->lanes, &lanes, &bytes);
+	if (!err)
+		err = open_sequences(run, batch.pool, lanes);
+	free(lanes);
+	return err;
 }
 
 static int make_arrays(struct run *run, int want_logits)

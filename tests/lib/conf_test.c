@@ -21,9 +21,10 @@ uint64_t test_random(uint64_t *state)
 	return *state * UINT64_C(2685821657736338717);
 }
 
-int test_check_policy(const char *policy, char *why, size_t why_bytes)
+int test_check_policy(const char *key, const char *text, char *why, size_t why_bytes)
 {
-	if (strncmp(policy, "h2o", 3) == 0 || strcmp(policy, "full") == 0 || strncmp(policy, "x:", 2) == 0)
+	assert_true(strcmp(key, "policy") == 0 || strcmp(key, "split") == 0);
+	if (strncmp(text, "h2o", 3) == 0 || strcmp(text, "full") == 0 || strcmp(text, "uniform") == 0 || strncmp(text, "x:", 2) == 0)
 		return 0;
 	snprintf(why, why_bytes, "the tests' policies are h2o, full and x:");
 	return -22;
@@ -106,6 +107,7 @@ static const char *const wrong[][12] = {
 			       "" },
 	[CONF_TYPE_POLICY] = { "nobody", "", NULL },
 	[CONF_TYPE_TEXT] = { NULL },
+	[CONF_TYPE_FILE] = { NULL },
 };
 
 int test_edge(const struct conf_key *key, unsigned i, char out[200], int *good)
@@ -166,6 +168,7 @@ int test_edge(const struct conf_key *key, unsigned i, char out[200], int *good)
 		}
 		break;
 	case CONF_TYPE_TEXT:
+	case CONF_TYPE_FILE:
 		*good = i < 2 || (i == 2 && lo == 0);
 		if (i < 4)
 			repeat(out, (size_t[]){ lo, hi, lo ? lo - 1 : 0, hi + 1 }[i]);

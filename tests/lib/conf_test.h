@@ -14,8 +14,8 @@ extern "C" {
 /* xorshift64*; the same numbers everywhere. *state is not 0. */
 uint64_t test_random(uint64_t *state);
 
-/* A conf_check_policy: policies as the tests know them, h2o..., full and x:... */
-int test_check_policy(const char *policy, char *why, size_t why_bytes);
+/* A conf_check: policies and splits as the tests know them, h2o..., full, uniform and x:... */
+int test_check_policy(const char *key, const char *text, char *why, size_t why_bytes);
 
 /* A new file of these bytes. Its name: returned; unlink() and free(). */
 char *test_file(const void *data, size_t bytes);

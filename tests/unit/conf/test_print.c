@@ -46,7 +46,8 @@ static void random_value(const struct conf_key *key, uint64_t *seed, char *out, 
 	uint64_t span = key->max - key->min + 1, n = key->min + (span ? test_random(seed) % span : 0);
 
 	switch (key->type) {
-	case CONF_TYPE_TEXT: snprintf(out, bytes, "/t%" PRIu64 "/:=#[x] y", n % 1000); break;
+	case CONF_TYPE_TEXT:
+	case CONF_TYPE_FILE: snprintf(out, bytes, "/t%" PRIu64 "/:=#[x] y", n % 1000); break;
 	case CONF_TYPE_DEVICE: snprintf(out, bytes, "%s", devices[n % 4]); break;
 	case CONF_TYPE_POLICY: snprintf(out, bytes, "%s", policies[n % 4]); break;
 	case CONF_TYPE_MODE: snprintf(out, bytes, "%" PRIo64, n); break;

@@ -172,7 +172,7 @@ static void plans_are_as_the_cases_say(void **state)
 		spec.prompt_tokens = c->prompt;
 		spec.budget = (struct evict_amount){ .count = c->budget };
 		spec.recent = (struct evict_amount){ .ppm = c->recent_ppm };
-		rc = evict_plan_lane(&spec, &now, c->grant, c->live, c->room, &got);
+		rc = evict_plan_lane(&spec, &now, c->grant, evict_budget(&spec, now.tokens, now.cap), c->live, c->room, &got);
 		if (rc != c->rc)
 			fail_msg("%s: %d, expected %d", c->name, rc, c->rc);
 		if (rc)
@@ -201,7 +201,7 @@ static struct evict_amount any_amount(uint64_t *random)
 struct question {
 	struct evict_spec spec;
 	struct evict_state now;
-	uint32_t grant, live, room;
+	uint32_t grant, budget, live, room;
 };
 
 /* A situation as the daemon may meet it: room >= live, room >= min(floor, max_slots), floor >= sinks + window. */
@@ -221,6 +221,10 @@ static struct question any_question(uint64_t *random)
 	least = q.spec.floor < q.spec.max_slots ? q.spec.floor : q.spec.max_slots;
 	q.live = any_number(random, (q.now.tokens < q.spec.max_slots ? q.now.tokens : q.spec.max_slots) + 1);
 	q.room = (q.live > least ? q.live : least) + any_number(random, 5000);
+	/* Lanes of one session may have budgets of their own (evict/split.h), none below the floor. */
+	q.budget = world_below(random, 2) ? evict_budget(&q.spec, q.now.tokens, q.now.cap) : least + any_number(random, 6000);
+	if (evict_policies[q.spec.rule.policy].never_evicts || q.budget > q.spec.max_slots)
+		q.budget = q.spec.max_slots;
 	q.grant = world_below(random, 2) ? evict_grant(&q.spec, &q.now) : any_number(random, 4000);
 	return q;
 }
@@ -230,7 +234,7 @@ static const char *broken(const struct question *q, int rc, const struct evict_l
 	const struct evict_spec *s = &q->spec;
 	const int evicts = !evict_policies[s->rule.policy].never_evicts;
 	const int overrun = !evicts || (s->prefill == EVICT_WHOLE && q->now.tokens < s->prompt_tokens && !q->now.cap);
-	const uint32_t budget = evict_budget(s, q->now.tokens, q->now.cap), limit = budget < q->room ? budget : q->room;
+	const uint32_t limit = q->budget < q->room ? q->budget : q->room;
 	const uint64_t after = (uint64_t)p->keep + p->fresh, sinks = (uint64_t)s->rule.sinks;
 
 	if (rc && rc != -ENOSPC)
@@ -280,16 +284,16 @@ static void plans_keep_their_guarantees_for_anything(void **state)
 		uint64_t random = seed;
 		const struct question q = any_question(&random);
 		struct evict_lane_plan plan = { 0 };
-		const int rc = evict_plan_lane(&q.spec, &q.now, q.grant, q.live, q.room, &plan);
+		const int rc = evict_plan_lane(&q.spec, &q.now, q.grant, q.budget, q.live, q.room, &plan);
 		const char *why = broken(&q, rc, &plan);
 
 		if (why)
 			fail_msg("%s; EBB_TEST_SEED=%llu: policy %u budget %u/%u recent %u/%u window %u floor %u prefill %u prompt %u "
-				 "max %u sinks %d tokens %u want %u cap %u grant %u live %u room %u -> %d keep %u fresh %u victims %u "
+				 "max %u sinks %d tokens %u want %u cap %u grant %u budget %u live %u room %u -> %d keep %u fresh %u victims %u "
 				 "recent %u",
 				 why, (unsigned long long)seed, q.spec.rule.policy, q.spec.budget.count, q.spec.budget.ppm,
 				 q.spec.recent.count, q.spec.recent.ppm, q.spec.window, q.spec.floor, q.spec.prefill, q.spec.prompt_tokens,
-				 q.spec.max_slots, q.spec.rule.sinks, q.now.tokens, q.now.want, q.now.cap, q.grant, q.live, q.room, rc,
+				 q.spec.max_slots, q.spec.rule.sinks, q.now.tokens, q.now.want, q.now.cap, q.grant, q.budget, q.live, q.room, rc,
 				 plan.keep, plan.fresh, plan.victims, plan.recent);
 		plans += !rc;
 		refusals += rc != 0;
@@ -312,7 +316,7 @@ static void a_session_that_follows_its_plans_holds_its_budget(void **state)
 			const uint32_t grant = evict_grant(&spec, &now), budget = evict_budget(&spec, now.tokens, 0);
 			struct evict_lane_plan plan;
 
-			assert_int_equal(evict_plan_lane(&spec, &now, grant, live, spec.max_slots, &plan), 0);
+			assert_int_equal(evict_plan_lane(&spec, &now, grant, budget, live, spec.max_slots, &plan), 0);
 			assert_int_equal(plan.keep, live);	/* nothing is ever compacted */
 			live = plan.keep + plan.fresh;
 			now.tokens += grant;

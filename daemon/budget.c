@@ -1,0 +1,193 @@
+/*
+ * How a session's slots are shared over its lanes. The deciding is evict's (evict/split.h): here is what a session keeps for it, the
+ * table of lanes, and when it is asked.
+ *
+ * Once per turn, before the lanes are planned. A session whose split is uniform keeps nothing and computes nothing. For the others a turn costs
+ * a few passes over the lanes; none at all while nothing that the split depends on has changed.
+ */
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct budget {
+	struct evict_split split;
+	const struct evict_split_info *info;
+	float *table;			/* [n_lanes], or NULL */
+	uint32_t *share;		/* [n_lanes]: slots, in force */
+	uint32_t *target;		/* [n_lanes]: what the split last said */
+	double *work;			/* [2 * n_lanes] */
+	uint64_t total;			/* that share[] adds up to, */
+	uint32_t ceiling, largest;	/* under this ceiling; the largest of share[] */
+	bool rests;			/* share[] is what the split says */
+};
+
+/* --- tables ------------------------------------------------------------------------------------------------------------------- */
+
+static int read_all(const char *path, char **out, size_t *bytes)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK), rc = fd < 0 ? -errno : 0;
+	char *text = rc ? NULL : malloc(WIRE_MAX_LANES_TEXT + 1);
+	size_t at = 0;
+	ssize_t n = 0;
+
+	if (!rc && !text)
+		rc = -ENOMEM;
+	while (!rc && at <= WIRE_MAX_LANES_TEXT && (n = read(fd, text + at, WIRE_MAX_LANES_TEXT + 1 - at)) > 0)
+		at += (size_t)n;
+	if (!rc && n < 0)
+		rc = -errno;
+	if (!rc && at > WIRE_MAX_LANES_TEXT)
+		rc = -EFBIG;
+	if (fd >= 0)
+		close(fd);
+	if (rc) {
+		free(text);
+		return rc;
+	}
+	*out = text;
+	*bytes = at;
+	return 0;
+}
+
+int budget_lanes(const char *path, struct lanes **out, char *why, size_t why_bytes)
+{
+	char *text, said[256] = "";
+	uint32_t layers, heads;
+	struct lanes *lanes;
+	size_t bytes;
+	int rc;
+
+	*out = NULL;
+	if (!*path)
+		return 0;
+	rc = read_all(path, &text, &bytes);
+	if (rc) {
+		snprintf(why, why_bytes, "%s: %s", path, strerror(-rc));
+		return rc;
+	}
+	rc = evict_lanes_shape(text, bytes, &layers, &heads, said, sizeof(said));
+	lanes = rc ? NULL : malloc(sizeof(*lanes) + (size_t)layers * heads * sizeof(float));
+	if (!rc && !lanes)
+		rc = -ENOMEM;
+	if (!rc)
+		rc = evict_lanes_parse(text, bytes, layers, heads, lanes->value, said, sizeof(said));
+	free(text);
+	if (rc) {
+		snprintf(why, why_bytes, "%s: %s", path, *said ? said : strerror(-rc));
+		free(lanes);
+		return rc;
+	}
+	lanes->n_layers = layers;
+	lanes->n_kv_heads = heads;
+	*out = lanes;
+	return 0;
+}
+
+/* The client's own table, else the operator's. */
+static int find_table(struct session *s, char *why, size_t why_bytes)
+{
+	const struct client *c = s->client;
+	const struct lanes *mine = c->d->lanes;
+	struct budget *b = s->split;
+	char said[256];
+	int rc;
+
+	if (c->lanes) {
+		rc = evict_lanes_parse(c->lanes, c->lanes_bytes, s->n_layers, s->n_kv_heads, b->table, said, sizeof(said));
+		if (rc)
+			snprintf(why, why_bytes, "the table of lanes, %s", said);
+		return rc;
+	}
+	if (mine && mine->n_layers == s->n_layers && mine->n_kv_heads == s->n_kv_heads) {
+		memcpy(b->table, mine->value, s->table.n_lanes * sizeof(float));
+		return 0;
+	}
+	if (mine)
+		snprintf(why, why_bytes, "split: found '%s' for a model of %u layers and %u KV heads; allowed: with the operator's table "
+			 "(ebbd.ini, lanes) %u layers and %u KV heads; or hand a table over when opening the session", s->asked.split,
+			 s->n_layers, s->n_kv_heads, mine->n_layers, mine->n_kv_heads);
+	else
+		snprintf(why, why_bytes, "split: found '%s' without a table of lanes; allowed: with one, handed over when opening the "
+			 "session, or named by the operator (ebbd.ini, lanes)", s->asked.split);
+	return -EINVAL;
+}
+
+/* --- a session's ------------------------------------------------------------------------------------------------------------------ */
+
+int budget_new(struct session *s, char *why, size_t why_bytes)
+{
+	const uint32_t n = s->table.n_lanes;
+	struct evict_split split;
+	struct budget *b;
+	int rc = evict_split_parse(s->asked.split, &split, why, why_bytes);
+
+	if (rc || split.id == EVICT_SPLIT_uniform || evict_policies[s->spec.rule.policy].never_evicts)
+		return rc;
+	b = s->split = calloc(1, sizeof(*b));
+	if (!b)
+		return -ENOMEM;
+	b->split = split;
+	b->info = &evict_splits[split.id];
+	b->share = calloc(n, sizeof(*b->share));
+	b->target = calloc(n, sizeof(*b->target));
+	b->work = calloc(2 * (size_t)n, sizeof(*b->work));
+	b->table = b->info->needs & EVICT_NEEDS_TABLE ? calloc(n, sizeof(*b->table)) : NULL;
+	if (!b->share || !b->target || !b->work || (b->info->needs & EVICT_NEEDS_TABLE && !b->table))
+		return -ENOMEM;
+	return b->table ? find_table(s, why, why_bytes) : 0;
+}
+
+void budget_free(struct session *s)
+{
+	if (!s->split)
+		return;
+	free(s->split->table);
+	free(s->split->share);
+	free(s->split->target);
+	free(s->split->work);
+	free(s->split);
+	s->split = NULL;
+}
+
+uint32_t budget_of(const struct session *s, uint32_t lane)
+{
+	return s->split ? s->split->share[lane] : s->budget;
+}
+
+void budget_plan(struct session *s)
+{
+	const uint32_t n = s->table.n_lanes, most = s->spec.max_slots;
+	uint64_t usable = (uint64_t)s->tokens + s->table.window;	/* no lane can hold more than there are tokens */
+	struct budget *b = s->split;
+	struct evict_split_in in;
+
+	s->budget = evict_budget(&s->spec, s->tokens, s->cap);
+	if (!b)
+		return;
+	in = (struct evict_split_in){
+		.n_layers = s->n_layers,
+		.n_kv_heads = s->n_kv_heads,
+		.total = (uint64_t)s->budget * n,
+		.floor = s->spec.floor < most ? s->spec.floor : most,
+		.window = s->table.window,
+		.table = b->table,
+	};
+	in.ceiling = usable > in.floor ? usable < most ? (uint32_t)usable : most : in.floor;
+	/* Of a split without statistics only total and ceiling change, and not every ceiling counts (evict/split.h). */
+	if (b->rests && in.total == b->total && (in.ceiling == b->ceiling || (in.ceiling > b->ceiling && b->largest < b->ceiling &&
+	    b->ceiling >= 2 * (uint64_t)s->budget)))
+		return;
+	evict_resplit(&b->split, &in, b->share, b->target, b->work);
+	b->total = in.total;
+	b->ceiling = in.ceiling;
+	b->rests = memcmp(b->share, b->target, n * sizeof(*b->share)) == 0;
+	b->largest = 0;
+	for (uint32_t lane = 0; lane < n; lane++)
+		if (b->share[lane] > b->largest)
+			b->largest = b->share[lane];
+}

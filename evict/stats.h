@@ -1,0 +1,43 @@
+/*
+ * What select can say about a lane, for splits (evict/split.h) and for whoever compares lanes. Computed only when asked for.
+ * Compiles as C17 and as CUDA C++.
+ */
+#ifndef EVICT_STATS_H
+#define EVICT_STATS_H
+
+#include "evict/rule.h"
+
+/*
+ * One lane when its last window ended, before anything left it (gpu.h says in which order the sums are added). A bin is a
+ * quarter of an octave: bin 0 holds what is below 2^-32 (0, negative numbers and NaN too), bin b >= 1 what is at least
+ * 2^(e-32) * (1 + m/4) with e = (b-1) / 4, m = (b-1) % 4, and the last bin everything above.
+ */
+#define EVICT_BINS 192u
+
+enum { EVICT_STATS_RANK = 1, EVICT_STATS_HEAT = 2 };
+
+struct evict_lane_stats {
+	uint32_t live;			/* slots */
+	uint32_t free;			/* of them, how many no rule protects: not a sink, recent or pinned */
+	uint32_t rank[EVICT_BINS];	/* the free ones by rank. With EVICT_STATS_RANK */
+	uint32_t heat[EVICT_BINS];	/* the live ones by the window's first heat. The rest with EVICT_STATS_HEAT */
+	float heat_sum;			/* sum of the first heat */
+	float heat_near;		/* of the sinks and the newest `near` positions only */
+	float heat_squares;		/* sum of the squares of the first heat */
+	float second_sum;		/* sum of the second heat, if there is one */
+	float heat_max;			/* the largest first heat */
+};
+
+/* The bin of a number. The same for every backend. */
+EVICT_FN uint32_t evict_bin(float x)
+{
+	uint32_t bits;
+
+	if (!(x >= 2.3283064365386963e-10f))	/* 2^-32 */
+		return 0;
+	bits = evict_bits(x);
+	bits = (bits >> 21) - (95u << 2) + 1u;	/* exponent and two bits of mantissa; 2^-32 has the exponent field 95 */
+	return bits < EVICT_BINS ? bits : EVICT_BINS - 1u;
+}
+
+#endif

@@ -1,0 +1,307 @@
+/*
+ * Splits on real sessions: what each lane holds is what the split says, all lanes together hold exactly the session's budget, and a second
+ * run gives the same. Host pool; the client is in this process, so that it can ask while its session is open.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <jansson.h>
+
+#include "evict/evict.h"
+#include "libclient/ebb.h"
+#include "tests/lib/daemon.h"
+
+enum { LAYERS = 5, HEADS = 3, LANES = LAYERS * HEADS, GROUP = 2, DIM = 64, MOST = 64 };
+
+static const char made[] = "ebbd-lanes 1 5 3\n0 0 1\n0 1 2\n0 2 3\n1 0 4\n1 1 5\n1 2 6\n2 0 7\n2 1 8\n2 2 9\n3 0 1\n3 1 0\n3 2 0\n"
+			   "4 0 2\n4 1 2\n4 2 2\n";
+
+static struct td d;
+
+struct client {
+	struct ebb *ebb;
+	struct ebb_session *session;
+	struct ebb_batch *batch;
+	uint64_t hash;
+};
+
+struct lanes {
+	uint32_t budget[LANES], live[LANES];
+	uint64_t budget_sum, live_sum;
+};
+
+static float kv[2][MOST * HEADS * DIM], q[MOST * HEADS * GROUP * DIM], out[MOST * HEADS * GROUP * DIM];
+
+static void fill(float *x, size_t n, uint64_t seed, float scale)
+{
+	uint64_t s = (seed + 1) * 0x9e3779b97f4a7c15ull | 1;
+
+	for (size_t i = 0; i < n; i++) {
+		s ^= s << 13;
+		s ^= s >> 7;
+		s ^= s << 17;
+		x[i] = (float)(int32_t)(s >> 32) * (scale / 2147483648.0f);
+	}
+}
+
+static void must(struct client *c, int rc)
+{
+	if (rc)
+		fail_msg("%d: %s", rc, c->ebb ? ebb_error(c->ebb) : "no connection");
+}
+
+static int try_open(struct client *c, const char *settings, const char *table, uint32_t prompt)
+{
+	struct ebb_options o = { .socket = d.socket, .name = "splits" };
+	struct ebb_batch_options b = { .max_sessions = 1 };
+	struct ebb_session_options s = { .n_layers = LAYERS, .n_kv_heads = HEADS, .group = GROUP, .head_dim = DIM, .max_tokens = 4096,
+					 .prompt_tokens = prompt, .settings = settings, .lanes = table };
+	int rc;
+
+	*c = (struct client){ .hash = 0xcbf29ce484222325ull };
+	must(c, ebb_connect(&c->ebb, &o));
+	rc = ebb_session_open(c->ebb, &s, &c->session);
+	if (rc)
+		return rc;
+	must(c, ebb_batch_new(c->ebb, &b, &c->batch));
+	must(c, ebb_batch_join(c->batch, c->session));
+	return 0;
+}
+
+/* Lanes look differently: the higher the lane the flatter its attention. */
+static void feed(struct client *c, uint32_t tokens, uint32_t at_once)
+{
+	const struct ebb_tensor k = { .data = kv[0] }, v = { .data = kv[1] }, query = { .data = q }, result = { .data = out };
+
+	while (tokens) {
+		uint32_t n = at_once < tokens ? at_once : tokens, pos = ebb_session_tokens(c->session);
+
+		must(c, ebb_step_begin(c->batch, &n, -1));
+		for (uint32_t layer = 0; layer < LAYERS; layer++) {
+			for (uint32_t i = 0; i < n; i++) {
+				const uint64_t seed = (uint64_t)(pos + i) << 8 | layer;
+
+				fill(kv[0] + i * HEADS * DIM, HEADS * DIM, seed, 1.5f);
+				fill(kv[1] + i * HEADS * DIM, HEADS * DIM, seed + 1000003, 1.0f);
+				for (uint32_t h = 0; h < HEADS * GROUP; h++)
+					fill(q + (i * HEADS * GROUP + h) * DIM, DIM, seed + h * 7919,
+					     6.0f / (float)(1 + layer * HEADS + h / GROUP));
+			}
+			must(c, ebb_append(c->batch, layer, &k, &v));
+			must(c, ebb_attend(c->batch, layer, &query, &result, 0.125f, NULL));
+			for (size_t i = 0; i < n * HEADS * GROUP * DIM; i++) {
+				uint32_t bits;
+
+				memcpy(&bits, &out[i], sizeof(bits));
+				c->hash = (c->hash ^ bits) * 0x100000001b3ull;
+			}
+		}
+		must(c, ebb_step_end(c->batch));
+		tokens -= n;
+	}
+}
+
+static struct lanes look(struct client *c)
+{
+	json_t *sessions, *answer;
+	struct lanes l = { 0 };
+	char question[64], *text;
+
+	must(c, ebb_ask(c->ebb, "sessions", &text));
+	sessions = json_loads(text, 0, NULL);
+	free(text);
+	assert_int_equal(json_array_size(sessions), 1);
+	snprintf(question, sizeof(question), "lanes %lld",
+		 (long long)json_integer_value(json_object_get(json_array_get(sessions, 0), "id")));
+	must(c, ebb_ask(c->ebb, question, &text));
+	answer = json_loads(text, 0, NULL);
+	free(text);
+	for (size_t i = 0; i < LANES; i++) {
+		l.budget[i] = (uint32_t)json_integer_value(json_array_get(json_object_get(answer, "budget"), i));
+		l.live[i] = (uint32_t)json_integer_value(json_array_get(json_object_get(answer, "live"), i));
+		l.budget_sum += l.budget[i];
+		l.live_sum += l.live[i];
+	}
+	json_decref(sessions);
+	json_decref(answer);
+	return l;
+}
+
+static void end(struct client *c)
+{
+	if (c->session)
+		assert_int_equal(ebb_session_close(c->session), 0);
+	ebb_close(c->ebb);
+}
+
+/* Runs a session and checks what holds for every split; returns the lanes at its end. */
+static struct lanes run(const char *settings, const char *table, uint32_t budget, uint64_t *hash)
+{
+	struct client c;
+	struct lanes l;
+
+	must(&c, try_open(&c, settings, table, 0));
+	for (uint32_t tokens = 0; tokens < 640; tokens += 32) {
+		feed(&c, 32, tokens % 96 ? 32 : 1);
+		l = look(&c);
+		for (uint32_t i = 0; i < LANES; i++)
+			assert_true(l.live[i] <= l.budget[i] && l.budget[i] >= 40 && l.live[i] <= tokens + 32);
+		assert_true(l.budget_sum <= (uint64_t)budget * LANES);
+	}
+	/* Every lane has had the tokens to fill its share by now. */
+	assert_int_equal(l.budget_sum, (uint64_t)budget * LANES);
+	assert_int_equal(l.live_sum, (uint64_t)budget * LANES);
+	*hash = c.hash;
+	end(&c);
+	return l;
+}
+
+static void expect(const char *split, const char *settings, const float *table)
+{
+	struct evict_split_in in = { .n_layers = LAYERS, .n_kv_heads = HEADS, .total = 96 * LANES, .floor = 40, .ceiling = 672, .window = 32,
+				     .table = table };
+	struct evict_split s;
+	uint32_t want[LANES];
+	double work[LANES];
+	struct lanes l;
+	uint64_t hash, again;
+
+	assert_int_equal(evict_split_parse(split, &s, NULL, 0), 0);
+	evict_split(&s, &in, want, work);
+	l = run(settings, table ? made : NULL, 96, &hash);
+	assert_memory_equal(l.budget, want, sizeof(want));
+	assert_memory_equal(l.live, want, sizeof(want));
+	run(settings, table ? made : NULL, 96, &again);
+	assert_true(hash == again);
+}
+
+static void lanes_hold_what_a_split_without_statistics_says(void **state)
+{
+	float table[LANES];
+
+	(void)state;
+	assert_int_equal(evict_lanes_parse(made, strlen(made), LAYERS, HEADS, table, NULL, 0), 0);
+	expect("uniform", "split=uniform budget=96", NULL);
+	expect("pyramid", "split=pyramid budget=96", NULL);
+	expect("pyramid:beta=2,reverse=1", "split=pyramid:beta=2,reverse=1 budget=96", NULL);
+	expect("head:beta=1", "split=head:beta=1 budget=96", table);
+	expect("head:threshold=4,streaming=50", "split=head:threshold=4,streaming=50 budget=96 policy=streaming", table);
+}
+
+/* A budget that grows with the tokens: nothing is ever compacted, and the sum is right at every window's end. */
+static void shares_of_a_growing_budget_grow(void **state)
+{
+	int64_t compactions = td_number(&d, "status:compactions_total");
+	struct lanes l, before = { 0 };
+	struct client c;
+	uint64_t want;
+
+	(void)state;
+	must(&c, try_open(&c, "split=pyramid:beta=3 budget=25%", NULL, 0));
+	for (uint32_t tokens = 0; tokens < 1024; tokens += 32) {
+		feed(&c, 32, 32);
+		want = LANES * (tokens + 32 > 160 ? (tokens + 32) / 4 : 40);
+		l = look(&c);
+		for (int i = 0; i < 2000 && l.budget_sum != want; i++) {	/* the window's end is on its way to the daemon */
+			td_nap_us(1000);
+			l = look(&c);
+		}
+		assert_int_equal(l.budget_sum, want);
+		for (uint32_t i = 0; i < LANES; i++)
+			assert_true(l.budget[i] >= before.budget[i]);
+		before = l;
+	}
+	assert_true(l.budget[0] > l.budget[LANES - 1] + 50);
+	end(&c);
+	assert_int_equal(td_number(&d, "status:compactions_total"), compactions);
+}
+
+static void what_is_wrong_with_a_split_is_said(void **state)
+{
+	static const struct { const char *settings, *table, *why; } cases[] = {
+		{ "split=cone", NULL, "split: found 'cone'; found split \"cone\"; allowed: uniform, pyramid, head" },
+		{ "split=pyramid:beta=0", NULL, "parameter beta: found \"0\"; allowed: 1 to 1000" },
+		{ "split=head", NULL, "split: found 'head' without a table of lanes; allowed: with one" },
+		{ "split=head", "ebbd-lanes 1 5 4\n", "the table of lanes, line 1: found \"4\"; allowed: 3, the model's KV heads" },
+		{ "split=head", "ebbd-lanes 1 5 3\n0 0 nan\n", "the table of lanes, line 2: found \"nan\"; allowed: a decimal number" },
+		{ "split=head", "", "split: found 'head' without a table of lanes" },
+		{ "split=head lanes=/etc/passwd", NULL, "lanes: found '/etc/passwd'; allowed: in ebbd.ini only" },
+	};
+	struct client c;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		assert_int_equal(try_open(&c, cases[i].settings, cases[i].table, 0), -EINVAL);
+		if (!strstr(ebb_error(c.ebb), cases[i].why))
+			fail_msg("case %zu: %s", i, ebb_error(c.ebb));
+		ebb_close(c.ebb);
+	}
+}
+
+/* The operator's table serves models of its shape, and is read anew on SIGHUP; one that is no good changes nothing. */
+static void the_operator_may_name_a_table(void **state)
+{
+	char path[128], ini[512];
+	struct client c;
+	FILE *f;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/lanes", d.dir);
+	f = fopen(path, "we");
+	assert_non_null(f);
+	fputs(made, f);
+	fclose(f);
+	snprintf(ini, sizeof(ini), "drain = 0s\n[pool p]\ndevice = host\nsize = 64M\n[session]\nfloor = 40\nlanes = %s\n", path);
+	td_configure(&d, ini);
+	td_signal(&d, 1);
+	for (int i = 0; i < 2000 && !td_log_has(&d, "reloaded"); i++)
+		td_nap_us(2000);
+	assert_int_equal(try_open(&c, "split=head:beta=1 budget=96", NULL, 0), 0);
+	feed(&c, 400, 32);
+	assert_true(look(&c).budget[8] > 3 * look(&c).budget[0]);
+	end(&c);
+	f = fopen(path, "we");
+	assert_non_null(f);
+	fputs("ebbd-lanes 1 5 3\n0 0 -1\n", f);
+	fclose(f);
+	td_signal(&d, 1);
+	for (int i = 0; i < 2000 && !td_log_has(&d, "reload_refused"); i++)
+		td_nap_us(2000);
+	assert_true(td_log_has(&d, "line 2: found \"-1\"; allowed: a decimal number"));
+	assert_int_equal(try_open(&c, "split=head:beta=1 budget=96", NULL, 0), 0);
+	end(&c);
+}
+
+static int start(void **state)
+{
+	(void)state;
+	td_start(&d, "drain = 0s\n[pool p]\ndevice = host\nsize = 64M\n[session]\nfloor = 40\n");
+	return 0;
+}
+
+static int stop(void **state)
+{
+	(void)state;
+	td_stop(&d);
+	return 0;
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(lanes_hold_what_a_split_without_statistics_says),
+		cmocka_unit_test(shares_of_a_growing_budget_grow),
+		cmocka_unit_test(what_is_wrong_with_a_split_is_said),
+		cmocka_unit_test(the_operator_may_name_a_table),
+	};
+
+	return cmocka_run_group_tests_name("splits", tests, start, stop);
+}
