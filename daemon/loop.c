@@ -220,7 +220,7 @@ static void on_client_op(struct daemon *d, enum op op, uint32_t slot, uint32_t i
 	if (op == OP_RECV && !c->gone) {
 		if (res > 0)
 			client_message(c, (size_t)res);
-		else
+		else if (res != -EINTR && res != -EAGAIN)
 			client_hangup(c);
 		if (!c->gone)
 			arm_recv(c);

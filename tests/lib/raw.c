@@ -51,10 +51,14 @@ int raw_receive(struct raw *r)
 		struct cmsghdr align;
 	} control;
 	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-	ssize_t n = recvmsg(r->sock, &h, MSG_CMSG_CLOEXEC);
 	int fd[8] = { -1, -1, -1, -1 }, n_fds = 0;
 	struct cmsghdr *c;
+	ssize_t n;
 
+	/* A socket with a time limit is not restarted: work that an io_uring of this process puts off interrupts it like a signal. */
+	do
+		n = recvmsg(r->sock, &h, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
 	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		fail_msg("the daemon neither answers nor hangs up");
 	/* The kernel tells of a reset before it hands out what was sent before it. */
@@ -62,7 +66,9 @@ int raw_receive(struct raw *r)
 		h.msg_controllen = sizeof(control);
 		n = recvmsg(r->sock, &h, MSG_CMSG_CLOEXEC);
 	}
-	if (n <= 0)
+	if (n < 0)
+		fail_msg("receiving: %s", strerror(errno));
+	if (n == 0)
 		return 0;
 	c = CMSG_FIRSTHDR(&h);
 	if (c && c->cmsg_type == SCM_RIGHTS) {
