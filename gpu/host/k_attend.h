@@ -1,8 +1,8 @@
 /*
  * attend and observe of one (session, KV head).
  *
- * One query, group <= 4 (decode): a few pages at a time, K against all heads of the group straight from its storage type, an
- * online softmax (Milakov and Gimelshein, arXiv 1805.02867), then V while it is still in the cache. So a page is visited once.
+ * One query, group <= 4 (decode): K rows are read once, straight from their storage type, against all heads of the group;
+ * logits wait in scratch; softmax; heat; then V rows once. While one page is worked on, the next is prefetched.
  * Otherwise queries are taken in blocks of up to 48 rows (query x head): a page of K is widened and transposed once per block
  * and multiplied as a small matrix, likewise V. Either way heat is a pass of its own over the finished probabilities: `out`
  * cannot depend on it, and one thread adds to a slot, queries in order, the group's heads summed in order.
@@ -120,16 +120,15 @@ VFN void weigh_page(uint32_t type, uint32_t heads, const char *v, uint32_t d, ui
 		weigh_some(type, heads, 1, 0, 0, v, d, n, i, p, ld, o, ahead);
 }
 
-/* What one query's pass over a lane needs and leaves. */
+/* What one query's two passes over a lane need. */
 struct one {
 	struct lane_view v;
 	uint32_t d, heads, live, pages;
 	int32_t limit;			/* newest position that the query sees */
 	const float *q;
 	float q_sum[FEW_HEADS];		/* q8: sum of q's channels */
-	float *l, *o;			/* exp(logit - top), and their weighted sum of V: both still to be divided by sum */
+	float *l, *o;
 	size_t ld;
-	float top[FEW_HEADS], sum[FEW_HEADS];
 };
 
 VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, float *l)
@@ -158,6 +157,32 @@ VFN void hide(const struct one *a, uint32_t heads, uint32_t slot, float *l)
 	}
 }
 
+/* Pages are anywhere, so the processor cannot guess the next: ask for it this many bytes before it is needed. */
+#define AHEAD_BYTES 4096u
+
+VFN uint32_t pages_ahead(uint32_t half) { return (AHEAD_BYTES + half - 1u) / half; }
+
+VFN void one_logits(uint32_t type, uint32_t heads, uint32_t d, const struct one *a)
+{
+	const uint32_t half = gpu_page_v(type, d), ahead = pages_ahead(half);
+
+	for (uint32_t i = 0; i < a->pages; i++) {
+		const char *page = page_at(&a->v, i);
+		/* At the end the first pages of V, which are next. */
+		const char *soon = i + ahead < a->pages ? page_at(&a->v, i + ahead) :
+				   page_at(&a->v, (i + ahead - a->pages) % a->pages) + half;
+		float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
+
+		dot_page(type, heads, page, d, a->q, l, a->ld, soon);
+		if (type == GPU_Q8)
+			q8_logits(a, heads, (const uint16_t *)(const void *)(page + gpu_page_params(type, d)), l);
+		hide(a, heads, i * GPU_PAGE_SLOTS, l);
+	}
+	for (uint32_t h = 0; h < heads; h++)
+		for (uint32_t s = a->live; s < a->pages * GPU_PAGE_SLOTS; s++)
+			a->l[h * a->ld + s] = NEVER;
+}
+
 /* q8: sum of p * (offset + scale * q) = sum of (p * scale) * q, and the offsets' share, the same for every channel. */
 VFN void q8_weights(const struct one *a, uint32_t heads, const uint16_t *param, const float *p, uint32_t n,
 		    float w[FEW_HEADS * GPU_PAGE_SLOTS], vf share[FEW_HEADS])
@@ -176,117 +201,40 @@ VFN void q8_weights(const struct one *a, uint32_t heads, const uint16_t *param, 
 		}
 }
 
-/* Page i, or the last one: what will be needed. */
-VFN const char *page_soon(const struct one *a, uint32_t i)
+VFN void one_values(uint32_t type, uint32_t heads, uint32_t d, const struct one *a)
 {
-	return page_at(&a->v, i < a->pages ? i : a->pages - 1);
-}
+	const uint32_t half = gpu_page_v(type, d), ahead = pages_ahead(half);
+	vf share[FEW_HEADS] = { 0 };
 
-/* Logits of pages first .. first + n - 1. */
-VFN void one_logits(uint32_t type, uint32_t heads, uint32_t d, const struct one *a, uint32_t first, uint32_t n)
-{
-	for (uint32_t i = first; i < first + n; i++) {
+	memset(a->o, 0, (size_t)heads * d * sizeof(float));
+	for (uint32_t i = 0; i < a->pages; i++) {
 		const char *page = page_at(&a->v, i);
-		float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
-
-		dot_page(type, heads, page, d, a->q, l, a->ld, page_soon(a, i + n));
-		if (type == GPU_Q8)
-			q8_logits(a, heads, (const uint16_t *)(const void *)(page + gpu_page_params(type, d)), l);
-		hide(a, heads, i * GPU_PAGE_SLOTS, l);
-	}
-	if (first + n == a->pages)
-		for (uint32_t h = 0; h < heads; h++)
-			for (uint32_t s = a->live; s < a->pages * GPU_PAGE_SLOTS; s++)
-				a->l[h * a->ld + s] = NEVER;
-}
-
-/*
- * l = exp(l - top) over n slots from `first` on. Where they exceed top by more than RAISE, top is raised first, and everything that
- * stands relative to it is rescaled: rare, and a probability is never off by more than e^RAISE before its division by the sum.
- */
-#define RAISE 8.0f
-
-VFN void one_softmax(const struct one *a, uint32_t h, uint32_t d, uint32_t first, uint32_t n, float *top, vf *sum, vf *share)
-{
-	float *l = a->l + h * a->ld, *o = a->o + h * d, max;
-	vf m = vf_set1(NEVER);
-
-	for (uint32_t s = first; s < first + n; s += VW)
-		m = vf_max(vf_load(l + s), m);
-	max = vf_hmax(m);
-	if (max > *top + RAISE) {
-		vf less = vf_exp(vf_set1(*top - max));	/* 0 when there was nothing */
-
-		for (uint32_t s = 0; s < first; s += VW)
-			vf_store(l + s, vf_load(l + s) * less);
-		for (uint32_t c = 0; c < d; c += VW)
-			vf_store(o + c, vf_load(o + c) * less);
-		*sum *= less;
-		*share *= less;
-		*top = max;
-	}
-	m = vf_set1(*top > NEVER ? *top : 0.0f);
-	for (uint32_t s = first; s < first + n; s += VW) {
-		vf e = vf_exp(vf_load(l + s) - m);
-
-		vf_store(l + s, e);
-		*sum += e;
-	}
-}
-
-/* o += e * V over pages first .. first + n - 1. */
-VFN void one_values(uint32_t type, uint32_t heads, uint32_t d, const struct one *a, uint32_t first, uint32_t n, vf share[FEW_HEADS])
-{
-	const uint32_t half = gpu_page_v(type, d);
-
-	for (uint32_t i = first; i < first + n; i++) {
-		const char *page = page_at(&a->v, i), *soon = page_soon(a, i + n) + half;
 		const float *p = a->l + (size_t)i * GPU_PAGE_SLOTS;
-		uint32_t rows = a->live - i * GPU_PAGE_SLOTS;
+		const char *soon = page_at(&a->v, i + ahead < a->pages ? i + ahead : i) + half;
+		uint32_t n = a->live - i * GPU_PAGE_SLOTS;
 
-		rows = rows < GPU_PAGE_SLOTS ? rows : GPU_PAGE_SLOTS;
+		n = n < GPU_PAGE_SLOTS ? n : GPU_PAGE_SLOTS;
 		if (type == GPU_Q8) {
 			const char *param = page + gpu_page_params(type, d) + GPU_PAGE_SLOTS * 4u;
 			float w[FEW_HEADS * GPU_PAGE_SLOTS];
 
-			q8_weights(a, heads, (const uint16_t *)(const void *)param, p, rows, w, share);
-			weigh_page(type, heads, page + half, d, rows, w, GPU_PAGE_SLOTS, a->o, soon);
+			q8_weights(a, heads, (const uint16_t *)(const void *)param, p, n, w, share);
+			weigh_page(type, heads, page + half, d, n, w, GPU_PAGE_SLOTS, a->o, soon);
 		} else {
-			weigh_page(type, heads, page + half, d, rows, p, a->ld, a->o, soon);
+			weigh_page(type, heads, page + half, d, n, p, a->ld, a->o, soon);
 		}
 	}
-}
+	if (type == GPU_Q8)
+		for (uint32_t h = 0; h < heads; h++) {
+			vf x = vf_set1(vf_hsum(share[h]));
 
-/* A few pages at a time, K and then V, while they are in the first cache. */
-#define FEW_BYTES 16384u
-
-VFN void one_pass(uint32_t type, uint32_t heads, uint32_t d, struct one *a)
-{
-	const uint32_t together = FEW_BYTES / gpu_page_bytes(type, d) ? FEW_BYTES / gpu_page_bytes(type, d) : 1u;
-	vf sum[FEW_HEADS] = { 0 }, share[FEW_HEADS] = { 0 };
-
-	memset(a->o, 0, (size_t)heads * d * sizeof(float));
-	for (uint32_t h = 0; h < heads; h++)
-		a->top[h] = NEVER;
-	for (uint32_t i = 0; i < a->pages; i += together) {
-		uint32_t n = a->pages - i < together ? a->pages - i : together;
-
-		one_logits(type, heads, d, a, i, n);
-		for (uint32_t h = 0; h < heads; h++)
-			one_softmax(a, h, d, i * GPU_PAGE_SLOTS, n * GPU_PAGE_SLOTS, &a->top[h], &sum[h], &share[h]);
-		one_values(type, heads, d, a, i, n, share);
-	}
-	for (uint32_t h = 0; h < heads; h++) {
-		vf x = vf_set1(type == GPU_Q8 ? vf_hsum(share[h]) : 0.0f);
-
-		a->sum[h] = vf_hsum(sum[h]);
-		for (uint32_t c = 0; type == GPU_Q8 && c < d; c += VW)
-			vf_store(a->o + h * d + c, vf_load(a->o + h * d + c) + x);
-	}
+			for (uint32_t c = 0; c < d; c += VW)
+				vf_store(a->o + h * d + c, vf_load(a->o + h * d + c) + x);
+		}
 }
 
 #if HOST_ONE_BODY
-#define ONE(name) static void name##_type(uint32_t type, struct one *a) { name(type, a->heads, a->d, a); }
+#define ONE(name) static void name##_type(uint32_t type, const struct one *a) { name(type, a->heads, a->d, a); }
 #else
 #define ONE_HEADS(name, type, d)							\
 	switch (a->heads) {								\
@@ -310,11 +258,11 @@ VFN void one_pass(uint32_t type, uint32_t heads, uint32_t d, struct one *a)
 #define ONE_COMMON(name, type)
 #endif
 #define ONE(name)									\
-static void name##_f32(struct one *a) { ONE_HEADS(name, 0, a->d) }		\
-static void name##_f16(struct one *a) { ONE_HEADS(name, 1, a->d) }		\
-static void name##_bf16(struct one *a) { ONE_COMMON(name, 2) ONE_HEADS(name, 2, a->d) }	\
-static void name##_q8(struct one *a) { ONE_COMMON(name, 3) ONE_HEADS(name, 3, a->d) }	\
-static void name##_type(uint32_t type, struct one *a)				\
+static void name##_f32(const struct one *a) { ONE_HEADS(name, 0, a->d) }		\
+static void name##_f16(const struct one *a) { ONE_HEADS(name, 1, a->d) }		\
+static void name##_bf16(const struct one *a) { ONE_COMMON(name, 2) ONE_HEADS(name, 2, a->d) }	\
+static void name##_q8(const struct one *a) { ONE_COMMON(name, 3) ONE_HEADS(name, 3, a->d) }	\
+static void name##_type(uint32_t type, const struct one *a)				\
 {											\
 	switch (type) {									\
 	case GPU_F32: name##_f32(a); break;						\
@@ -324,7 +272,8 @@ static void name##_type(uint32_t type, struct one *a)				\
 	}										\
 }
 #endif
-ONE(one_pass)
+ONE(one_logits)
+ONE(one_values)
 #undef ONE
 
 /* --- softmax and heat ------------------------------------------------------------------------------------------------------- */
@@ -445,14 +394,17 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 		a.q_sum[h] = vf_hsum(sum);
 		unit_order(sh->slot_type, d, room.q + h * d, x, 0);
 	}
-	one_pass_type(sh->slot_type, &a);
+	one_logits_type(sh->slot_type, &a);
 	for (uint32_t h = 0; h < g; h++) {
-		inv[h] = a.sum[h] > 0.0f ? 1.0f / a.sum[h] : 0.0f;
+		float max, sum = softmax_row(a.l + h * a.ld, (size_t)a.pages * GPU_PAGE_SLOTS, &max);
+
+		inv[h] = sum > 0.0f ? 1.0f / sum : 0.0f;
 		if (it->lse)
-			it->lse[(size_t)it->seq->row * sh->n_kv_heads * g + head + h] = a.sum[h] > 0.0f ? a.top[h] + logf(a.sum[h]) : NEVER;
+			it->lse[(size_t)it->seq->row * sh->n_kv_heads * g + head + h] = sum > 0.0f ? max + logf(sum) : NEVER;
 	}
 	p.inv = inv;
 	heat_add(v, t, &p, live);
+	one_values_type(sh->slot_type, &a);
 	for (uint32_t h = 0; h < g; h++) {
 		unit_order(sh->slot_type, d, x, a.o + h * d, 1);
 		for (uint32_t c = 0; c < d; c += VW)
