@@ -163,6 +163,19 @@ EVICT_FN float evict_sum_abs(const float *a, uint32_t d)
 	return evict_halves(part);
 }
 
+EVICT_FN float evict_sum(const float *a, uint32_t d)
+{
+	float part[EVICT_PARTS] = { 0 };
+	uint32_t c = 0;
+
+	for (; c + EVICT_PARTS <= d; c += EVICT_PARTS)
+		for (uint32_t i = 0; i < EVICT_PARTS; i++)
+			part[i] += a[c + i];
+	for (uint32_t i = 0; c + i < d; i++)
+		part[i] += a[c + i];
+	return evict_halves(part);
+}
+
 /*
  * Sums over the slots of a lane: 256 partial sums, one per place in a block (slots i, i + 256, ... in this order), then halves are
  * added: i and i + 128, i and i + 64, ..., 0 and 1.

@@ -39,26 +39,31 @@ enum evict_heat {
 };
 
 /* The policies, in the order of their ids: X(name, heat arrays, credits, traits). */
-#define EVICT_POLICIES(X) \
-	X(full, 0, 0, 0) X(streaming, 0, 0, 0) X(random, 0, 0, 0) X(h2o, 1, 1, 0)
+#define EVICT_POLICIES(X)									\
+	X(full, 0, 0, 0) X(streaming, 0, 0, 0) X(random, 0, 0, 0) X(h2o, 1, 1, 0)		\
+	X(tova, 1, 1, 0) X(scissorhands, 1, 1, 0) X(roco, 2, 2, 0) X(keyformer, 1, 1, 0)	\
+	X(snapkv, 1, 1, 0) X(morphkv, 1, 1, 0) X(rkv, 1, 1, 1) X(gkv, 1, 1, 1)			\
+	X(raas, 1, 1, 0) X(lazy, 1, 2, 0) X(nacl, 1, 1, 0) X(l2norm, 0, 0, 1)			\
+	X(vatp, 1, 1, 1) X(keydiff, 0, 0, 1) X(lagkv, 0, 0, 1) X(expected, 1, 2, 1)		\
+	X(cam, 1, 1, 0) X(d2o, 1, 1, 0)
 
 /* Those that also have a figure over the heat, a figure before the ranking, a cut by it, a pooled value. */
-#define EVICT_WITH_HEAT_FIGURE(X)
-#define EVICT_WITH_FIGURE(X)
-#define EVICT_WITH_CUT(X)
-#define EVICT_WITH_POOL(X)
+#define EVICT_WITH_HEAT_FIGURE(X) X(keyformer) X(gkv)
+#define EVICT_WITH_FIGURE(X) X(roco) X(rkv) X(gkv) X(nacl)
+#define EVICT_WITH_CUT(X) X(roco) X(nacl)
+#define EVICT_WITH_POOL(X) X(snapkv) X(rkv) X(gkv)
 
 /* Those that compute a number once per lane and window, before the fold: evict_NAME_constant() -> lane->constant. */
-#define EVICT_WITH_CONSTANT(X) X(h2o)
+#define EVICT_WITH_CONSTANT(X) X(h2o) X(tova) X(keyformer) X(snapkv) X(morphkv) X(rkv) X(nacl) X(vatp) X(cam)
 
 /* Those whose first parameter is an exponent of age, 0 by default: the host compiles the loop without it as well. */
-#define EVICT_WITH_AGE(X) X(h2o)
+#define EVICT_WITH_AGE(X) X(h2o) X(vatp)
 
 #define EVICT_ID(name, heat, credits, traits) EVICT_##name,
 enum evict_policy { EVICT_POLICIES(EVICT_ID) EVICT_N_POLICIES };
 #undef EVICT_ID
 
-/* A session's policy, ready to run. evict_parse() fills in policy, param, heat and trait. */
+/* A session's policy, ready to run. evict_parse() fills in policy, param, heat, trait and lag. */
 struct evict_rule {
 	uint32_t policy;		/* enum evict_policy */
 	int32_t sinks;			/* positions 0 .. sinks-1 are protected */
@@ -67,7 +72,8 @@ struct evict_rule {
 	uint32_t group;			/* query heads per KV head, over which heat is summed; 0 counts as 1 */
 	float param[EVICT_MAX_PARAMS];	/* the policy's own, in the order of its table entry */
 	uint32_t heat[EVICT_MAX_HEAT];	/* enum evict_heat: what is collected */
-	uint32_t trait[EVICT_MAX_TRAIT];/* enum evict_trait: what is computed from K and V */
+	uint32_t trait[EVICT_MAX_TRAIT];/* enum evict_trait: what is computed from K and V, */
+	uint32_t lag;			/* and for EVICT_KEY_LAG, slots of a partition */
 };
 
 /* Numbers over all live slots of a lane. */
@@ -80,7 +86,9 @@ struct evict_lane {
 	uint32_t lane;
 	int32_t now;			/* position of the next token to come */
 	uint32_t appended;		/* tokens of the window that ended */
-	uint32_t queries;		/* of them, those whose attention was observed (the `observe` key) */
+	uint32_t observe;		/* every so many-th query is observed; 0: none */
+	uint32_t queries;		/* of the window's tokens, how many were */
+	uint32_t live;			/* slots */
 	float constant;
 	struct evict_figures heat, rank;
 	uint64_t cut;			/* see evict_spared() */
@@ -111,6 +119,32 @@ EVICT_FN float evict_group(const struct evict_rule *rule)
 EVICT_FN float evict_age(const struct evict_lane *lane, const struct evict_slot *slot)
 {
 	return (float)(lane->now - slot->pos);
+}
+
+/* Of those, the observed ones: at least 1. */
+EVICT_FN float evict_seen(const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	return evict_max(evict_age(lane, slot) / (float)(lane->observe > 1u ? lane->observe : 1u), 1.0f);
+}
+
+/* Where heat[0] is a sum: the window's mean probability, over observed queries and the heads of the group. */
+EVICT_FN float evict_mean_heat(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	return slot->heat[0] / evict_max(evict_group(rule) * (float)lane->queries, 1.0f);
+}
+
+/*
+ * The mean over the last `queries` queries, for policies whose constant is evict_recent_share(): windows of as many queries or
+ * more replace what was, shorter ones are mixed into it.
+ */
+EVICT_FN float evict_recent_share(const struct evict_lane *lane, float queries)
+{
+	return evict_min((float)lane->queries / queries, 1.0f);
+}
+
+EVICT_FN float evict_recent_mean(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	return slot->credit[0] * (1.0f - lane->constant) + evict_mean_heat(rule, lane, slot) * lane->constant;
 }
 
 /*
@@ -158,6 +192,24 @@ EVICT_FN void evict_##name##_fold(const struct evict_rule *rule, const struct ev
 #include "evict/policy_streaming.h"
 #include "evict/policy_random.h"
 #include "evict/policy_h2o.h"
+#include "evict/policy_tova.h"
+#include "evict/policy_scissorhands.h"
+#include "evict/policy_roco.h"
+#include "evict/policy_keyformer.h"
+#include "evict/policy_snapkv.h"
+#include "evict/policy_morphkv.h"
+#include "evict/policy_rkv.h"
+#include "evict/policy_gkv.h"
+#include "evict/policy_raas.h"
+#include "evict/policy_lazy.h"
+#include "evict/policy_nacl.h"
+#include "evict/policy_l2norm.h"
+#include "evict/policy_vatp.h"
+#include "evict/policy_keydiff.h"
+#include "evict/policy_lagkv.h"
+#include "evict/policy_expected.h"
+#include "evict/policy_cam.h"
+#include "evict/policy_d2o.h"
 
 /* --- dispatch: one switch per function ---------------------------------------------------------------------------------------- */
 
@@ -359,7 +411,8 @@ EVICT_FN uint32_t evict_queries(uint32_t observe, int32_t pos, uint32_t n)
 }
 
 /* A lane whose window of `appended` tokens from position pos on has ended; figures are not known yet. */
-EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t number, int32_t pos, uint32_t appended, uint32_t observe)
+EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t number, int32_t pos, uint32_t appended,
+					 uint32_t observe, uint32_t live)
 {
 	struct evict_lane lane;
 
@@ -367,7 +420,9 @@ EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t
 	lane.lane = number;
 	lane.now = pos + (int32_t)appended;
 	lane.appended = appended;
+	lane.observe = observe;
 	lane.queries = evict_queries(observe, pos, appended);
+	lane.live = live;
 	lane.cut = ~0ull;
 	lane.constant = evict_constant(rule, &lane);
 	return lane;

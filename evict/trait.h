@@ -18,9 +18,24 @@ enum evict_trait {
 	EVICT_KEY_NORM = 1,		/* once: L2 norm of the key as stored (after RoPE, which does not change it) */
 	EVICT_VALUE_L1 = 2,		/* once */
 	EVICT_VALUE_L2 = 3,		/* once */
-	EVICT_KEY_COSINE = 4,		/* to the mean of the lane's unit keys */
-	EVICT_KEY_REDUNDANCY = 5,	/* mean cosine to the lane's other keys, as R-KV takes it: see gpu/host/k_trait.h */
-	EVICT_KEY_LAG = 6,		/* LagKV's score: see gpu/host/k_trait.h */
+	/*
+	 * Cosine to the mean of the lane's unit keys u. With S the sum of u (16 partial sums, row r of pages 0, 1, ...; then halves as in
+	 * evict_dot()): u . S / |S|, or 0 when |S| is 0.
+	 */
+	EVICT_KEY_COSINE = 4,
+	/*
+	 * Mean cosine to the lane's other keys as R-KV takes it: for every slot i one other slot is not counted, the one of highest position
+	 * whose cosine to i is above 0.5 (the slot of lowest position when there is none). With n live slots:
+	 * (u_j . S - u_j . u_j - sum over those i, slots ascending, whose uncounted slot is j, of u_i . u_j) / n.
+	 */
+	EVICT_KEY_REDUNDANCY = 5,
+	/*
+	 * LagKV's score. Of the live slots in the order of positions, those behind the sinks in partitions of lag. A row's deviation: of its
+	 * channels scaled by the next partition's minimum and maximum (evict_lag_scale()), unbiased. Softmax over the partition, of K's and of
+	 * V's, sums in the order of positions; the place of their sum in the partition (from 0, ties by position), over lag. Sinks, the
+	 * last whole partition and what follows it have 1. With fewer than 2 lag slots behind the sinks: place in the lane / n.
+	 */
+	EVICT_KEY_LAG = 6,
 };
 
 EVICT_FN int evict_trait_once(uint32_t trait)
@@ -42,6 +57,30 @@ EVICT_FN float evict_trait_of(uint32_t trait, const float *k, const float *v, ui
 	case EVICT_VALUE_L2: return evict_norm(v, d);
 	default: return 0.0f;
 	}
+}
+
+/* The row as multiples of its length; all 0 when that is 0. In place. */
+EVICT_FN void evict_unit(float *row, uint32_t d)
+{
+	const float norm = evict_norm(row, d), inv = norm > 0.0f ? 1.0f / norm : 0.0f;
+
+	for (uint32_t c = 0; c < d; c++)
+		row[c] *= inv;
+}
+
+EVICT_FN float evict_lag_scale(float x, float min, float max)
+{
+	return max > min ? evict_element((x - min) / (max - min)) : 0.0f;
+}
+
+/* Deviation over channels, unbiased. x is overwritten. */
+EVICT_FN float evict_deviation(float *x, uint32_t d)
+{
+	const float mean = evict_sum(x, d) / (float)d;
+
+	for (uint32_t c = 0; c < d; c++)
+		x[c] -= mean;
+	return evict_sqrt(evict_dot(x, x, d) / (float)(d > 1u ? d - 1u : 1u));
 }
 
 #endif

@@ -47,7 +47,8 @@ static __device__ bool open_lane(const struct select_args &a, unsigned i, struct
 	x->n_heat = x->t->n_heat < EVICT_MAX_HEAT ? x->t->n_heat : EVICT_MAX_HEAT;
 	x->turn.n_credit = x->turn.n_credit < EVICT_MAX_ARRAYS ? x->turn.n_credit : EVICT_MAX_ARRAYS;
 	x->n_credit = evict_n_credit(x->turn.rule.policy);
-	x->as_lane = evict_lane_at(&x->turn.rule, x->lane, x->turn.pos, x->turn.appended, x->n_heat ? x->t->observe : 0);
+	x->as_lane = evict_lane_at(&x->turn.rule, x->lane, x->turn.pos, x->turn.appended, x->n_heat ? x->t->observe : 0,
+				   x->live);
 	return true;
 }
 

@@ -83,7 +83,7 @@ static __device__ __forceinline__ int32_t pos_of(const struct lane_ctx &x, uint3
 
 static __device__ __forceinline__ float first_credit(const struct lane_ctx &x, uint32_t slot)
 {
-	char *c = x.turn.n_credit ? credit_block(x, slot) : NULL;
+	char *c = x.n_credit ? credit_block(x, slot) : NULL;
 
 	return c ? *array_in(c, 0, slot) : 0.0f;
 }

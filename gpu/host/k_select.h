@@ -115,7 +115,7 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 		run_policy(s, &a, here, fold, to);
 		if (offer)
 			heap_offer(s, to, first, here);
-		if (sum && s->turn->n_credit)
+		if (sum && evict_n_credit(s->turn->rule.policy))
 			s->sel->kept += sum_credit(a.credit[0], here);
 	}
 }
@@ -152,7 +152,7 @@ static void remove_slots(struct selection *s)
 			continue;
 		equal -= keys[i] == last;
 		credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] = -1;
-		if (s->turn->n_credit)
+		if (evict_n_credit(s->turn->rule.policy))
 			s->sel->leaving += (double)credit_of(&s->v, i / GPU_BLOCK_SLOTS, 0)[i % GPU_BLOCK_SLOTS];
 	}
 }
@@ -187,7 +187,7 @@ static void move_slot(const struct selection *s, uint32_t from, uint32_t to)
 /* Credit of slots that an earlier call has marked: they leave, too. */
 static void leave_marked(struct selection *s)
 {
-	for (uint32_t i = 0; s->turn->n_credit && i < s->live; i++)
+	for (uint32_t i = 0; evict_n_credit(s->turn->rule.policy) && i < s->live; i++)
 		if (credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] == -1)
 			s->sel->leaving += (double)credit_of(&s->v, i / GPU_BLOCK_SLOTS, 0)[i % GPU_BLOCK_SLOTS];
 }
@@ -247,7 +247,7 @@ static void name_next(struct selection *s)
 	heap_sort(s);
 	for (uint32_t i = 0; i < s->n; i++) {
 		next[i] = s->slot[i];
-		if (s->turn->n_credit)
+		if (evict_n_credit(s->turn->rule.policy))
 			s->sel->leaving += (double)credit_of(&s->v, s->slot[i] / GPU_BLOCK_SLOTS, 0)[s->slot[i] % GPU_BLOCK_SLOTS];
 	}
 	*lane = (struct gpu_lane){ .len = s->plan->keep, .fresh = s->plan->fresh };
@@ -284,7 +284,8 @@ static void open_lane(struct selection *s, struct host_select *sel)
 	*s = (struct selection){ .sel = sel, .turn = turn, .plan = &turn->plan[sel->lane], .t = turn->priv };
 	s->v = lane_view(turn->priv, sel->lane, sel->map);
 	s->live = gpu_live(s->v.lane, turn->appended);
-	s->lane = evict_lane_at(&turn->rule, sel->lane, turn->pos, turn->appended, s->t->n_heat ? s->t->observe : 0);
+	s->lane = evict_lane_at(&turn->rule, sel->lane, turn->pos, turn->appended, s->t->n_heat ? s->t->observe : 0,
+				s->live);
 	if (sel->staged)
 		s->stage = host_stage(sel->stage, turn, s->live);
 	s->room = s->plan->victims;

@@ -189,7 +189,7 @@ static void refusals_change_nothing_and_say_why(void **state)
 static void real_policies_are_named_in_the_refusal(void **state)
 {
 	struct evict_rule rule = { 0 };
-	char why[100];
+	char why[300];
 
 	(void)state;
 	assert_int_equal(evict_parse("lru", &rule, why, sizeof(why)), -EINVAL);

@@ -342,7 +342,7 @@ static void h2o_keeps_the_golden_set(void **state)
 			for (uint32_t l = 0; l < KV_HEADS; l++) {
 				for (int j = 0; j < TOKENS; j++) {
 					const struct evict_lane lane = evict_lane_at(&rule, l, TOKENS - (int32_t)(TOKENS / windows),
-												     TOKENS / windows, 1);
+												     TOKENS / windows, 1, TOKENS);
 					struct evict_slot s = { .pos = j, .credit = { credit[l][j] } };
 
 					s.heat[0] = evict_clean((float)(g->session.lane[l].slot[j].heat[0] - before[l][j]));
