@@ -31,11 +31,12 @@ static void lagkv_needs(struct evict_rule *rule)
 
 /* Parameters that several policies have. */
 #define AGE(default)	{ .name = "age", .text = "credit is divided by (tokens since)^age", .def = default, .max = 2.0f }
-#define DECAY		{ .name = "decay", .unit = "per token", .text = "what credit keeps with every token", .def = 1.0f, .max = 1.0f }
-#define QUERIES		{ .name = "queries", .unit = "queries", .type = EVICT_INTEGER, .text = "how many recent queries count", .def = 32.0f, \
-			  .min = 1.0f, .max = 65536.0f }
-#define KERNEL(default)	{ .name = "kernel", .unit = "slots", .type = EVICT_INTEGER, .text = "width of the pooling, made odd; 1: none", \
-			  .def = default, .min = 1.0f, .max = 127.0f }
+#define DECAY		{ .name = "decay", .unit = "per token", .text = "what credit keeps with every token", .def = 1.0f, \
+			  .max = 1.0f }
+#define QUERIES		{ .name = "queries", .unit = "queries", .type = EVICT_INTEGER, .text = "how many recent queries count", \
+			  .def = 32.0f, .min = 1.0f, .max = 65536.0f }
+#define KERNEL(default)	{ .name = "kernel", .unit = "slots", .type = EVICT_INTEGER, \
+			  .text = "width of the pooling, made odd; 1: none", .def = default, .min = 1.0f, .max = 127.0f }
 #define ALPHA		{ .name = "alpha", .text = "a query that pays more activates the token", .def = 1e-4f, .max = 1.0f }
 
 const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {

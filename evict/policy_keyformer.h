@@ -1,7 +1,7 @@
 /*
  * keyformer: attention with noise (arXiv 2403.09054). Adds softmax((logit + Gumbel noise) / tau) instead of the probability, tau
- * rising from `tau` to `tau_end` over the first `steps` tokens. With x = p^(1/tau) * e^(noise/tau) the softmax is x / sum of x over the lane,
- * so probabilities suffice. At decode: the mean probability of a window stands for its queries, with one draw per slot and window.
+ * rising from `tau` to `tau_end` over the first `steps` tokens. With x = p^(1/tau) * e^(noise/tau) the softmax is x / sum of x over the
+ * lane, so probabilities suffice. At decode: the mean probability of a window stands for its queries, with one draw per slot and window.
  */
 #ifndef EVICT_POLICY_KEYFORMER_H
 #define EVICT_POLICY_KEYFORMER_H

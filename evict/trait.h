@@ -24,15 +24,16 @@ enum evict_trait {
 	 */
 	EVICT_KEY_COSINE = 4,
 	/*
-	 * Mean cosine to the lane's other keys as R-KV takes it: for every slot i one other slot is not counted, the one of highest position
-	 * whose cosine to i is above 0.5 (the slot of lowest position when there is none). With n live slots:
+	 * Mean cosine to the lane's other keys as R-KV takes it: for every slot i one other slot is not counted, the one of highest
+	 * position whose cosine to i is above 0.5 (the slot of lowest position when there is none). With n live
+	 * slots:
 	 * (u_j . S - u_j . u_j - sum over those i, slots ascending, whose uncounted slot is j, of u_i . u_j) / n.
 	 */
 	EVICT_KEY_REDUNDANCY = 5,
 	/*
 	 * LagKV's score. Of the live slots in the order of positions, those behind the sinks in partitions of lag. A row's deviation: of its
-	 * channels scaled by the next partition's minimum and maximum (evict_lag_scale()), unbiased. Softmax over the partition, of K's and of
-	 * V's, sums in the order of positions; the place of their sum in the partition (from 0, ties by position), over lag. Sinks, the
+	 * channels scaled by the next partition's minimum and maximum (evict_lag_scale()), unbiased. Softmax over the partition, of
+	 * K's and of V's, sums in the order of positions; the place of their sum in the partition (from 0, ties by position), over lag. Sinks, the
 	 * last whole partition and what follows it have 1. With fewer than 2 lag slots behind the sinks: place in the lane / n.
 	 */
 	EVICT_KEY_LAG = 6,

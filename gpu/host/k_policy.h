@@ -63,7 +63,8 @@ VFN struct evict_slot slot_at(const struct arrays *a, uint32_t i, uint32_t nc, u
 /* A copy whose policy is a constant, and so is its exponent of age when that is 0. */
 VFN struct evict_rule constant_rule(const struct evict_rule *from, uint32_t policy, int aged)
 {
-	struct evict_rule rule = { .policy = policy, .sinks = from->sinks, .pinned = from->pinned, .seed = from->seed, .group = from->group };
+	struct evict_rule rule = { .policy = policy, .sinks = from->sinks, .pinned = from->pinned, .seed = from->seed,
+				   .group = from->group };
 
 	UNROLL for (uint32_t i = 0; i < EVICT_MAX_PARAMS; i++)
 		rule.param[i] = from->param[i];

@@ -15,7 +15,8 @@ static void read_row(const struct selection *s, uint32_t slot, uint32_t which, f
 
 	row_to_float(x, type, page + (which ? gpu_page_v(type, d) : 0u) + (size_t)at * gpu_row_bytes(type, d), d);
 	if (type == GPU_Q8) {
-		const uint16_t *param = (const uint16_t *)(const void *)(page + gpu_page_params(type, d)) + (which * GPU_PAGE_SLOTS + at) * 2u;
+		const uint16_t *param = (const uint16_t *)(const void *)(page + gpu_page_params(type, d)) +
+					(which * GPU_PAGE_SLOTS + at) * 2u;
 		const float scale = f_of_f16(param[0]), offset = f_of_f16(param[1]);
 
 		for (uint32_t c = 0; c < d; c++)

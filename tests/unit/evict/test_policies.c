@@ -193,7 +193,7 @@ static void real_policies_are_named_in_the_refusal(void **state)
 
 	(void)state;
 	assert_int_equal(evict_parse("lru", &rule, why, sizeof(why)), -EINVAL);
-	assert_memory_equal(why, "found policy \"lru\"; allowed: full, streaming, random, h2o", 58);
+	assert_memory_equal(why, "found policy \"lru\"; allowed: full, streaming, random, h2o", 57);
 	assert_int_equal(evict_parse("h2o:decay=1", &rule, why, sizeof(why)), 0);
 	assert_int_equal(evict_parse("h2o:decay=1.5", &rule, why, sizeof(why)), -EINVAL);
 	assert_string_equal(why, "parameter decay: found \"1.5\"; allowed: 0 to 1 per token");

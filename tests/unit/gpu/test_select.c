@@ -120,8 +120,10 @@ static void expect_open(struct world *w, const struct turns *t, unsigned what)
 static void check_stats(const struct gpu_turn_stats *got, const struct gpu_turn_stats *want)
 {
 	for (unsigned i = 0; i < N; i++) {
-		if (fabs(got[i].credit_kept - want[i].credit_kept) > 1e-6 * (1.0 + want[i].credit_kept) ||
-		    fabs(got[i].credit_leaving - want[i].credit_leaving) > 1e-6 * (1.0 + want[i].credit_leaving)) {
+		const double allowed = 1e-6 * (1.0 + fabs(want[i].credit_kept) + fabs(want[i].credit_leaving));
+
+		if (fabs(got[i].credit_kept - want[i].credit_kept) > allowed ||
+		    fabs(got[i].credit_leaving - want[i].credit_leaving) > allowed) {
 			fprintf(stderr, "session %u: kept %.9g leaving %.9g, expected %.9g and %.9g\n", i, got[i].credit_kept,
 				got[i].credit_leaving, want[i].credit_kept, want[i].credit_leaving);
 			fail();
