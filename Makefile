@@ -65,12 +65,14 @@ GPU_O    := $(call c_of,gpu/host/*.c) $(B)/obj/gpu/gpu.o $(if $(CUDA),$(call cu_
 CLIENT_O := $(call c_of,libclient/*.c)
 DAEMON_O := $(filter-out %/main.o,$(call c_of,daemon/*.c))
 CTL_O    := $(call c_of,ctl/*.c)
+REPLAY_O := $(call c_of,replay/*.c)
 LLAMA_O  := $(call c_of,examples/llama/*.c) $(call cu_of,examples/llama/*.cu)
 
 BIN := $(B)/bin
 LIB := $(B)/lib
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/ebbd) $(if $(wildcard ctl/*.c),$(BIN)/ebbctl) \
-	$(if $(wildcard examples/llama/*.c),$(BIN)/ebb-llama) $(if $(wildcard examples/hello.c),$(BIN)/ebb-hello)
+	$(if $(wildcard examples/llama/*.c),$(BIN)/ebb-llama) $(if $(wildcard replay/*.c),$(BIN)/ebb-replay) \
+	$(if $(wildcard examples/hello.c),$(BIN)/ebb-hello)
 LIBS := $(if $(CLIENT_O),$(LIB)/libebb.a $(LIB)/libebb.so)
 
 .PHONY: all
@@ -125,6 +127,8 @@ $(BIN)/ebbctl: $(CTL_O) $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS) -ljansson)
 $(BIN)/ebb-llama: $(LLAMA_O) $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS) -ljansson)
+$(BIN)/ebb-replay: $(REPLAY_O) $(EVICT_O) $(GPU_O)
+	$(call link,$^)
 $(BIN)/ebb-hello: $(B)/obj/examples/hello.o $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS))
 
@@ -218,7 +222,7 @@ check-headers:	## each header compiles alone, as C and as C++
 check-layers: $(EVICT_O)	## who includes whom; what evict/ may call
 	@tools/check-layers.sh $(B)
 
-STYLE_SRC = $(wildcard conf/*.c ctl/*.c daemon/*.c evict/*.c examples/*.c examples/llama/*.c gpu/*.c gpu/host/*.c libclient/*.c)
+STYLE_SRC = $(wildcard conf/*.c ctl/*.c daemon/*.c evict/*.c examples/*.c examples/llama/*.c gpu/*.c gpu/host/*.c libclient/*.c replay/*.c)
 check-style:	## no function over 70 lines, no file over 600; clang-format where .clang-format exists
 	@$(SETUP) build style
 	@tools/check-style.sh $(STYLE_SRC)

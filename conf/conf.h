@@ -30,6 +30,8 @@ struct conf_daemon {
 	uint32_t log_level;		/* 3 err .. 7 debug, as syslog */
 	uint32_t max_clients;
 	uint32_t drain_ms;		/* how long SIGTERM waits for clients to finish */
+	char record[CONF_TEXT];		/* folder for recordings; "": none are made */
+	uint64_t record_limit_bytes;	/* of one recording */
 };
 
 struct conf_pool {
@@ -54,6 +56,7 @@ struct conf_session {
 	uint32_t seed;
 	char split[CONF_TEXT];		/* NAME or NAME:key=value,... */
 	char lanes[CONF_TEXT];		/* path of a table of lanes, which only the operator may name; "": none */
+	char record[CONF_NAME];		/* heat to record: "sum", "sum,last,kv", ...; "": nothing */
 	uint64_t given;			/* bit i: key i of [session] (order of keys.def) was given explicitly */
 };
 

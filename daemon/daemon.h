@@ -10,6 +10,7 @@
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
  *   loop.c     one io_uring that tells the others when
  *   report.c   answers questions in JSON
+ *   record.c   writes what a session sees to a file, for ebb-replay
  */
 #ifndef DAEMON_DAEMON_H
 #define DAEMON_DAEMON_H
@@ -92,6 +93,8 @@ struct session {
 	uint64_t live, evicted, windows;
 	uint64_t bytes;			/* of pages and runs, private ones too */
 
+	struct record *record;		/* NULL: it is not recorded */
+	bool record_kv;
 	struct session *next_due;
 };
 
@@ -236,6 +239,14 @@ bool pressure_short(const struct pool *pool);			/* few slabs are left, or somebo
 
 /* --- report.c */
 char *report_json(struct daemon *d, const char *question);	/* malloc'ed, or NULL: no such question */
+
+/* --- record.c */
+/* What the session's `record` asks for, into its table: 0, or an error with a sentence. Before its sizes are computed. */
+int record_spec(struct session *s, char *why, size_t why_bytes);
+int record_open(struct session *s, char *why, size_t why_bytes);	/* 0 also when nothing is to be recorded */
+void record_window(struct session *s);				/* at a turn, before its select */
+void record_close(struct session *s);				/* before its memory goes */
+void record_stop(void);						/* all is written and closed, and the writer has ended */
 
 /* --- loop.c */
 void loop_block_signals(void);	/* before any other thread exists (CUDA starts some): they inherit the mask */

@@ -1,9 +1,10 @@
 /*
  * One line per event on stderr, with the "<level>" in front that the journal understands. At most 200 lines a second of what is less
- * than a notice.
+ * than a notice. Any thread may log.
  */
 #include "daemon/daemon.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -28,6 +29,7 @@ void log_level(unsigned level)
 
 void log_line(unsigned level, const char *format, ...)
 {
+	static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 	static uint64_t second;
 	static unsigned lines, lost;
 	char text[6144];	/* a refused reload quotes every complaint */
@@ -36,6 +38,7 @@ void log_line(unsigned level, const char *format, ...)
 
 	if (level > max_level)
 		return;
+	pthread_mutex_lock(&lock);
 	if (now != second) {
 		if (lost)
 			fprintf(stderr, "<%d>log_lines_lost count=%u\n", LOG_WARN, lost);
@@ -44,8 +47,10 @@ void log_line(unsigned level, const char *format, ...)
 	}
 	if (lines++ >= LINES_PER_SECOND && level > LOG_NOTE) {
 		lost++;
+		pthread_mutex_unlock(&lock);
 		return;
 	}
+	pthread_mutex_unlock(&lock);
 	va_start(args, format);
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);

@@ -244,6 +244,7 @@ static void stop(struct daemon *d, bool unlink_socket)
 			client_reap(d->client[i]);
 			client_release(d->client[i]);
 		}
+	record_stop();
 	for (unsigned i = 0; i < d->n_pools; i++) {
 		pool_close(&d->pool[i]);
 		close(d->done_fd[i]);

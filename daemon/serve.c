@@ -133,6 +133,7 @@ void serve_run(struct daemon *d, unsigned index)
 		d->running[index] = list;
 		for (struct session *s = list; s; s = s->next_due) {
 			move_pages(pool, s);
+			record_window(s);	/* where it now lies */
 			write_private(pool, s);
 		}
 		select_all(pool, list);

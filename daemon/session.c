@@ -233,6 +233,8 @@ static void turn_plan(struct session *s, uint32_t want)
 	grant = evict_grant(&s->spec, &state);
 	if (grant > left)
 		grant = left;
+	if (s->record && grant > s->table.window)	/* window by window: that is how a policy would see it */
+		grant = s->table.window;
 	if (!s->opening && pressure_short(s->pool)) {
 		slab = pool_drain(s->pool, owner_of(s));
 		if (slab != POOL_NONE)
@@ -371,6 +373,9 @@ static int set_spec(struct session *s, char *why, size_t why_bytes)
 		.heat = { spec->rule.heat[0], spec->rule.heat[1] },
 		.observe = a->observe,
 	};
+	rc = record_spec(s, why, why_bytes);
+	if (rc)
+		return rc;
 	s->page_bytes = gpu_page_bytes(s->slot_type, s->head_dim);
 	s->block_bytes = gpu_block_bytes(s->table.n_heat);
 	s->credit_bytes = gpu_block_bytes(s->n_credit);
@@ -503,16 +508,19 @@ int session_open(struct client *c, uint32_t seq, const struct wire_open *open, c
 	if (!c->owner[pool_index(d, pool)].serial)
 		pool_owner_init(pool, &c->owner[pool_index(d, pool)], true);
 	s->index = index;
-	if (!take_floor(s)) {
+	s->id = d->session_ids + 1;
+	rc = take_floor(s) ? record_open(s, why, why_bytes) : -ENOSPC;
+	if (rc) {
 		free_memory(s);
 		free_struct(s);
 		client_trim(c, pool_index(d, pool));
 		pool_trim(pool, &pool->self, NULL, NULL);
-		snprintf(why, why_bytes, "pool %s has no room for even the floor of this session (see: ebbctl pools)", pool->name);
-		return -ENOSPC;
+		if (rc == -ENOSPC)
+			snprintf(why, why_bytes, "pool %s has no room for even the floor of this session (see: ebbctl pools)", pool->name);
+		return rc;
 	}
 	s->seq = seq;
-	s->id = ++d->session_ids;
+	d->session_ids++;
 	s->opened_ns = now_ns();
 	s->opening = true;
 	c->session[index] = s;
@@ -538,6 +546,7 @@ void session_end(struct session *s)
 	}
 	if (s->claimed)
 		d->n_claimed--;
+	record_close(s);
 	free_memory(s);
 	c->session[s->index] = NULL;
 	c->n_sessions--;
