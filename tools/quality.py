@@ -122,8 +122,8 @@ def matrix(name, docs, listed, base):
 def reference(docs):
     """What another implementation measured: its rules, its budget, on our documents."""
     with open(os.path.join(os.path.dirname(__file__), "../docs/quality/reference.csv")) as f:
-        rules = dict.fromkeys((r["policy"], r["settings"]) for r in csv.DictReader(line for line in f if line[0] != "#") if r["policy"])
-    return [cell(doc, 2048, "", REFERENCE_SLOTS, policy, "uniform", settings) for doc in docs for policy, settings in rules]
+        rows = [r for r in csv.DictReader(line for line in f if line[0] != "#") if r["policy"]]
+    return [cell(doc, 2048, "", REFERENCE_SLOTS, r["policy"], "uniform", r["settings"]) for r in rows for doc in docs if r.get(doc["kind"])]
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------------

@@ -51,6 +51,10 @@ static const struct option_row rows[] = {
 	{ "belady", NULL, 0, FLAG, AT(belady), 0, 0, NULL,
 	  "with --full-run: keep slots by the attention that they will still receive in the full run: the bound" },
 	{ "kept", "FILE", 0, TEXT, AT(kept), 0, 0, NULL, "with --against-full: write the positions that each lane holds at the end" },
+	{ "passkey", NULL, 0, FLAG, AT(passkey), 0, 0, NULL,
+	  "is a number found that was hidden in a long text? with the daemon's cache and with a full one; -f and -p add fillers" },
+	{ "depths", "LIST", 0, TEXT, AT(depths), 0, 0, NULL, "of --passkey: where the number is, shares of the text, with commas" },
+	{ "keys", "N", 0, COUNT, AT(keys), 1, 1000, NULL, "of --passkey: numbers tried at each depth of each filler (3)" },
 	{ "ids", NULL, 0, FLAG, AT(ids), 0, 0, NULL, "print the prompt's token ids, one a line, and exit" },
 	{ "all", NULL, 0, FLAG, AT(all), 0, 0, NULL, "print the texts of all sequences, not only the first" },
 	{ "json", NULL, 0, FLAG, AT(json), 0, 0, NULL, "print one JSON object at the end instead of text" },
@@ -280,8 +284,18 @@ static int check_against(struct cli *cli)
 
 static int check(struct cli *cli)
 {
-	if (cli->n_sources == 0) {
+	if (cli->n_sources == 0 && !cli->passkey) {
 		cli_error("nothing to read: give a text with -p TEXT or a file with -f FILE (--help lists the options)");
+		return 2;
+	}
+	if (cli->passkey && (cli->nll || cli->chat || cli->ids || cli->local || cli->batch > 1 || cli->temperature > 0.0 ||
+			     cli->logits)) {
+		cli_error("--passkey makes prompts of its own and runs them one by one through the daemon: it does not go with --nll, --chat, "
+			  "--ids, --local, --batch, --temp or --logits");
+		return 2;
+	}
+	if (!cli->passkey && cli->depths) {
+		cli_error("--depths is a part of --passkey: give that too");
 		return 2;
 	}
 	if (cli->nll && (cli->chat || cli->temperature > 0.0)) {
@@ -338,6 +352,7 @@ int cli_parse(struct cli *cli, int argc, char **argv)
 	cli->n_predict = 128;
 	cli->batch = 1;
 	cli->threads = 1;
+	cli->keys = 3;
 	cli->source = calloc(CLI_MAX_SOURCES, sizeof(*cli->source));
 	if (!cli->source) {
 		cli_error("out of memory");

@@ -1,6 +1,7 @@
 /* ebb-llama: runs a model of the llama family with its attention cache in ebbd. See cli.c for the options. */
 #include "examples/llama/generate.h"
 #include "examples/llama/nll.h"
+#include "examples/llama/passkey.h"
 #include "examples/llama/run.h"
 
 static int print_ids(const struct run *run)
@@ -23,7 +24,8 @@ int main(int argc, char **argv)
 	}
 	err = run_load(&run, &cli);
 	if (!err)
-		err = cli.ids ? print_ids(&run) : cli.nll ? nll_run(&run) : generate_run(&run);
+		err = cli.ids ? print_ids(&run) : cli.nll ? nll_run(&run) : cli.passkey ? passkey_run(&run) :
+			generate_run(&run);
 	run_close(&run);
 	cli_free(&cli);
 	if (!err && fflush(stdout)) {

@@ -57,7 +57,7 @@ static int read_file(const char *path, char **text, size_t *bytes)
 	return 0;
 }
 
-static int encode(const struct run *run, const struct cli_source *source, struct tokens *out)
+int run_encode(const struct run *run, const struct cli_source *source, struct tokens *out)
 {
 	const struct cli *cli = run->cli;
 	char *file = NULL;
@@ -70,7 +70,7 @@ static int encode(const struct run *run, const struct cli_source *source, struct
 	if (cli->chat) {
 		err = tokenizer_chat(run->tok, cli->system, text, bytes, out);
 	} else {
-		if (!cli->nll && tokenizer_bos(run->tok) >= 0)
+		if (!cli->nll && !cli->passkey && tokenizer_bos(run->tok) >= 0)
 			err = tokens_add(out, tokenizer_bos(run->tok));
 		if (!err)
 			err = tokenizer_encode(run->tok, text, bytes, cli->special, out);
@@ -118,10 +118,12 @@ static int load_prompts(struct run *run)
 	run->seq = calloc(run->n_seqs, sizeof(*run->seq));
 	if (!run->seq)
 		return -ENOMEM;
+	if (cli->passkey)	/* makes its own prompts */
+		return 0;
 	for (uint32_t k = 0; k < n && !err; k++) {
 		struct tokens all = { 0 };
 
-		err = encode(run, &cli->source[k], &all);
+		err = run_encode(run, &cli->source[k], &all);
 		for (uint32_t i = k; i < run->n_seqs && !err; i += cli->n_sources)
 			err = cut(run, i, &all);
 		free(all.id);
@@ -217,43 +219,34 @@ static int open_forward(struct run *run)
 	return err;
 }
 
-static int session_failed(const struct run *run, uint32_t i, int err)
+static int session_failed(const struct run *run, const struct ebb *ebb, uint32_t i, int err)
 {
 	if (err == -ENOSPC)
 		cli_error("sequence %u: the pool %s has no room for it now (%s). Wait for room with --wait MS, or use a smaller --batch, "
-			  "a smaller --budget or --slots q8", i, run->pool.name, ebb_error(run->ebb));
+			  "a smaller --budget or --slots q8", i, run->pool.name, ebb_error(ebb));
 	else if (err == -ETIMEDOUT)
 		cli_error("sequence %u: the pool %s had no room within %d ms", i, run->pool.name, run->cli->wait_ms);
 	else
-		cli_error("sequence %u: %s", i, ebb_error(run->ebb));
+		cli_error("sequence %u: %s", i, ebb_error(ebb));
 	return err;
 }
 
-static int open_sequences(struct run *run, const char *pool, const char *lanes)
+int run_open_session(struct run *run, uint32_t i, struct ebb *ebb, struct ebb_batch *batch)
 {
 	const struct cli *cli = run->cli;
 	const struct model *m = run->model;
-	int err;
+	struct sequence *s = &run->seq[i];
+	struct ebb_session_options options = {
+		.pool = cli->local || ebb != run->ebb ? NULL : run->pool.name, .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads,
+		.group = m->group, .head_dim = m->head_dim, .max_tokens = s->n_prompt + (cli->nll ? 0 : cli->n_predict),
+		.prompt_tokens = cli->nll || cli->passkey ? 0 : s->n_prompt,
+		.settings = cli->settings[0] ? cli->settings : NULL, .wait_ms = cli->wait_ms, .lanes = run->lanes,
+	};
+	int err = ebb_session_open(ebb, &options, &s->session);
 
-	for (uint32_t i = 0; i < run->n_seqs; i++) {
-		struct sequence *s = &run->seq[i];
-		struct ebb_session_options options = {
-			.pool = pool, .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads, .group = m->group,
-			.head_dim = m->head_dim, .max_tokens = s->n_prompt + (cli->nll ? 0 : cli->n_predict),
-			.prompt_tokens = cli->nll ? 0 : s->n_prompt,
-			.settings = cli->settings[0] ? cli->settings : NULL, .wait_ms = cli->wait_ms, .lanes = lanes,
-		};
-
-		if (options.max_tokens > m->n_context)
-			cli_error("note: sequence %u may reach %u tokens; the model was trained for %u", i, options.max_tokens,
-				  m->n_context);
-		err = ebb_session_open(run->ebb, &options, &s->session);
-		if (!err)
-			err = ebb_batch_join(run->batch, s->session);
-		if (err)
-			return session_failed(run, i, err);
-	}
-	return 0;
+	if (!err)
+		err = ebb_batch_join(batch, s->session);
+	return err ? session_failed(run, ebb, i, err) : 0;
 }
 
 static int open_sessions(struct run *run)
@@ -264,7 +257,6 @@ static int open_sessions(struct run *run)
 		.max_sessions = run->n_seqs, .max_rows = run->max_rows,
 	};
 	int err = ebb_batch_new(run->ebb, &batch, &run->batch);
-	char *lanes = NULL;
 	size_t bytes;
 
 	if (err) {
@@ -272,10 +264,14 @@ static int open_sessions(struct run *run)
 		return err;
 	}
 	if (cli->lanes)
-		err = read_file(cli->lanes, &lanes, &bytes);
-	if (!err)
-		err = open_sequences(run, batch.pool, lanes);
-	free(lanes);
+		err = read_file(cli->lanes, &run->lanes, &bytes);
+	for (uint32_t i = 0; i < run->n_seqs && !err; i++) {
+		uint32_t most = run->seq[i].n_prompt + (cli->nll ? 0 : cli->n_predict);
+
+		if (most > run->model->n_context)
+			cli_error("note: sequence %u may reach %u tokens; the model was trained for %u", i, most, run->model->n_context);
+		err = run_open_session(run, i, run->ebb, run->batch);
+	}
 	return err;
 }
 
@@ -347,6 +343,7 @@ void run_close(struct run *run)
 	free(run->target);
 	free(run->logprob);
 	free(run->logits);
+	free(run->lanes);
 	tokenizer_free(run->tok);
 	model_free(run->model);
 	gguf_close(run->file);

@@ -36,6 +36,7 @@ struct run {
 	struct forward *forward;
 	struct ebb_batch *batch;
 	struct sequence *seq;
+	char *lanes;			/* text of --lanes, or NULL */
 	uint32_t n_seqs;
 	FILE *logits_file;
 	struct status *status;
@@ -70,6 +71,15 @@ int run_load(struct run *run, const struct cli *cli);
  */
 int run_open(struct run *run, uint32_t max_rows, uint32_t max_out, int want_logits);
 void run_close(struct run *run);
+
+/*
+ * run_open_session - open sequence i's session on a connection (run->ebb, or another of the same device) and let it join a batch.
+ * For who opens sessions one by one; run_open() has opened one per sequence.
+ */
+int run_open_session(struct run *run, uint32_t i, struct ebb *ebb, struct ebb_batch *batch);
+
+/* run_encode - the token ids of a prompt, appended. */
+int run_encode(const struct run *run, const struct cli_source *source, struct tokens *out);
 
 /* run_step - feed up to run->n[i] tokens of every sequence; on return run->n[i] is how many. 0 or a negative errno. */
 int run_step(struct run *run, enum run_outputs outputs);
