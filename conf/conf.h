@@ -44,6 +44,7 @@ struct conf_pool {
 /* What a session gets. Also the type of what a client asked for. */
 struct conf_session {
 	char policy[CONF_TEXT];		/* NAME or NAME:key=value,... ; its meaning is evict's, see conf_check */
+	char merge[CONF_TEXT];		/* auto, NAME or NAME:key=value,... */
 	struct conf_amount budget;
 	struct conf_amount recent;
 	uint32_t window;
@@ -67,7 +68,7 @@ struct conf {
 	unsigned n_pools;
 };
 
-/* Checks the value of the key `policy` or `split` for conf, which knows neither: 0, or -EINVAL with a sentence in why. */
+/* Checks the value of the key `policy`, `merge` or `split` for conf, which knows none of them: 0, or -EINVAL with a sentence in why. */
 typedef int (*conf_check)(const char *key, const char *text, char *why, size_t why_bytes);
 
 void conf_defaults(struct conf *conf);	/* no pools */

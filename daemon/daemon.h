@@ -212,7 +212,7 @@ void session_end(struct session *s);				/* free everything; answers CLOSE if tha
 void session_release(struct session *s);			/* after a turn: pages that it no longer needs */
 void session_follow(struct session *s);				/* the daemon's defaults have changed */
 struct pool *session_pool(struct daemon *d, const char *name);	/* "": the first; NULL: there is none of that name */
-int session_check(const char *key, const char *text, char *why, size_t why_bytes);	/* conf_check of the keys policy and split */
+int session_check(const char *key, const char *text, char *why, size_t why_bytes);	/* conf_check of the keys policy, merge and split */
 
 /* --- budget.c */
 /* Makes s->split for what it asked, with its client's or the operator's table. 0, -ENOMEM, or -EINVAL with a sentence. */

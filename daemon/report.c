@@ -255,12 +255,14 @@ static json_t *clients(struct daemon *d)
 
 static json_t *params_of(const struct evict_param *param, uint32_t n)
 {
+	static const char *const types[] = { "number", "integer", "flag" };
 	json_t *list = json_array();
 
 	for (uint32_t k = 0; k < n; k++)
-		json_array_append_new(list, json_pack("{s:s, s:f, s:f, s:f, s:s, s:s}", "name", param[k].name, "default",
-						      (double)param[k].def, "min", (double)param[k].min, "max",
-						      (double)param[k].max, "unit", param[k].unit ? param[k].unit : "", "text", param[k].text));
+		json_array_append_new(list, json_pack("{s:s, s:s, s:f, s:f, s:f, s:s, s:s}", "name", param[k].name, "type",
+						      types[param[k].type % 3], "default", (double)param[k].def, "min",
+						      (double)param[k].min, "max", (double)param[k].max, "unit",
+						      param[k].unit ? param[k].unit : "", "text", param[k].text));
 	return list;
 }
 
@@ -286,15 +288,27 @@ static void add_splits(json_t *list)
 	}
 }
 
+static void add_merges(json_t *list)
+{
+	for (unsigned i = 0; i < EVICT_N_MERGES; i++) {
+		const struct evict_merge_info *p = &evict_merges[i];
+
+		json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:s, s:o}", "name", p->name, "kind", "merge", "text", p->text,
+						      "source", p->source, "params", params_of(p->param, p->n_params)));
+	}
+}
+
 static json_t *policies(struct daemon *d)
 {
 	static const char *const heat_names[] = { "sum", "max", "squares", "last" };
+	static const char *const trait_names[] = { "none", "key norm", "value L1 norm", "value L2 norm", "cosine to the mean key",
+						   "redundancy among keys", "lag" };
 	json_t *list = json_array();
 
 	(void)d;
 	for (unsigned i = 0; i < EVICT_N_POLICIES; i++) {
 		const struct evict_policy_info *p = &evict_policies[i];
-		json_t *o = json_object(), *heat = json_array();
+		json_t *o = json_object(), *heat = json_array(), *traits = json_array();
 
 		set_text(o, "name", p->name);
 		set_text(o, "kind", "rank");
@@ -302,10 +316,15 @@ static json_t *policies(struct daemon *d)
 		set_text(o, "source", p->source);
 		for (uint32_t k = 0; k < evict_n_heat(i); k++)
 			json_array_append_new(heat, json_string(heat_names[p->heat[k] & 3]));
+		for (uint32_t k = 0; k < evict_n_trait(i); k++)
+			json_array_append_new(traits, json_string(trait_names[p->trait[k]]));
 		json_object_set_new(o, "heat", heat);
+		json_object_set_new(o, "traits", traits);
+		set_text(o, "merge", evict_merges[p->merge].name);
 		json_object_set_new(o, "params", params_of(p->param, p->n_params));
 		json_array_append_new(list, o);
 	}
+	add_merges(list);
 	add_splits(list);
 	return list;
 }

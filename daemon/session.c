@@ -30,6 +30,10 @@ int session_check(const char *key, const char *text, char *why, size_t why_bytes
 
 	if (strcmp(key, "split") == 0)
 		return evict_split_parse(text, &split, why, why_bytes);
+	if (strcmp(key, "merge") == 0) {
+		rule.policy = EVICT_full;
+		return evict_merge_parse(text, &rule, why, why_bytes);
+	}
 	return evict_parse(text, &rule, why, why_bytes);
 }
 
@@ -342,11 +346,14 @@ static int set_spec(struct session *s, char *why, size_t why_bytes)
 	bool pin;
 	int rc = evict_parse(a->policy, &spec->rule, why, why_bytes);
 
+	if (!rc)
+		rc = evict_merge_parse(a->merge, &spec->rule, why, why_bytes);
 	if (rc)
 		return rc;
 	info = &evict_policies[spec->rule.policy];
 	if (!gpu_can_select(s->pool->dev, &spec->rule)) {
-		snprintf(why, why_bytes, "policy %s does not run on the device of pool %s yet", info->name, s->pool->name);
+		snprintf(why, why_bytes, "policy %s with merge %s does not run on the device of pool %s yet", info->name,
+			 evict_merges[spec->rule.merge].name, s->pool->name);
 		return -ENOTSUP;
 	}
 	pin = a->pin_prompt == 2 ? info->pin_prompt : a->pin_prompt == 1;

@@ -33,6 +33,7 @@ struct evict_policy_info {
 	uint32_t heat[EVICT_MAX_HEAT];	/* enum evict_heat: what the clients must collect */
 	uint32_t trait[EVICT_MAX_TRAIT];	/* enum evict_trait: what is computed from K and V */
 	void (*needs)(struct evict_rule *rule);	/* where heat or trait depend on parameters; may be NULL */
+	uint32_t merge;			/* enum evict_merge: what the merge key's auto means */
 	int pin_prompt;			/* default of the pin_prompt key */
 	int never_evicts;		/* full */
 	struct evict_param param[EVICT_MAX_PARAMS];
@@ -48,6 +49,22 @@ extern const struct evict_policy_info evict_policies[EVICT_N_POLICIES];
  * Errors: -EINVAL.
  */
 int evict_parse(const char *text, struct evict_rule *rule, char *why, size_t why_bytes);
+
+struct evict_merge_info {
+	const char *name;
+	const char *text;		/* one line */
+	const char *source;		/* paper */
+	struct evict_param param[EVICT_MAX_MERGE_PARAMS];
+	uint32_t n_params;
+};
+
+extern const struct evict_merge_info evict_merges[EVICT_N_MERGES];
+
+/*
+ * evict_merge_parse - read "NAME", "NAME:key=value,..." or "auto" (what the rule's policy brings along) into the rule's merge and
+ * merge_param. -EINVAL with a sentence.
+ */
+int evict_merge_parse(const char *text, struct evict_rule *rule, char *why, size_t why_bytes);
 
 /* --- budgets ----------------------------------------------------------------------------------------------------------- */
 

@@ -249,6 +249,7 @@ const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 	[EVICT_cam] = {
 		.name = "cam",
 		.text = "keeps what the recent queries looked at; the values of victims go into their successors",
+		.merge = EVICT_MERGE_cam,
 		.source = "CaM, ICML 2024, openreview LCTmppB165",
 		.heat = { EVICT_HEAT_SUM },
 		.n_params = 1,
@@ -259,6 +260,7 @@ const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 	[EVICT_d2o] = {
 		.name = "d2o",
 		.text = "accumulated attention; victims are merged into their nearest survivor",
+		.merge = EVICT_MERGE_d2o,
 		.source = "D2O, arXiv 2406.13035",
 		.heat = { EVICT_HEAT_SUM },
 	},

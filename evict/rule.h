@@ -23,6 +23,7 @@
 #define EVICT_RULE_H
 
 #include "evict/math.h"
+#include "evict/merge.h"
 #include "evict/trait.h"
 
 #define EVICT_MAX_PARAMS 6
@@ -74,6 +75,8 @@ struct evict_rule {
 	uint32_t heat[EVICT_MAX_HEAT];	/* enum evict_heat: what is collected */
 	uint32_t trait[EVICT_MAX_TRAIT];/* enum evict_trait: what is computed from K and V, */
 	uint32_t lag;			/* and for EVICT_KEY_LAG, slots of a partition */
+	uint32_t merge;			/* enum evict_merge; evict_merge_parse() fills in these two */
+	float merge_param[EVICT_MAX_MERGE_PARAMS];
 };
 
 /* Numbers over all live slots of a lane. */

@@ -63,6 +63,7 @@ static const struct option_row rows[] = {
 	{ "pool", "NAME", 0, TEXT, AT(pool), 0, 0, NULL, "the daemon's pool (its first)" },
 	{ "wait", "MS", 0, WAIT, AT(wait_ms), 0, 0, NULL, "wait so long when the pool has no room; -1: for ever (0)" },
 	{ "policy", "NAME", 0, SETTING, 0, 0, 0, "policy", "eviction policy, NAME[:key=value,...]; ebbctl policies lists them" },
+	{ "merge", "NAME", 0, SETTING, 0, 0, 0, "merge", "what becomes of a victim's key and value: none, cam, d2o, pivot" },
 	{ "split", "NAME", 0, SETTING, 0, 0, 0, "split", "how the budget is shared over layers and heads; ebbctl policies lists them" },
 	{ "lanes", "FILE", 0, TEXT, AT(lanes), 0, 0, NULL, "a table of what each lane is worth, for a split that needs one" },
 	{ "budget", "N|P%", 0, AMOUNT, AT(budget), 0, 0, "budget", "slots a lane may hold" },

@@ -76,8 +76,8 @@ struct host_select {
 	double kept, leaving;		/* returned */
 	uint64_t *keys;			/* scratch for live keys, twice; with REMOVE or COMPACT */
 	uint64_t *heap;			/* scratch for victims + 1 keys and slots */
-	int staged;			/* evict_is_staged(), and the scratch that host_stage() divides */
-	char *stage;
+	int staged;			/* evict_is_staged() */
+	char *stage;			/* the scratch that host_stage() divides, for staged policies and merges */
 };
 
 struct host_kernels {
@@ -147,13 +147,15 @@ static inline struct host_room host_room(char *at, const struct gpu_shape *sh, u
 	return r;
 }
 
-/* Scratch of one worker for a lane of a staged policy, in this order. Everything is a multiple of 64 bytes. */
+/* Scratch of one worker for a lane of a policy that is staged or merges, in this order. Everything is a multiple of 64 bytes. */
 struct host_stage {
 	uint64_t *key;		/* [2 * live] */
 	uint32_t *order;	/* [live]: slots in the order of their positions */
 	float *value, *pooled;	/* [whole blocks] */
 	float *unit;		/* [live][d]: unit keys, for traits of the whole lane */
 	float *row;		/* [17][d]: sums over the lane's rows */
+	uint32_t *target;	/* [live]; this and the next for merges */
+	uint8_t *leaves;	/* [live] */
 	size_t bytes;		/* of all of it */
 };
 
@@ -167,8 +169,10 @@ static inline struct host_stage host_stage(char *at, const struct gpu_turn *turn
 	st.value = (float *)(st.order + n);
 	st.pooled = st.value + n;
 	st.unit = st.pooled + n;
-	st.row = st.unit + (evict_n_trait(turn->rule.policy) ? n * d : 0);
-	st.bytes = (size_t)((char *)(st.row + 17 * d) - at);
+	st.row = st.unit + (evict_n_trait(turn->rule.policy) || turn->rule.merge ? n * d : 0);
+	st.target = (uint32_t *)(st.row + 17 * d);
+	st.leaves = (uint8_t *)(st.target + n);
+	st.bytes = (size_t)((char *)st.leaves + n - at);
 	return st;
 }
 

@@ -5,7 +5,7 @@
 #ifndef GPU_HOST_K_SELECT_H
 #define GPU_HOST_K_SELECT_H
 
-#include "gpu/host/k_trait.h"
+#include "gpu/host/k_merge.h"
 
 /* --- a heap of the smallest keys ---------------------------------------------------------------------------------------------- */
 
@@ -140,7 +140,7 @@ static void settle(struct selection *s)
 static void remove_slots(struct selection *s)
 {
 	const uint64_t *keys = s->sel->keys;
-	uint32_t n = s->live - s->plan->keep, before, equal;
+	uint32_t n = s->live - s->plan->keep, found = 0, before, equal, *gone = (uint32_t *)(s->sel->keys + s->live);
 	uint64_t last;
 
 	if (!n)
@@ -151,9 +151,16 @@ static void remove_slots(struct selection *s)
 		if (keys[i] > last || (keys[i] == last && !equal))
 			continue;
 		equal -= keys[i] == last;
-		credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] = -1;
+		gone[found++] = i;
+	}
+	if (s->turn->rule.merge)
+		merge_victims(s, gone, n, s->live);
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t block = gone[i] / GPU_BLOCK_SLOTS, at = gone[i] % GPU_BLOCK_SLOTS;
+
+		credit_pos(&s->v, block)[at] = -1;
 		if (evict_n_credit(s->turn->rule.policy))
-			s->sel->leaving += (double)credit_of(&s->v, i / GPU_BLOCK_SLOTS, 0)[i % GPU_BLOCK_SLOTS];
+			s->sel->leaving += (double)credit_of(&s->v, block, 0)[at];
 	}
 }
 
@@ -245,6 +252,8 @@ static void name_next(struct selection *s)
 	uint32_t *next = (uint32_t *)(void *)(at + gpu_table_next(t)) + (size_t)s->sel->lane * t->window;
 
 	heap_sort(s);
+	if (s->turn->rule.merge)
+		merge_victims(s, s->slot, s->n, s->plan->keep);
 	for (uint32_t i = 0; i < s->n; i++) {
 		next[i] = s->slot[i];
 		if (evict_n_credit(s->turn->rule.policy))
@@ -286,7 +295,7 @@ static void open_lane(struct selection *s, struct host_select *sel)
 	s->live = gpu_live(s->v.lane, turn->appended);
 	s->lane = evict_lane_at(&turn->rule, sel->lane, turn->pos, turn->appended, s->t->n_heat ? s->t->observe : 0,
 				s->live);
-	if (sel->staged)
+	if (sel->staged || turn->rule.merge)
 		s->stage = host_stage(sel->stage, turn, s->live);
 	s->room = s->plan->victims;
 	s->key = sel->heap;

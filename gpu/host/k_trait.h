@@ -44,14 +44,14 @@ static void settle_traits(const struct selection *s, uint32_t slot)
 			*trait_array(s, slot, i) = evict_trait_of(rule->trait[i], k, v, s->turn->head_dim);
 }
 
-/* Unit keys of all live slots, and their sum into row[16]. */
-static void unit_keys(const struct selection *s)
+/* Unit keys of slots 0 .. n-1, and their sum into row[16]. */
+static void unit_keys(const struct selection *s, uint32_t n)
 {
 	const uint32_t d = s->turn->head_dim;
 	float *part = s->stage.row, *sum = part + (size_t)GPU_PAGE_SLOTS * d;
 
 	memset(part, 0, (size_t)GPU_PAGE_SLOTS * d * sizeof(float));
-	for (uint32_t i = 0; i < s->live; i++) {
+	for (uint32_t i = 0; i < n; i++) {
 		float *u = s->stage.unit + (size_t)i * d, *to = part + (size_t)(i % GPU_PAGE_SLOTS) * d;
 
 		read_row(s, i, 0, u);
@@ -71,7 +71,7 @@ static void key_cosine(const struct selection *s, uint32_t trait)
 	const float *sum = s->stage.row + (size_t)GPU_PAGE_SLOTS * d;
 	float norm;
 
-	unit_keys(s);
+	unit_keys(s, s->live);
 	norm = evict_norm(sum, d);
 	for (uint32_t i = 0; i < s->live; i++)
 		*trait_array(s, i, trait) = norm > 0.0f ? evict_dot(s->stage.unit + (size_t)i * d, sum, d) / norm : 0.0f;
@@ -101,7 +101,7 @@ static void key_redundancy(const struct selection *s, uint32_t trait)
 	const float *sum = s->stage.row + (size_t)GPU_PAGE_SLOTS * d, *unit = s->stage.unit;
 	float *lost = s->stage.value;
 
-	unit_keys(s);
+	unit_keys(s, s->live);
 	by_position(s, n, s->stage.key, s->stage.order);
 	memset(lost, 0, n * sizeof(float));
 	for (uint32_t i = 0; i < n; i++) {

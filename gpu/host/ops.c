@@ -303,6 +303,7 @@ static int check_turn(const struct gpu_turn *turn, unsigned what, struct select_
 	const struct gpu_lane *lane = (const struct gpu_lane *)(const void *)(at + gpu_table_lanes());
 
 	if (turn->n_lanes > t->n_lanes || turn->slot_type > GPU_Q8 || turn->rule.policy >= EVICT_N_POLICIES ||
+	    turn->rule.merge >= EVICT_N_MERGES ||
 	    turn->head_dim > HOST_MAX_DIM || turn->n_credit < evict_n_arrays(turn->rule.policy) ||
 	    turn->n_credit > GPU_MAX_CREDIT || t->n_heat > GPU_MAX_HEAT)
 		return -EINVAL;
@@ -317,7 +318,7 @@ static int check_turn(const struct gpu_turn *turn, unsigned what, struct select_
 		if (what & GPU_NEXT && (p->victims > p->keep || p->victims > t->window))
 			return -EINVAL;
 		size->live = live > size->live ? live : size->live;
-		if (evict_is_staged(&turn->rule)) {
+		if (evict_is_staged(&turn->rule) || turn->rule.merge) {
 			size_t bytes = host_stage(NULL, turn, live).bytes;
 
 			size->stage_bytes = bytes > size->stage_bytes ? bytes : size->stage_bytes;

@@ -363,6 +363,152 @@ static void before_ranking(struct lane_turn *t, uint32_t n)
 		pool(t, n);
 }
 
+/* --- merges ------------------------------------------------------------------------------------------------------------------------- */
+
+/* What is done to a survivor's row: to[] = (start + sum of what its victims give) / total, all of it from the rows before. */
+struct merged {
+	float *k, *v;			/* NULL: stays */
+};
+
+static void write_rows(const struct lane_turn *t, uint32_t at, struct merged *m)
+{
+	const uint32_t d = t->s->shape.head_dim, type = t->s->shape.slot_type, bytes = gpu_row_bytes(type, d);
+
+	if (m->k)
+		oracle_row_store(type, d, m->k, &t->lane->k[at * bytes], &t->lane->slot[at].k_param);
+	if (m->v)
+		oracle_row_store(type, d, m->v, &t->lane->v[at * bytes], &t->lane->slot[at].v_param);
+	for (uint32_t i = 0; (m->k || m->v) && i < evict_n_trait(t->turn->rule.policy); i++)
+		if (evict_trait_once(t->turn->rule.trait[i]))
+			t->lane->slot[at].credit[evict_n_credit(t->turn->rule.policy) + i] = once(t, t->turn->rule.trait[i], at);
+	free(m->k);
+	free(m->v);
+}
+
+static int is_in(uint32_t x, const uint32_t *list, uint32_t n)
+{
+	while (n--)
+		if (list[n] == x)
+			return 1;
+	return 0;
+}
+
+/* The survivor with the most similar key, and how similar. */
+static uint32_t nearest(const struct lane_turn *t, float **u, uint32_t e, const uint32_t *victim, uint32_t n, uint32_t live, float *cosine)
+{
+	const uint32_t d = t->s->shape.head_dim;
+	uint32_t best = UINT32_MAX;
+
+	for (uint32_t k = 0; k < live; k++) {
+		const float x = dot(u[e], u[k], d);
+
+		if (is_in(k, victim, n))
+			continue;
+		if (best == UINT32_MAX || x > *cosine || (x == *cosine && t->lane->slot[k].own_pos < t->lane->slot[best].own_pos)) {
+			best = k;
+			*cosine = x;
+		}
+	}
+	return best;
+}
+
+/* The half of survivor k under pivot or d2o, or NULL. */
+static float *by_key(const struct lane_turn *t, uint32_t k, int is_v, const uint32_t *victim, const uint32_t *target, const float *cosine,
+		     float least, uint32_t n)
+{
+	const int d2o = t->turn->rule.merge == EVICT_MERGE_d2o;
+	const uint32_t d = t->s->shape.head_dim;
+	float *own = row_of(t, k, is_v), *to = zeroed(d, sizeof(*to)), total = d2o ? evict_exp(1.0f) : 1.0f;
+	int any = 0;
+
+	for (uint32_t c = 0; c < d; c++)
+		to[c] = total * own[c];
+	for (uint32_t i = 0; i < n; i++) {
+		float *x;
+
+		if (target[i] != k || cosine[i] < least)
+			continue;
+		x = row_of(t, victim[i], is_v);
+		for (uint32_t c = 0; c < d; c++)
+			to[c] += d2o ? evict_exp(cosine[i]) * x[c] : 0.5f * (x[c] + own[c]);
+		total += d2o ? evict_exp(cosine[i]) : 1.0f;
+		any = 1;
+		free(x);
+	}
+	for (uint32_t c = 0; c < d; c++)
+		to[c] /= total;
+	free(own);
+	if (!any)
+		free(to);
+	return any ? to : NULL;
+}
+
+/* Does cam merge victim e into its successors, the slots of next[0 .. n-1]? */
+static int cam_merges(const struct lane_turn *t, uint32_t e, const uint32_t *next, uint32_t n)
+{
+	const struct oracle_slot *slot = t->lane->slot;
+	const uint32_t draw = evict_draw(~t->turn->rule.seed, t->view.lane, t->view.now, slot[e].own_pos);
+	float sum = 0.0f;
+
+	for (uint32_t i = 0; i < n; i++)
+		sum += slot[next[i]].credit[0];
+	return !evict_n_credit(t->turn->rule.policy) || ((float)draw + 0.5f) / 16777216.0f * (sum / (float)n) < slot[e].credit[0];
+}
+
+static void cam(const struct lane_turn *t, const uint32_t *victim, uint32_t n, uint32_t live, struct merged *out)
+{
+	const uint32_t d = t->s->shape.head_dim, budget = (uint32_t)t->turn->rule.merge_param[0];
+	uint32_t *order = in_order(t, live), *next = zeroed(budget, sizeof(*next));
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t count = 0;
+
+		for (uint32_t at = place_of(t, live, victim[i]) + 1; at < live && count < budget; at++)
+			if (!is_in(order[at], victim, n))
+				next[count++] = order[at];
+		if (!count || !cam_merges(t, victim[i], next, count))
+			continue;
+		for (uint32_t j = 0; j < count; j++) {
+			float *x = row_of(t, victim[i], 1), **to = &out[next[j]].v;
+
+			*to = *to ? *to : row_of(t, next[j], 1);
+			for (uint32_t c = 0; c < d; c++)
+				(*to)[c] += x[c] / (float)budget;
+			free(x);
+		}
+	}
+	free(next);
+	free(order);
+}
+
+static void merge(const struct lane_turn *t, const uint32_t *victim, uint32_t n, uint32_t live)
+{
+	const struct evict_rule *rule = &t->turn->rule;
+	struct merged *out = zeroed(live, sizeof(*out));
+	uint32_t *target = zeroed(n, sizeof(*target));
+	float *cosine = zeroed(n, sizeof(*cosine)), sum = 0.0f, **u;
+
+	if (rule->merge == EVICT_MERGE_cam && n < live)
+		cam(t, victim, n, live, out);
+	u = unit_keys(t, live);
+	for (uint32_t i = 0; i < n && n < live && rule->merge != EVICT_MERGE_cam; i++) {
+		target[i] = nearest(t, u, victim[i], victim, n, live, &cosine[i]);
+		sum += cosine[i];
+	}
+	for (uint32_t k = 0; k < live && n && n < live && rule->merge != EVICT_MERGE_cam; k++)
+		for (int is_v = 0; is_v < 2 && !is_in(k, victim, n); is_v++)
+			*(is_v ? &out[k].v : &out[k].k) = by_key(t, k, is_v, victim, target, cosine,
+								 rule->merge == EVICT_MERGE_d2o ? sum / (float)n : rule->merge_param[0], n);
+	for (uint32_t k = 0; k < live; k++)
+		write_rows(t, k, &out[k]);
+	for (uint32_t i = 0; i <= live; i++)
+		free(u[i]);
+	free(u);
+	free(out);
+	free(target);
+	free(cosine);
+}
+
 /* --- leaving ------------------------------------------------------------------------------------------------------------------------ */
 
 /* Does a leave before b? By protection, then value, then position: written out, not through evict_key(). */
@@ -455,6 +601,42 @@ static void fold(struct lane_turn *t, uint32_t live)
 	lane_traits(t, live);
 }
 
+static void remove_least(struct lane_turn *t, uint32_t live, struct gpu_turn_stats *stats, uint8_t *named)
+{
+	uint32_t *gone = zeroed(live, sizeof(*gone)), n = 0;
+
+	memset(named, 0, t->s->max_slots);
+	before_ranking(t, live);
+	for (uint32_t i = t->plan->keep; i < live; i++) {
+		const uint32_t at = least(t, live, named);
+
+		stats->credit_leaving += worth(t, at);
+		named[at] = 1;
+	}
+	for (uint32_t at = 0; at < live; at++)
+		if (named[at])
+			gone[n++] = at;
+	if (t->turn->rule.merge)
+		merge(t, gone, n, live);
+	for (uint32_t i = 0; i < n; i++)
+		t->lane->slot[gone[i]].own_pos = -1;
+	free(gone);
+}
+
+static void name_least(struct lane_turn *t, struct gpu_turn_stats *stats, uint8_t *named)
+{
+	before_ranking(t, t->plan->keep);
+	for (uint32_t i = 0; i < t->plan->victims; i++) {
+		const uint32_t at = least(t, t->plan->keep, named);
+
+		stats->credit_leaving += worth(t, at);
+		named[at] = 1;
+		t->lane->next[i] = at;
+	}
+	if (t->turn->rule.merge)
+		merge(t, t->lane->next, t->plan->victims, t->plan->keep);
+}
+
 static void select_lane(struct lane_turn *t, unsigned what, struct gpu_turn_stats *stats, uint8_t *named)
 {
 	struct oracle_session *s = t->s;
@@ -469,30 +651,15 @@ static void select_lane(struct lane_turn *t, unsigned what, struct gpu_turn_stat
 		settle(t);
 	if (what & GPU_FOLD)
 		fold(t, live);
-	memset(named, 0, s->max_slots);
 	if (what & GPU_REMOVE)
-		before_ranking(t, live);
-	for (uint32_t i = plan->keep; what & GPU_REMOVE && i < live; i++) {
-		at = least(t, live, named);
-		stats->credit_leaving += worth(t, at);
-		named[at] = 1;
-	}
-	for (at = 0; what & GPU_REMOVE && at < live; at++)
-		if (named[at])
-			lane->slot[at].own_pos = -1;
-	memset(named, 0, s->max_slots);
+		remove_least(t, live, stats, named);
 	if (what & GPU_COMPACT) {
 		compact(s, lane, plan->keep, live);
 		lane->meaningful = plan->keep;
 	}
+	memset(named, 0, s->max_slots);
 	if (what & GPU_NEXT)
-		before_ranking(t, plan->keep);
-	for (uint32_t i = 0; what & GPU_NEXT && i < plan->victims; i++) {
-		at = least(t, plan->keep, named);
-		stats->credit_leaving += worth(t, at);
-		named[at] = 1;
-		lane->next[i] = at;
-	}
+		name_least(t, stats, named);
 	for (at = 0; at < live; at++)
 		if (lane->slot[at].own_pos >= 0 && !named[at])
 			stats->credit_kept += worth(t, at);

@@ -75,7 +75,7 @@ static void settings_are_all_taken_or_none(void **state)
 	assert_int_equal(conf_settings(&session, "window=64 window=32", NULL, why, sizeof(why)), -22);
 	assert_string_equal(why, "window: found again; allowed: each key once");
 	assert_int_equal(conf_settings(&session, "window=64 widow=3", NULL, why, sizeof(why)), -22);
-	assert_non_null(strstr(why, "found the key 'widow'; allowed: policy, budget, "));
+	assert_non_null(strstr(why, "found the key 'widow'; allowed: policy, merge, budget, "));
 	assert_non_null(strstr(why, "did you mean window?"));
 	assert_int_equal(conf_settings(&session, "socket=/tmp/x", NULL, why, sizeof(why)), -22);	/* not a session's */
 	assert_int_equal(conf_settings(&session, "window = 3", NULL, why, sizeof(why)), -22);

@@ -204,6 +204,32 @@ static void real_policies_are_named_in_the_refusal(void **state)
 	assert_true(rule.param[EVICT_H2O_SQUARED] == 1.0f && rule.heat[0] == EVICT_HEAT_SQUARES);
 }
 
+static void merges_are_parsed_and_auto_follows_the_policy(void **state)
+{
+	struct evict_rule rule = { 0 };
+	char why[200];
+
+	(void)state;
+	assert_int_equal(evict_parse("cam", &rule, NULL, 0), 0);
+	assert_int_equal(evict_merge_parse("auto", &rule, NULL, 0), 0);
+	assert_true(rule.merge == EVICT_MERGE_cam && rule.merge_param[EVICT_CAM_BUDGET] == 32.0f);
+	assert_int_equal(evict_parse("d2o", &rule, NULL, 0), 0);
+	assert_int_equal(evict_merge_parse("auto", &rule, NULL, 0), 0);
+	assert_int_equal(rule.merge, EVICT_MERGE_d2o);
+	assert_int_equal(evict_parse("h2o", &rule, NULL, 0), 0);
+	assert_int_equal(evict_merge_parse("auto", &rule, NULL, 0), 0);
+	assert_int_equal(rule.merge, EVICT_MERGE_none);
+	assert_int_equal(evict_merge_parse("pivot:threshold=0.5", &rule, NULL, 0), 0);
+	assert_true(rule.merge == EVICT_MERGE_pivot && rule.merge_param[EVICT_PIVOT_THRESHOLD] == 0.5f && rule.policy == EVICT_h2o);
+	assert_int_equal(evict_merge_parse("cam:budget=0", &rule, why, sizeof(why)), -EINVAL);
+	assert_string_equal(why, "parameter budget: found \"0\"; allowed: 1 to 1024, a whole number of slots");
+	assert_int_equal(evict_merge_parse("cam:budget=2.5", &rule, why, sizeof(why)), -EINVAL);
+	assert_int_equal(evict_merge_parse("none:x=1", &rule, why, sizeof(why)), -EINVAL);
+	assert_int_equal(evict_merge_parse("camel", &rule, why, sizeof(why)), -EINVAL);
+	assert_string_equal(why, "found merge \"camel\"; allowed: auto, none, pivot, d2o, cam");
+	assert_true(rule.merge == EVICT_MERGE_pivot && rule.merge_param[EVICT_PIVOT_THRESHOLD] == 0.5f);
+}
+
 /* Any bytes: it answers, and takes only what the grammar says. */
 static void random_text_never_harms(void **state)
 {
@@ -238,6 +264,7 @@ int main(void)
 		cmocka_unit_test(parameters_are_read),
 		cmocka_unit_test(refusals_change_nothing_and_say_why),
 		cmocka_unit_test(real_policies_are_named_in_the_refusal),
+		cmocka_unit_test(merges_are_parsed_and_auto_follows_the_policy),
 		cmocka_unit_test(random_text_never_harms),
 	};
 

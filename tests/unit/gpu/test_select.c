@@ -187,6 +187,31 @@ static void a_whole_turn_is_exact_for_every_policy_and_slot_type(void **state)
 	}
 }
 
+/* Every merge under a policy with credit, one with a trait of its own rows, and one with neither; q8 rows are made anew. */
+static void merges_are_exact_for_every_slot_type(void **state)
+{
+	static const char *const merge[] = { "pivot", "pivot:threshold=0.1", "d2o", "cam", "cam:budget=3" };
+	static const uint32_t policies[] = { EVICT_h2o, EVICT_vatp, EVICT_random };
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (unsigned m = 0; m < 5; m++) {
+		for (uint32_t type = GPU_F32; type <= GPU_Q8; type++) {
+			const unsigned number = m * 4 + type;
+			const uint32_t policy = policies[number % 3];
+			struct world *w = settled_world(policy, type, type % 2 ? 64 : 80, number % 3 == 2 ? number + 1 : number, appended);
+
+			turns_new(w, &t, policy, (int)(number % 2), appended);
+			for (unsigned i = 0; i < N; i++)
+				assert_int_equal(evict_merge_parse(merge[m], &t.turn[i].rule, NULL, 0), 0);
+			world_put(w);
+			select_and_check(w, &t, number % 2 ? ALL : GPU_SETTLE | GPU_FOLD | GPU_NEXT, 1);
+			world_free(w);
+		}
+	}
+}
+
 static void the_steps_of_a_turn_may_be_separate_calls(void **state)
 {
 	static const unsigned calls[][5] = {
@@ -380,6 +405,7 @@ static int run(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_whole_turn_is_exact_for_every_policy_and_slot_type),
+		cmocka_unit_test(merges_are_exact_for_every_slot_type),
 		cmocka_unit_test(the_steps_of_a_turn_may_be_separate_calls),
 		cmocka_unit_test(a_steady_turn_names_victims_and_moves_nothing),
 		cmocka_unit_test(turns_follow_one_another),
