@@ -26,7 +26,7 @@ static void every_session_key_is_a_setting_and_sets_its_bit(void **state)
 	conf_defaults(&conf);
 	defaults = conf.session;
 	conf_section_keys(CONF_SESSION, &first, &n);
-	assert_int_equal(n, 14);
+	assert_int_equal(n, 15);
 	for (unsigned i = 0; i < n; i++) {
 		const struct conf_key *key = &conf_keys[first + i];
 
