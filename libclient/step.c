@@ -109,6 +109,9 @@ static int wait_for(struct ebb_batch *b, const uint32_t *n, uint32_t from, uint3
 	struct ebb *ebb = b->ebb;
 	int rc = look_at_all(b, n, from, to);
 
+	/* A claim that came after step_end waits for the device: let its end wake the daemon. The host is done: nothing written. */
+	if (rc == LATER && gpu_notify(b->pool->dev, b->stream, ebb->doorbell) < 0)
+		return ebbi_broken(ebb, "the device cannot ring the doorbell");
 	while (rc == LATER) {
 		int64_t left = time_left(deadline_ns);
 		int woke;

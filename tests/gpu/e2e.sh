@@ -97,8 +97,8 @@ if part memcheck && command -v compute-sanitizer >/dev/null; then
 	for _ in $(seq 300); do [ -S "$sock" ] && break; sleep 0.1; done
 	timeout 150 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/bin/ebb-llama" -m "$EBB_MODEL" --socket "$sock" --pool gpu -f $doc --nll \
 		--limit 400 --policy h2o --budget 128 --json >"$out/memcheck-llama.log" 2>&1 && say ok "memcheck of ebb-llama" || say FAIL "memcheck of ebb-llama"
-	pkill -TERM -x ebbd; wait $daemon; rc=$?
-	[ $rc = 0 ] && say ok "memcheck of ebbd" || say FAIL "memcheck of ebbd: $rc"
+	pkill -TERM -x ebbd; wait $daemon	# the sanitizer ends by the signal, too: its verdict is in its log
+	grep -q 'ERROR SUMMARY: 0 errors' "$out/memcheck-ebbd.log" && say ok "memcheck of ebbd" || say FAIL "memcheck of ebbd"
 	grep -h 'ERROR SUMMARY' "$out"/memcheck-*.log
 fi
 rm -rf "$dir"
