@@ -142,7 +142,7 @@ UNIT_T   := $(call test_of,$(UNIT_SRC))
 INT_T    := $(call test_of,$(INT_SRC))
 GPU_T    := $(call test_of,$(GPU_SRC)) $(if $(CUDA),$(patsubst tests/%.cu,$(B)/tests/%,$(wildcard tests/gpu/test_*.cu)))
 TESTS    := $(UNIT_T) $(INT_T)
-.SECONDARY:
+.PRECIOUS: $(B)/obj/%.o	# kept, though only pattern rules name them
 
 # Unit tests of the example client and of ebbctl link those programs' own objects, less their main().
 LLAMA_PARTS := $(filter-out %/main.o,$(LLAMA_O))
