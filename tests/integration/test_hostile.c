@@ -365,12 +365,13 @@ static void scribble(struct raw *r, unsigned kind)
 {
 	uint8_t page[4096];
 
+	raw_map(r);
 	fill_page(page, kind);
 	for (uint32_t s = 0; s < r->n_slabs; s++)
-		for (size_t at = 0; at + 4096 <= r->slab_bytes[s]; at += 4096) {
+		for (size_t at = 0; at + 4096 <= r->slab[s].bytes; at += 4096) {
 			if (kind > 8)
 				fill_page(page, kind);
-			assert_int_equal(gpu_write(r->dev, NULL, (char *)r->slab[s] + at, page, 4096), 0);
+			assert_int_equal(gpu_write(r->dev, NULL, (char *)r->slab[s].base + at, page, 4096), 0);
 		}
 }
 
@@ -469,6 +470,7 @@ static int ghost(unsigned n)
 	raw_connect(&r, d.socket);
 	raw_hello(&r);
 	raw_open(&r);
+	raw_map(&r);
 	close(r.sock);
 	for (unsigned i = 0; i < n; i++) {
 		scribble(&r, draw(10));

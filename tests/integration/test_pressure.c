@@ -29,7 +29,7 @@ static void await_rc(pid_t pid, const struct traffic_report *r, int32_t rc)
 	assert_true(strlen(r->error) > 30);
 }
 
-/* Together they would like 4 * 4 * 4 * 4000 slots of 512 bytes: 128 MiB. There are 8. */
+/* Together they would like 4 * 4 * 4 * 4000 slots of 512 bytes: 128 MiB. There are 8 (on a GPU 32). */
 static void those_who_decode_shrink_and_none_is_ended(void **state)
 {
 	struct traffic_spec spec = { .settings = "policy=h2o budget=100% slots=f32 floor=64", .n_sessions = SESSIONS, .prompt = 200,
@@ -145,9 +145,14 @@ static void a_prompt_larger_than_the_pool(void **state)
 
 static int start(void **state)
 {
+	char conf[200];
+
 	(void)state;
 	report = traffic_reports(20);
-	td_start(&d, "drain = 0s\n[pool p]\ndevice = %D\nsize = 8M\nslab = 256K\n[session]\nwindow = 16\nsinks = 4\n");
+	/* A GPU's slabs are 2 MiB at least, and each client has one or more of its own. */
+	snprintf(conf, sizeof(conf), "drain = 0s\n[pool p]\ndevice = %%D\nsize = %s\nslab = 256K\n[session]\nwindow = 16\nsinks = 4\n",
+		 strcmp(td_device(), "host") ? "32M" : "8M");
+	td_start(&d, conf);
 	return 0;
 }
 

@@ -35,8 +35,12 @@ void raw_close(struct raw *r)
 		close(r->doorbell);
 	if (r->shared)
 		munmap(r->shared, WIRE_SHARED_BYTES);
-	for (uint32_t i = 0; i < r->n_slabs; i++)
-		gpu_slab_unmap(r->dev, r->slab[i], r->slab_bytes[i]);
+	for (uint32_t i = 0; i < r->n_slabs; i++) {
+		if (r->slab[i].base)
+			gpu_slab_unmap(r->dev, r->slab[i].base, r->slab[i].bytes);
+		if (r->slab[i].fd >= 0)
+			close(r->slab[i].fd);
+	}
 	if (r->dev)
 		gpu_close(r->dev);
 }
@@ -85,10 +89,10 @@ int raw_receive(struct raw *r)
 		assert_true(pwrite(fd[WIRE_FD_LIFE], "x", 1, 0) < 0);
 		r->doorbell = dup(fd[WIRE_FD_DOORBELL]);
 	} else if (m.head.type == WIRE_SLAB && r->n_slabs < RAW_MAX_SLABS) {
-		if (!r->dev)
-			assert_int_equal(gpu_open(&r->dev, td_device()), 0);
-		r->slab_bytes[r->n_slabs] = m.u.slab.bytes;
-		assert_int_equal(gpu_slab_import(r->dev, m.u.slab.handle, fd[0], m.u.slab.bytes, &r->slab[r->n_slabs]), 0);
+		struct raw_slab *slab = &r->slab[r->n_slabs];
+
+		*slab = (struct raw_slab){ .fd = n_fds ? dup(fd[0]) : -1, .bytes = m.u.slab.bytes };
+		memcpy(slab->handle, m.u.slab.handle, sizeof(slab->handle));
 		r->n_slabs++;
 	} else if (m.head.type == WIRE_OPENED) {
 		r->session = m.u.opened.session;
@@ -98,6 +102,18 @@ int raw_receive(struct raw *r)
 	for (int i = 0; i < n_fds; i++)
 		close(fd[i]);
 	return m.head.type;
+}
+
+void raw_map(struct raw *r)
+{
+	if (!r->dev)
+		assert_int_equal(gpu_open(&r->dev, td_device()), 0);
+	for (uint32_t i = 0; i < r->n_slabs; i++) {
+		struct raw_slab *slab = &r->slab[i];
+
+		if (!slab->base)
+			assert_int_equal(gpu_slab_import(r->dev, slab->handle, slab->fd, slab->bytes, &slab->base), 0);
+	}
 }
 
 /* Reads until a message of this type, FAILED, or the end (0). */

@@ -19,8 +19,12 @@ struct raw {
 	struct wire_shared *shared;
 	struct gpu_device *dev;
 	uint32_t n_slabs;
-	void *slab[RAW_MAX_SLABS];
-	size_t slab_bytes[RAW_MAX_SLABS];
+	struct raw_slab {
+		uint8_t handle[GPU_HANDLE_BYTES];
+		int fd;
+		size_t bytes;
+		void *base;		/* NULL until raw_map() */
+	} slab[RAW_MAX_SLABS];
 	uint32_t session;
 	int32_t status;			/* of the last answer */
 	char text[WIRE_TEXT];
@@ -28,8 +32,10 @@ struct raw {
 
 void raw_connect(struct raw *r, const char *path);
 void raw_close(struct raw *r);
-/* The next message: its type, 0 when the daemon has hung up. Slabs are mapped as they come. */
+/* The next message: its type, 0 when the daemon has hung up. Slabs are noted as they come. */
 int raw_receive(struct raw *r);
+/* Maps the slabs that came. In a child only: after CUDA has been touched, a process's children cannot use it. */
+void raw_map(struct raw *r);
 /* Reads until a message of this type, FAILED, or the end (0). */
 int raw_until(struct raw *r, int type);
 /* `bytes`, type and seq of the head are filled in. */
