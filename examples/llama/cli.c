@@ -291,8 +291,8 @@ static int check(struct cli *cli)
 	}
 	if (cli->passkey && (cli->nll || cli->chat || cli->ids || cli->local || cli->batch > 1 || cli->temperature > 0.0 ||
 			     cli->logits)) {
-		cli_error("--passkey makes prompts of its own and runs them one by one through the daemon: it does not go with --nll, --chat, "
-			  "--ids, --local, --batch, --temp or --logits");
+		cli_error("--passkey makes prompts of its own and runs them one by one through the daemon: it does not go with --nll, "
+			  "--chat, --ids, --local, --batch, --temp or --logits");
 		return 2;
 	}
 	if (!cli->passkey && cli->depths) {
