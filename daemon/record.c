@@ -201,6 +201,10 @@ int record_spec(struct session *s, char *why, size_t why_bytes)
 		return -EACCES;
 	}
 	if (!evict_policies[s->spec.rule.policy].never_evicts || !s->asked.observe) {
+		if (strcmp(at, s->client->d->conf.session.record) == 0) {	/* the operator's default, which means those that can be */
+			s->asked.record[0] = '\0';
+			return 0;
+		}
 		snprintf(why, why_bytes, "record: only a session that loses nothing can be recorded: policy=full and observe=1 or more "
 			 "(found policy=%s observe=%u)", s->asked.policy, s->asked.observe);
 		return -EINVAL;

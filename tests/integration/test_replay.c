@@ -247,6 +247,13 @@ static void what_cannot_be_recorded_is_refused(void **state)
 			fail_msg("%s: %s", wrong[i].settings, why);
 	}
 	stop_recording();
+	start_recording("\n[session]\nrecord = sum\n");	/* everything that can be; the rest is served as ever */
+	assert_int_equal(try_open("policy=h2o", why, sizeof(why)), 0);
+	assert_int_equal(try_open("policy=full", why, sizeof(why)), 0);
+	td_await(&d, "status:sessions", 0);
+	tl_run(&t, "ls %s/rec | wc -l", d.dir);
+	assert_string_equal(t.out, "1\n");
+	stop_recording();
 	start("record = /proc/nobody");		/* a folder where nobody can write */
 	assert_int_equal(try_open("policy=full record=sum", why, sizeof(why)), -ENOENT);
 	assert_non_null(strstr(why, "cannot write a recording in /proc/nobody"));

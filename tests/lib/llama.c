@@ -59,12 +59,13 @@ void tl_run(struct tl *t, const char *format, ...)
 	setenv("BIN", bin, 1);
 	setenv("DIR", tl_dir(), 1);
 	setenv("MODEL", model ? model : "build/model/SmolLM2-135M-Instruct.Q4_1.gguf", 1);
+	n = snprintf(command, sizeof(command), "{ ");
 	va_start(args, format);
-	n = vsnprintf(command, sizeof(command), format, args);
+	n += vsnprintf(command + n, sizeof(command) - (size_t)n, format, args);
 	va_end(args);
-	assert_true(n > 0 && (size_t)n < sizeof(command) - 256);
+	assert_true(n > 2 && (size_t)n < sizeof(command) - 256);
 	snprintf(err_path, sizeof(err_path), "%s/stderr", tl_dir());
-	snprintf(command + n, sizeof(command) - (size_t)n, " 2>'%s' </dev/null", err_path);
+	snprintf(command + n, sizeof(command) - (size_t)n, "\n} 2>'%s' </dev/null", err_path);
 	from = popen(command, "r");
 	assert_non_null(from);
 	read_all(from, t->out);
