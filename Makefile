@@ -239,6 +239,15 @@ bench:	## run the benchmarks: a table, and build/bench.jsonl
 	@+$(submake) all benches
 	@$(TEST_ENV) tools/bench.sh build/bench.jsonl $(BENCHES)
 
+# Runs where the GPU is; without one it says so. BENCH=attend,ragged,latency,chunk,append,select,small runs parts of it.
+$(B)/bench/bench_gpu: $(B)/obj/tests/gpu/bench_gpu.cu.o $(LIB)/all.a
+	$(call link,$< $(LIB)/all.a $(DAEMON_LIBS) -lstdc++)
+
+.PHONY: bench-gpu
+bench-gpu:	## device operations on cuda:0 against the speed of its memory: a table, and build/bench-gpu.jsonl
+	@if [ -z "$(CUDA)" ] || ! nvidia-smi -L >/dev/null 2>&1; then echo "skipped: $(if $(CUDA),no NVIDIA GPU answers,nvcc not found)"; else \
+		$(submake) $(B)/bench/bench_gpu && tools/bench.sh $(B)/bench-gpu.jsonl $(B)/bench/bench_gpu; fi
+
 # --- demo ------------------------------------------------------------------------------------------------------------------------
 demo:	## several processes decode a real model from one pool that is too small, with ebbd evicting
 	@$(SETUP) build model demo

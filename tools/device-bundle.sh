@@ -23,9 +23,8 @@ if [ "${1:-}" = demo ]; then
 	mv build/device-model/part.aa build/device-model/a/part
 	mv build/device-model/part.ab build/device-model/b/part
 else
-	mkdir -p build/tests/gpu
-	gcc -std=c17 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -I. -o build/tests/gpu/bench_ops tests/gpu/bench_ops.c build/lib/all.a \
-		-L/usr/local/cuda/lib64 -lcudart_static -ldl -lrt -lm -lpthread
+	make -s build/bench/bench_gpu
+	mkdir -p build/tests/gpu && cp build/bench/bench_gpu build/tests/gpu/
 fi
 
 # Tests keep their folders, so that two of one name do not meet.

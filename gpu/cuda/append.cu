@@ -6,7 +6,7 @@
  * Memory traffic: the rows read once and written once, 4 bytes of position and 4 of each heat array; q8 4 bytes a row more.
  * Determinism: no two tokens of a step share a slot; no atomics.
  */
-#include "gpu/cuda/common.cuh"
+#include "gpu/cuda/mma.cuh"
 
 #define WARPS 4			/* a CTA: enough warps to hide the table's latency, small enough for batches of a few tokens */
 #define PER_LANE 8		/* channels of a lane of the warp: head_dim <= 256 */
@@ -89,6 +89,8 @@ static __global__ void __launch_bounds__(WARPS * 32) append_kernel(const __grid_
 	struct gpu_seq seq;
 	char *page, *block;
 
+	mma_after();
+	mma_next();
 	if (i >= a.n_tokens)
 		return;
 	seq = a.seq[a.token[i].seq];
@@ -125,13 +127,21 @@ static __global__ void __launch_bounds__(WARPS * 32) append_kernel(const __grid_
 
 int cuda_append(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *k, const struct gpu_tensor *v)
 {
-	const struct cuda_step *st = (const struct cuda_step *)step;
+	struct cuda_step *st = (struct cuda_step *)step;
 	struct append_args a = { st->view, st->seq, st->token, *k, *v, st->n_tokens, st->shape.n_kv_heads,
 				 st->shape.head_dim, st->shape.slot_type, layer };
+	cudaLaunchAttribute early;
+	cudaLaunchConfig_t c = {};
 	int rc = cuda_use(step->dev);
 
 	if (rc || !st->n_tokens)
 		return rc;
-	append_kernel<<<dim3((st->n_tokens + WARPS - 1) / WARPS, st->shape.n_kv_heads), WARPS * 32, 0, cuda_stream(s)>>>(a);
-	return cuda_errno(cudaGetLastError());
+	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	early.val.programmaticStreamSerializationAllowed = 1;
+	c.gridDim = dim3((st->n_tokens + WARPS - 1) / WARPS, st->shape.n_kv_heads);
+	c.blockDim = dim3(WARPS * 32);
+	c.stream = cuda_stream(s);
+	c.attrs = &early;
+	c.numAttrs = cuda_early(st);
+	return cuda_errno(cudaLaunchKernelEx(&c, append_kernel, a));
 }

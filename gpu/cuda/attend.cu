@@ -1,438 +1,265 @@
 /*
- * attend: softmax(scale * q K^T) V over the live slots of a lane, then the heat of every slot.
+ * attend: how a step is shared out, and which kernel runs. Slots of 16 bits and q8: attend_mma.cuh; float32: attend_f32.cu.
  *
- * What: a CTA takes up to 16 (query, head) pairs of one session and KV head and walks over the lane's slots in chunks of 256.
- * Each chunk is finished by itself (maximum, sum, output) and then merged into the running result. Tiles of up to 4 rows (decode)
- * share out P.V in another way than larger ones; which way depends on the session's own tokens alone. With few CTAs every chunk
- * has a CTA of its own, the chunks' results go to scratch and combine() merges them: the same numbers, merged in the
- * same order by the same instructions, so the two ways agree bit for bit and the choice may depend on the whole step.
- * Heat follows in a second pass (observe.cu), when the log-sum-exp is known.
- * Memory traffic: K and V once per tile of 16 pairs (decode: once), 4 bytes of position a slot. Heat: logits (4 bytes a pair and
- * slot) written and read, or with many queries K once more; 8 bytes a slot and heat array. Split: 4 * (head_dim + 2)
- * bytes a pair and chunk, written and read.
- * Determinism: fixed chunks, fixed order, no atomics; nothing depends on page ids, on heat or on other sessions.
+ * What: decides how many CTAs share a lane, from the number of lanes alone, which the host knows; lengths it never sees. Once a step a kernel
+ * works out each layer's lanes (struct cuda_item), the longest first where they outnumber what runs at once.
+ * Memory traffic: 100 bytes a lane and step read, 64 written.
+ * Determinism: the order of lanes and their sharing out change no bit of a result.
  */
-#include "gpu/cuda/tile.cuh"
+#include "gpu/cuda/attend_mma.cuh"
 
-struct attend_args {
-	struct tile_args t;
-	struct gpu_tensor out;
-	float *lse;			/* [rows][n_kv_heads * group] */
-	float *partial;
-	uint32_t n_splits;
-	float *logits;			/* for heat, as in struct cuda_step; kept_rows 0: not kept */
-	uint32_t kept_rows, kept_slots;
-};
+#define ITEM_THREADS 256u
+#define ITEM_BINS 1024u
 
-#define FEW_ROWS CUDA_FEW_ROWS	/* tiles of so few rows (decode) have a kernel of their own */
-
-/* How threads share the output of N rows: DP channels, the other threads take other rows. */
-template <int DP, int N> struct out_size {
-	static constexpr uint32_t row_groups = TILE_THREADS / DP;
-	static constexpr uint32_t rows = N / row_groups;
-};
-
-/* A thread's rows of a running result. */
-template <int DP, int N> struct running {
-	float m[out_size<DP, N>::rows], l[out_size<DP, N>::rows], o[out_size<DP, N>::rows];
-};
-
-/* The other way to share it, for few rows, until a chunk is done: 4 (or 8) channels and all rows a thread, groups of threads take slots. */
-template <int DP> struct few_size {
-	static constexpr uint32_t vecs = DP == 256 ? 2u : 1u;
-	static constexpr uint32_t threads = DP == 64 ? 16u : 32u;	/* of a group */
-	static constexpr uint32_t groups = TILE_THREADS / threads;
-	static constexpr uint32_t slots = tile_size<DP>::slots / groups;	/* of a group: 4 or 8 */
-};
-
-/* Merge one row of a chunk (maximum cm, sum cl, output co) into the running (m, l, o). */
-static __device__ __forceinline__ void merge(float &m, float &l, float &o, float cm, float cl, float co)
+uint32_t cuda_tile_rows(const struct gpu_shape *shape)
 {
-	float top = fmaxf(m, cm), a, b;
-
-	if (cm == TILE_NEG)
-		return;
-	a = m == TILE_NEG ? 0.0f : expf(__fsub_rn(m, top));
-	b = expf(__fsub_rn(cm, top));
-	l = __fadd_rn(__fmul_rn(l, a), __fmul_rn(cl, b));
-	o = __fadd_rn(__fmul_rn(o, a), __fmul_rn(co, b));
-	m = top;
+	return shape->slot_type == GPU_F32 ? CUDA_TILE_ROWS : mma_tile_rows(shape->head_dim);
 }
 
-static __device__ __forceinline__ size_t partial_floats(uint32_t d)
+/* --- the plan ---------------------------------------------------------------------------------------------------------------- */
+
+static uint32_t stage_bytes(const struct gpu_shape *s)
 {
-	return (size_t)CUDA_TILE_ROWS * (d + 2u);
+	uint32_t row = mma_padded(s->head_dim) * gpu_type_bytes(s->slot_type) + 16u;
+
+	return 2u * GPU_PAGE_SLOTS * row + (s->slot_type == GPU_Q8 ? 128u : 0u) + 64u;
+}
+
+/* Floats of a row of logits: of the pages that a CTA has at most; 4 more than a multiple of 32, so that rows lie in different banks. */
+static uint32_t row_floats(uint32_t live_max, uint32_t cluster)
+{
+	uint32_t pages = gpu_pages_for(live_max), strip = 2u * ((pages + 2u * MMA_STRIPS - 1u) / (2u * MMA_STRIPS));
+	uint32_t most = cluster == 1u ? pages : pages / cluster + 2u * strip + 1u;
+
+	return ((most < pages ? most : pages) * GPU_PAGE_SLOTS + 31u) / 32u * 32u + 4u;
 }
 
 /*
- * One softmax step over the logits in s: a warp has two rows. Replaces logits by exp(logit - maximum), updates the
- * chunk's maximum and sum, and says by how much older outputs shrink.
+ * Shared memory for `cluster` CTAs a lane: two CTAs a multiprocessor if each has room for the logits and two pages a warp, else one;
+ * else logits go to scratch. Returns the CTAs a multiprocessor; 0: does not fit.
  */
-template <int DP>
-static __device__ __forceinline__ void softmax_rows(const struct tile_ctx &x, float *s, float *m, float *l, float *shrink)
+static uint32_t fit(const struct cuda_device *d, const struct gpu_shape *s, uint32_t live_max, struct cuda_mma *m)
 {
-	constexpr uint32_t slots = tile_size<DP>::slots;
-	unsigned thread = threadIdx.x % 32u;
+	uint32_t stages = MMA_WARPS * stage_bytes(s), dp = mma_padded(s->head_dim);
 
-	for (uint32_t r = threadIdx.x / 32u; r < x.n_rows; r += TILE_THREADS / 32u) {
-		float *row = s + r * (slots + 4u);
-		float old = m[r], top = old, sum = 0.0f, by;
+	for (uint32_t scratch = 0; scratch < 2; scratch++)
+		for (uint32_t need = 2; need; need--)
+			for (uint32_t ctas = 2; ctas; ctas--) {
+				size_t bytes = (d->shared_sm / ctas - 1024u) / 16u * 16u;
+				struct mma_plan p;
 
-#pragma unroll
-		for (uint32_t i = 0; i < slots; i += 32)
-			top = fmaxf(top, row[i + thread]);
-		for (int i = 16; i; i >>= 1)
-			top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, i));
-#pragma unroll
-		for (uint32_t i = 0; i < slots; i += 32) {
-			float z = row[i + thread], p = z == TILE_NEG ? 0.0f : expf(__fsub_rn(z, top));
-
-			row[i + thread] = p;
-			sum = __fadd_rn(sum, p);
-		}
-		for (int i = 16; i; i >>= 1)
-			sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, i));
-		by = old == TILE_NEG ? 0.0f : expf(__fsub_rn(old, top));
-		__syncwarp();
-		if (thread == 0) {
-			m[r] = top;
-			l[r] = __fadd_rn(__fmul_rn(l[r], by), sum);
-			shrink[r] = by;
-		}
-	}
-}
-
-/* o[row] = o[row] * shrink[row] + sum over slots of p[row][slot] * v[slot][channel]. */
-template <int DP, int N>
-static __device__ __forceinline__ void add_values(const struct tile_ctx &x, uint32_t d, const float *s, const float *v,
-						  const float *shrink, float o[out_size<DP, N>::rows])
-{
-	constexpr uint32_t slots = tile_size<DP>::slots, groups = out_size<DP, N>::row_groups, rows = out_size<DP, N>::rows;
-	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP;
-
-	if (c >= d)
-		return;
-#pragma unroll
-	for (uint32_t i = 0; i < rows; i++)
-		if (rg + groups * i < x.n_rows)
-			o[i] = __fmul_rn(o[i], shrink[rg + groups * i]);
-#pragma unroll 2
-	for (uint32_t k = 0; k < slots; k += 4) {
-		const float *from = v + k * tile_stride(d) + c;
-		float v0 = from[0], v1 = from[tile_stride(d)], v2 = from[2u * tile_stride(d)], v3 = from[3u * tile_stride(d)];
-
-#pragma unroll
-		for (uint32_t i = 0; i < rows; i++) {
-			if (rg + groups * i < x.n_rows) {
-				float4 p = *(const float4 *)(s + (rg + groups * i) * (slots + 4u) + k);
-
-				o[i] = __fmaf_rn(p.w, v3, __fmaf_rn(p.z, v2, __fmaf_rn(p.y, v1, __fmaf_rn(p.x, v0, o[i]))));
+				bytes = bytes < d->shared_block ? bytes : d->shared_block;
+				m->heat_floats = scratch ? 0u : row_floats(live_max, m->cluster);
+				p = mma_shared_plan(m->rows, s->head_dim, dp, m->cluster, true, m->heat_floats);
+				m->shared_bytes = (uint32_t)bytes;
+				if ((uint64_t)m->rows * m->heat_floats * 4u < bytes && p.ring + need * stages <= bytes)
+					return ctas;
 			}
-		}
+	return 0;
+}
+
+/* How long a step takes with so many CTAs a lane, in lanes that a multiprocessor reads one after the other. */
+static double estimate(const struct cuda_device *d, uint64_t lanes, uint32_t cluster, uint32_t ctas)
+{
+	static const double price[] = { 1.0, 1.05, 1.15 };
+	uint64_t all = lanes * cluster, sms = (unsigned)d->n_sm, at_once = sms * ctas;
+	uint64_t rounds = all <= at_once ? (all + sms - 1u) / sms : (all + at_once - 1u) / at_once * ctas;
+
+	return (double)rounds / cluster * price[cluster == 1u ? 0 : cluster == 4u ? 1 : 2];
+}
+
+static cudaError_t launch(uint32_t type, const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
+{
+	switch (type) {
+	case GPU_F16: return mma_launch_f16(a, early, s, max_clusters);
+	case GPU_BF16: return mma_launch_bf16(a, early, s, max_clusters);
+	default: return mma_launch_q8(a, early, s, max_clusters);
 	}
 }
 
-static __device__ __forceinline__ void add_scaled(float4 &to, float by, const float4 &v)
+/* Can clusters of this size run at all? A part of a GPU (MPS, MIG) may be too small for 16 CTAs side by side. */
+static bool clusters_run(const struct gpu_shape *shape, const struct cuda_mma &m)
 {
-	to.x = __fmaf_rn(by, v.x, to.x);
-	to.y = __fmaf_rn(by, v.y, to.y);
-	to.z = __fmaf_rn(by, v.z, to.z);
-	to.w = __fmaf_rn(by, v.w, to.w);
+	struct mma_args a = {};
+	int n = 0;
+
+	a.n_tiles = a.n_kv_heads = 1;
+	a.head_dim = shape->head_dim;
+	a.rows = m.rows;
+	a.cluster = m.cluster;
+	a.shared_bytes = m.shared_bytes;
+	if (launch(shape->slot_type, a, false, 0, &n) == cudaSuccess && n > 0)
+		return true;
+	(void)cudaGetLastError();
+	return false;
 }
 
-/* The same for few rows. Rows and channels that do not exist hold garbage that nobody looks at. */
-template <int DP>
-static __device__ __forceinline__ void add_values_few(uint32_t d, const float *s, const float *v, const float *shrink,
-						      float4 o[FEW_ROWS][few_size<DP>::vecs])
+int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned n_seqs, unsigned n_tiles, uint64_t pairs, uint32_t live_max,
+		  struct cuda_mma *out)
 {
-	using few = few_size<DP>;
-	constexpr uint32_t slots = tile_size<DP>::slots;
-	uint32_t first = threadIdx.x / few::threads * few::slots, c = threadIdx.x % few::threads * 4u;
+	const struct cuda_device *d = cuda_dev(st->base.dev);
+	uint64_t lanes = (uint64_t)n_tiles * shape->n_kv_heads;
+	uint32_t tile_rows = cuda_tile_rows(shape), found = 0;
+	double best = 0;
+	int rc = 0;
 
-#pragma unroll
-	for (uint32_t r = 0; r < FEW_ROWS; r++)
-#pragma unroll
-		for (uint32_t i = 0; i < few::vecs; i++) {
-			o[r][i].x = __fmul_rn(o[r][i].x, shrink[r]);
-			o[r][i].y = __fmul_rn(o[r][i].y, shrink[r]);
-			o[r][i].z = __fmul_rn(o[r][i].z, shrink[r]);
-			o[r][i].w = __fmul_rn(o[r][i].w, shrink[r]);
-		}
-#pragma unroll
-	for (uint32_t k = first; k < first + few::slots; k += 4) {
-		float4 p[FEW_ROWS];
+	for (uint32_t cluster = 1; cluster <= (d->major >= 9 ? 16u : 1u); cluster *= 4u) {
+		struct cuda_mma m = { cluster, 0, 0, (uint32_t)(pairs < tile_rows ? pairs : tile_rows), pairs <= tile_rows, 0 };
+		uint32_t ctas = fit(d, shape, live_max, &m);
+		double t = ctas ? estimate(d, lanes, cluster, ctas) : 0.0;
 
-#pragma unroll
-		for (uint32_t r = 0; r < FEW_ROWS; r++)
-			p[r] = *(const float4 *)(s + r * (slots + 4u) + k);
-#pragma unroll
-		for (uint32_t i = 0; i < few::vecs; i++) {
-			const float *at = v + k * tile_stride(d) + c + i * few::threads * 4u;
-			float4 v0 = *(const float4 *)at, v1 = *(const float4 *)(at + tile_stride(d));
-			float4 v2 = *(const float4 *)(at + 2u * tile_stride(d)), v3 = *(const float4 *)(at + 3u * tile_stride(d));
-
-#pragma unroll
-			for (uint32_t r = 0; r < FEW_ROWS; r++) {
-				add_scaled(o[r][i], p[r].x, v0);
-				add_scaled(o[r][i], p[r].y, v1);
-				add_scaled(o[r][i], p[r].z, v2);
-				add_scaled(o[r][i], p[r].w, v3);
-			}
-		}
-	}
-}
-
-/* What the groups of threads have, added up in their order: a thread's rows of the output. room: groups * 4 * DP floats. */
-template <int DP>
-static __device__ __forceinline__ void gather_few(const float4 from[FEW_ROWS][few_size<DP>::vecs], float *room,
-						  float o[out_size<DP, FEW_ROWS>::rows])
-{
-	using few = few_size<DP>;
-	constexpr uint32_t groups = out_size<DP, FEW_ROWS>::row_groups, rows = out_size<DP, FEW_ROWS>::rows;
-	uint32_t group = threadIdx.x / few::threads, c = threadIdx.x % few::threads * 4u;
-
-#pragma unroll
-	for (uint32_t r = 0; r < FEW_ROWS; r++)
-#pragma unroll
-		for (uint32_t i = 0; i < few::vecs; i++)
-			*(float4 *)(room + (group * FEW_ROWS + r) * DP + c + i * few::threads * 4u) = from[r][i];
-	__syncthreads();
-#pragma unroll
-	for (uint32_t i = 0; i < rows; i++) {
-		uint32_t r = threadIdx.x / DP + groups * i;
-
-		o[i] = 0.0f;
-#pragma unroll
-		for (uint32_t g = 0; g < few::groups; g++)
-			o[i] = __fadd_rn(o[i], room[(g * FEW_ROWS + r) * DP + threadIdx.x % DP]);
-	}
-	__syncthreads();
-}
-
-/* The thread's logits (see tile_logits) of the slots from `slot` of the lane on, for the heat to come. */
-template <int DP>
-static __device__ __forceinline__ void keep_logits(const struct attend_args &a, const struct tile_ctx &x, const float *s, float *kept,
-						   uint32_t slot)
-{
-	constexpr uint32_t slots = tile_size<DP>::slots, parts = tile_size<DP>::parts;
-	uint32_t at = threadIdx.x / parts, part = threadIdx.x % parts;
-
-	for (uint32_t r = part; part < 4 && r < x.n_rows; r += 4u)
-		kept[(size_t)r * a.kept_slots + slot + at] = s[r * (slots + 4u) + at];
-}
-
-/* out and lse of a thread's rows. */
-template <int DP, int N>
-static __device__ __forceinline__ void finish(const struct attend_args &a, const struct tile_ctx &x, const struct running<DP, N> &run)
-{
-	constexpr uint32_t groups = out_size<DP, N>::row_groups, rows = out_size<DP, N>::rows;
-	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP, d = a.t.head_dim, heads = a.t.n_kv_heads * a.t.group;
-
-	if (c >= d)
-		return;
-#pragma unroll
-	for (uint32_t i = 0; i < rows; i++) {
-		uint32_t r = rg + groups * i, pair = x.row0 + r, head = x.head * a.t.group + pair % a.t.group;
-		int64_t row = (int64_t)x.seq.row + pair / a.t.group;
-
-		if (r >= x.n_rows)
+		if (!ctas || (found && t >= best) || (cluster > 1u && !clusters_run(shape, m)))
 			continue;
-		cuda_store(a.out.data, a.out.type, row * a.out.stride + (int64_t)head * d + c,
-			   run.l[i] > 0.0f ? __fdiv_rn(run.o[i], run.l[i]) : 0.0f);
-		if (c == 0)
-			a.lse[row * heads + head] = run.l[i] > 0.0f ? __fadd_rn(run.m[i], logf(run.l[i])) : TILE_NEG;
+		*out = m;
+		best = t;
+		found = 1;
+		out->ordered = m.single && lanes * cluster > (uint64_t)d->n_sm * ctas;
 	}
+	if (!found)
+		return -ENOTSUP;
+	if (!out->heat_floats)
+		rc = cuda_grow((void **)&st->logits, &st->logits_bytes, lanes * out->rows * gpu_pages_for(live_max) * GPU_PAGE_SLOTS * sizeof(float));
+	lanes = (uint64_t)(out->single ? n_tiles : n_seqs) * shape->n_kv_heads;
+	return rc ? rc : cuda_grow((void **)&st->item, &st->item_bytes, lanes * CUDA_LAYERS * sizeof(struct cuda_item));
 }
 
-/* Shared memory of attend_kernel, in floats: q[16][d], k[slots][stride], v[slots][stride], s[16][slots + 4], m, l, shrink[16]. */
-template <int DP> static size_t attend_shared(uint32_t d)
+/* --- the lanes of a step ------------------------------------------------------------------------------------------------------ */
+
+struct item_args {
+	const struct gpu_seq *seq;
+	const struct cuda_tile *tile;
+	struct cuda_item *item;
+	uint32_t n, n_kv_heads, live_max;	/* n: sessions, or tiles where there is one each */
+	int single, ordered;
+};
+
+/* Lane i of the layer: KV head i / n of session (or tile) i % n. */
+static __device__ __forceinline__ struct cuda_item make_item(const struct item_args &a, uint32_t layer, uint32_t i)
 {
-	return (CUDA_TILE_ROWS * d + 2u * tile_size<DP>::slots * tile_stride(d) + CUDA_TILE_ROWS * (tile_size<DP>::slots + 4u) +
-		3u * CUDA_TILE_ROWS) * sizeof(float);
+	struct gpu_seq seq = a.seq[a.single ? a.tile[i % a.n].seq : i % a.n];
+	const char *t = (const char *)seq.table;
+	struct gpu_table head = *(const struct gpu_table *)seq.table;
+	uint32_t lane = layer * a.n_kv_heads + i / a.n, slot;
+	struct cuda_item x = {};
+	struct gpu_lane l;
+
+	if (lane >= head.n_lanes)
+		return x;
+	l = ((const struct gpu_lane *)(t + gpu_table_lanes()))[lane];
+	x.page = cuda_u32(t, gpu_table_pages(&head)) + (size_t)lane * head.max_pages;
+	x.block = cuda_u32(t, gpu_table_blocks(&head)) + (size_t)lane * head.max_blocks;
+	x.live = min(gpu_live(l, seq.used + seq.n), min(cuda_slots(&head), a.live_max));
+	x.fresh_page = ~0u;
+	if (seq.n == 1u && (seq.used < l.fresh || seq.used - l.fresh < head.window)) {
+		slot = gpu_slot_of(l, cuda_u32(t, gpu_table_next(&head)) + (size_t)lane * head.window, seq.used);
+		x.fresh_page = slot / GPU_PAGE_SLOTS;
+	}
+	x.row = seq.row;
+	x.n = seq.n;
+	x.pos = seq.pos;
+	x.tile = i % a.n;
+	x.kv_head = i / a.n;
+	x.n_heat = head.observe ? min(head.n_heat, GPU_MAX_HEAT) : 0u;
+	x.heat[0] = head.heat[0];
+	x.heat[1] = head.heat[1];
+	x.observe = head.observe;
+	return x;
 }
 
-/*
- * One chunk: its maximum and sum into m[], l[]; a thread's rows of its output into o[]. Ends with a barrier. While some slots are
- * worked on, the next ones are on their way.
- */
-template <int TYPE, int DP, int N>
-static __device__ __forceinline__ void one_chunk(const struct attend_args &a, const struct tile_ctx &x, uint32_t first, float *kept,
-						 float *shared, char **page, char **block, float o[out_size<DP, N>::rows])
+static __device__ __forceinline__ uint32_t item_bin(const struct item_args &a, const struct cuda_item &x)
 {
-	constexpr uint32_t slots = tile_size<DP>::slots;
-	const uint32_t inverse = tile_inverse(a.t.head_dim / tile_rows_in_flight<TYPE, DP>::per);
-	uint32_t d = a.t.head_dim, end = x.live - first < CUDA_CHUNK ? x.live - first : CUDA_CHUNK;
-	float *q = shared, *k = q + CUDA_TILE_ROWS * d, *v = k + slots * tile_stride(d), *s = v + slots * tile_stride(d);
-	float *m = s + CUDA_TILE_ROWS * (slots + 4u), *l = m + CUDA_TILE_ROWS, *shrink = l + CUDA_TILE_ROWS;
-	struct tile_rows_in_flight<TYPE, DP> fk, fv;
-	float4 few[FEW_ROWS][few_size<DP>::vecs] = {};
+	return ITEM_BINS - 1u - (uint32_t)((uint64_t)x.live * (ITEM_BINS - 1u) / (a.live_max + 1u));
+}
 
-	tile_load_pages(a.t, x, first, page, block);
-	if (threadIdx.x < CUDA_TILE_ROWS) {
-		m[threadIdx.x] = TILE_NEG;
-		l[threadIdx.x] = 0.0f;
-	}
-#pragma unroll
-	for (uint32_t i = 0; i < out_size<DP, N>::rows; i++)
-		o[i] = 0.0f;
+/* Where the lanes of each length begin when the longest come first. */
+static __device__ void count_lengths(const struct item_args &a, uint32_t layer, uint32_t *bin, uint32_t *sum)
+{
+	constexpr uint32_t per = ITEM_BINS / ITEM_THREADS;
+	uint32_t before = 0;
+
+	for (uint32_t i = threadIdx.x; i < ITEM_BINS; i += ITEM_THREADS)
+		bin[i] = 0;
 	__syncthreads();
-	tile_fetch<TYPE, DP>(a.t, page, 0, end, 0, inverse, fk);
-	tile_fetch<TYPE, DP>(a.t, page, 0, end, 1, inverse, fv);
-	for (uint32_t at = 0; at < end; at += slots) {
-		uint32_t n_live = end - at < slots ? end - at : slots;
+	for (uint32_t i = threadIdx.x; i < a.n * a.n_kv_heads; i += ITEM_THREADS)
+		atomicAdd(&bin[item_bin(a, make_item(a, layer, i))], 1u);
+	__syncthreads();
+	for (uint32_t i = 0; i < per; i++)
+		before += bin[threadIdx.x * per + i];
+	sum[threadIdx.x] = before;
+	__syncthreads();
+	before = 0;
+	for (uint32_t i = 0; i < threadIdx.x; i++)
+		before += sum[i];
+	for (uint32_t i = 0; i < per; i++) {
+		uint32_t here = bin[threadIdx.x * per + i];
 
-		tile_put<TYPE, DP>(a.t, inverse, fk, k);
-		tile_put<TYPE, DP>(a.t, inverse, fv, v);
-		__syncthreads();
-		if (at + slots < end) {
-			tile_fetch<TYPE, DP>(a.t, page, at + slots, end - at - slots, 0, inverse, fk);
-			tile_fetch<TYPE, DP>(a.t, page, at + slots, end - at - slots, 1, inverse, fv);
-		}
-		tile_logits<DP>(a.t, x, q, k, *block, at, n_live, s);
-		if (kept)
-			keep_logits<DP>(a, x, s, kept, first + at);
-		__syncthreads();
-		softmax_rows<DP>(x, s, m, l, shrink);
-		__syncthreads();
-		if constexpr (N == FEW_ROWS)
-			add_values_few<DP>(d, s, v, shrink, few);
-		else
-			add_values<DP, N>(x, d, s, v, shrink, o);
-		__syncthreads();
+		bin[threadIdx.x * per + i] = before;
+		before += here;
 	}
-	if constexpr (N == FEW_ROWS)
-		gather_few<DP>(few, k, o);
+	__syncthreads();
 }
 
-/* Where the tile's logits are to be kept; NULL when no heat will be taken from them. */
-static __device__ __forceinline__ float *kept_for(const struct attend_args &a, const struct tile_ctx &x, uint32_t tile)
+/* A CTA a layer. Lanes of one length come in any order. */
+static __global__ void __launch_bounds__(ITEM_THREADS) item_kernel(const __grid_constant__ struct item_args a)
 {
-	const struct tile_chosen c = { x.t->observe, 0 };
+	__shared__ uint32_t bin[ITEM_BINS], sum[ITEM_THREADS];
+	uint32_t n = a.n * a.n_kv_heads, layer = blockIdx.x;
 
-	if (!a.kept_rows || !x.t->n_heat || !tile_any_counts(c, x, 0, x.seq.n))
-		return NULL;
-	return a.logits + ((size_t)tile * a.t.n_kv_heads + x.head) * a.kept_rows * a.kept_slots;
-}
-
-/* N: FEW_ROWS takes the tiles of at most so many rows, CUDA_TILE_ROWS the others. */
-template <int TYPE, int DP, int N>
-static __global__ void __launch_bounds__(TILE_THREADS, TYPE == GPU_F32 ? 1 : 2) attend_kernel(const __grid_constant__ struct attend_args a)
-{
-	constexpr uint32_t groups = out_size<DP, N>::row_groups, rows = out_size<DP, N>::rows, slots = tile_size<DP>::slots;
-	extern __shared__ __align__(16) float shared[];
-	__shared__ char *page[CUDA_CHUNK / GPU_PAGE_SLOTS], *block;
-	uint32_t tile = blockIdx.x / a.n_splits, split = blockIdx.x % a.n_splits, d = a.t.head_dim;
-	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP;
-	const float *m = shared + CUDA_TILE_ROWS * d + 2u * slots * tile_stride(d) + CUDA_TILE_ROWS * (slots + 4u), *l = m + CUDA_TILE_ROWS;
-	struct running<DP, N> run;
-	struct tile_ctx x;
-	float o[rows], *kept;
-
-	if (!tile_lane(a.t, a.t.tile[tile].seq, blockIdx.y, &x))
+	if ((uint64_t)layer * a.n_kv_heads >= ((const struct gpu_table *)a.seq[0].table)->n_lanes)
 		return;
-	if (a.n_splits > 1 && split * CUDA_CHUNK >= x.live)
-		return;
-	tile_rows(a.t, a.t.tile[tile].row0, &x);
-	if ((x.n_rows <= FEW_ROWS) != (N == FEW_ROWS))
-		return;
-	tile_load_q(a.t, x, shared);
-	kept = kept_for(a, x, tile);
-	if (a.n_splits > 1) {
-		float *p = a.partial + (((size_t)tile * a.t.n_kv_heads + x.head) * a.n_splits + split) * partial_floats(d);
+	if (a.ordered)
+		count_lengths(a, layer, bin, sum);
+	for (uint32_t i = threadIdx.x; i < n; i += ITEM_THREADS) {
+		struct cuda_item x = make_item(a, layer, i);
 
-		one_chunk<TYPE, DP, N>(a, x, split * CUDA_CHUNK, kept, shared, page, &block, o);
-		if (threadIdx.x < x.n_rows) {
-			p[threadIdx.x] = m[threadIdx.x];
-			p[CUDA_TILE_ROWS + threadIdx.x] = l[threadIdx.x];
-		}
-#pragma unroll
-		for (uint32_t i = 0; i < rows; i++)
-			if (c < d && rg + groups * i < x.n_rows)
-				p[2u * CUDA_TILE_ROWS + (rg + groups * i) * d + c] = o[i];
-		return;
+		a.item[(size_t)layer * n + (a.ordered ? atomicAdd(&bin[item_bin(a, x)], 1u) : i)] = x;
 	}
-#pragma unroll
-	for (uint32_t i = 0; i < rows; i++) {
-		run.m[i] = TILE_NEG;
-		run.l[i] = run.o[i] = 0.0f;
-	}
-	for (uint32_t first = 0; first < x.live; first += CUDA_CHUNK) {
-		one_chunk<TYPE, DP, N>(a, x, first, kept, shared, page, &block, o);
-#pragma unroll
-		for (uint32_t i = 0; i < rows; i++)
-			if (rg + groups * i < x.n_rows)
-				merge(run.m[i], run.l[i], run.o[i], m[rg + groups * i], l[rg + groups * i], o[i]);
-		__syncthreads();
-	}
-	finish<DP, N>(a, x, run);
 }
 
-template <int DP>
-static __global__ void __launch_bounds__(TILE_THREADS) combine_kernel(const __grid_constant__ struct attend_args a)
+int cuda_mma_items(struct cuda_step *st, cudaStream_t s)
 {
-	constexpr uint32_t groups = out_size<DP, CUDA_TILE_ROWS>::row_groups, rows = out_size<DP, CUDA_TILE_ROWS>::rows;
-	uint32_t c = threadIdx.x % DP, rg = threadIdx.x / DP, d = a.t.head_dim, n;
-	struct running<DP, CUDA_TILE_ROWS> run;
-	struct tile_ctx x;
+	struct item_args a = { st->seq, st->tile, st->item, st->mma.single ? st->n_tiles : st->n_seqs, st->shape.n_kv_heads, st->live_max,
+			       st->mma.single, st->mma.ordered };
 
-	if (!tile_lane(a.t, a.t.tile[blockIdx.x].seq, blockIdx.y, &x))
-		return;
-	tile_rows(a.t, a.t.tile[blockIdx.x].row0, &x);
-	n = (x.live + CUDA_CHUNK - 1u) / CUDA_CHUNK;
-	n = n < a.n_splits ? n : a.n_splits;
-#pragma unroll
-	for (uint32_t i = 0; i < rows; i++) {
-		run.m[i] = TILE_NEG;
-		run.l[i] = run.o[i] = 0.0f;
-	}
-	for (uint32_t split = 0; split < n && c < d; split++) {
-		const float *p = a.partial + (((size_t)blockIdx.x * a.t.n_kv_heads + x.head) * a.n_splits + split) *
-						     partial_floats(d);
-
-#pragma unroll
-		for (uint32_t i = 0; i < rows; i++) {
-			uint32_t r = rg + groups * i;
-
-			if (r < x.n_rows)
-				merge(run.m[i], run.l[i], run.o[i], p[r], p[CUDA_TILE_ROWS + r],
-				      p[2u * CUDA_TILE_ROWS + r * d + c]);
-		}
-	}
-	finish<DP, CUDA_TILE_ROWS>(a, x, run);
+	if (!st->n_tiles || st->shape.slot_type == GPU_F32)
+		return 0;
+	item_kernel<<<CUDA_LAYERS, ITEM_THREADS, 0, s>>>(a);
+	return cuda_errno(cudaGetLastError());
 }
 
-template <int TYPE, int DP, int N> static cudaError_t launch_rows(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
-{
-	size_t bytes = attend_shared<DP>(a.t.head_dim);
-	cudaError_t e = cudaFuncSetAttribute(attend_kernel<TYPE, DP, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+/* --- attend -------------------------------------------------------------------------------------------------------------------- */
 
-	if (e != cudaSuccess)
-		return e;
-	attend_kernel<TYPE, DP, N><<<dim3(st->n_tiles * a.n_splits, a.t.n_kv_heads), TILE_THREADS, bytes, s>>>(a);
-	return cudaGetLastError();
+static bool exact_queries(uint32_t slot_type, uint32_t q_type)
+{
+	return q_type == GPU_F32 || (q_type == GPU_F16 && slot_type == GPU_BF16);
 }
 
-template <int TYPE, int DP> static cudaError_t launch(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
+static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q,
+			      const struct gpu_tensor *out, float scale, float *lse)
 {
-	cudaError_t e = cudaSuccess;
+	const struct gpu_shape *sh = &st->shape;
+	struct mma_args a = {};
 
-	if (st->few_rows)
-		e = launch_rows<TYPE, DP, FEW_ROWS>(st, a, s);
-	if (e == cudaSuccess && st->many_rows)
-		e = launch_rows<TYPE, DP, CUDA_TILE_ROWS>(st, a, s);
-	if (e != cudaSuccess || a.n_splits == 1)
-		return e;
-	combine_kernel<DP><<<dim3(st->n_tiles, a.t.n_kv_heads), TILE_THREADS, 0, s>>>(a);
-	return cudaGetLastError();
-}
-
-template <int TYPE> static cudaError_t launch_type(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
-{
-	switch (tile_dp(a.t.head_dim)) {
-	case 64: return launch<TYPE, 64>(st, a, s);
-	case 128: return launch<TYPE, 128>(st, a, s);
-	default: return launch<TYPE, 256>(st, a, s);
-	}
+	a.view = st->view;
+	a.n_units = st->mma.single ? st->n_tiles : st->n_seqs;
+	a.item = st->item + (size_t)layer * a.n_units * sh->n_kv_heads;
+	a.tile = st->mma.single ? NULL : st->tile;
+	a.n_tiles = st->n_tiles;
+	a.n_kv_heads = sh->n_kv_heads;
+	a.group = sh->group;
+	a.head_dim = sh->head_dim;
+	a.rows = st->mma.rows;
+	a.shared_bytes = st->mma.shared_bytes;
+	a.heat_floats = st->mma.heat_floats;
+	a.cluster = st->mma.cluster;
+	a.exact_q = exact_queries(sh->slot_type, q->type);
+	a.q = *q;
+	a.out = *out;
+	a.lse = lse;
+	a.scale = scale * 1.4426950408889634f;
+	a.logits = st->logits;
+	a.scratch_slots = gpu_pages_for(st->live_max) * GPU_PAGE_SLOTS;
+	return launch(sh->slot_type, a, cuda_early(st), s, NULL);
 }
 
 int cuda_attend(struct gpu_step *step, gpu_stream stream, uint32_t layer, const struct gpu_tensor *q,
@@ -440,20 +267,20 @@ int cuda_attend(struct gpu_step *step, gpu_stream stream, uint32_t layer, const 
 {
 	struct cuda_step *st = (struct cuda_step *)step;
 	cudaStream_t s = cuda_stream(stream);
-	struct attend_args a = { { st->view, st->seq, st->tile, st->shape.n_kv_heads, st->shape.group, st->shape.head_dim,
-				   layer, st->live_max, *q, scale },
-				 *out, lse ? lse : st->lse, st->partial, st->n_splits, st->logits, st->kept_rows, st->kept_slots };
-	cudaError_t e;
+	uint32_t rows = cuda_tile_rows(&st->shape);
 	int rc = cuda_use(step->dev);
 
 	if (rc || !st->n_tiles)
 		return rc;
-	switch (st->shape.slot_type) {
-	case GPU_F32: e = launch_type<GPU_F32>(st, a, s); break;
-	case GPU_F16: e = launch_type<GPU_F16>(st, a, s); break;
-	case GPU_BF16: e = launch_type<GPU_BF16>(st, a, s); break;
-	default: e = launch_type<GPU_Q8>(st, a, s); break;
+	lse = lse ? lse : st->lse;
+	if (st->shape.slot_type == GPU_F32) {
+		rc = cuda_errno(cuda_attend_f32(st, s, layer, q, out, scale, lse));
+		return rc ? rc : cuda_heat(st, s, layer, q, lse, scale, 1, 0, 0);
 	}
-	rc = cuda_errno(e);
-	return rc ? rc : cuda_heat(st, s, layer, q, a.lse, scale, 1, 0);
+	if (layer >= CUDA_LAYERS)
+		return -E2BIG;
+	rc = cuda_errno(attend_mma(st, s, layer, q, out, scale, lse));
+	if (rc || st->pairs <= rows)
+		return rc;
+	return cuda_heat(st, s, layer, q, lse, scale, 1, 0, rows);
 }

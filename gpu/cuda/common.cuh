@@ -24,6 +24,8 @@
 struct cuda_device {
 	struct gpu_device base;
 	int n_sm;			/* multiprocessors */
+	int major;			/* of the compute capability */
+	size_t shared_block, shared_sm;	/* bytes of shared memory: of a block at most, of a multiprocessor */
 	pthread_mutex_t lock;		/* the ring: held from cuda_lease() to cuda_unlease() */
 	char *ring;			/* pinned, CUDA_RING_SEGMENTS * CUDA_SEGMENT_BYTES */
 	char *twin;			/* device memory of the same size, for what kernels read in place */
@@ -59,7 +61,7 @@ struct cuda_view {
 	uint32_t n_slabs, shift;
 };
 
-struct cuda_tile {			/* up to CUDA_TILE_ROWS (query, head) pairs of one session and KV head */
+struct cuda_tile {			/* up to tile_rows (query, head) pairs of one session and KV head */
 	uint32_t seq, row0;		/* row0: index of the first pair; pair = token * group + head */
 };
 
@@ -71,6 +73,29 @@ struct cuda_token {
 #define CUDA_FEW_ROWS 4		/* of a tile: attend treats smaller ones in another way than larger ones */
 #define CUDA_CHUNK GPU_BLOCK_SLOTS	/* slots whose softmax is finished before it is merged: fixed, see attend.cu */
 
+/* How attend on tensor cores shares out a step. */
+struct cuda_mma {
+	uint32_t cluster;		/* CTAs of a lane */
+	uint32_t shared_bytes, heat_floats;	/* of a CTA; of a row of logits in it, 0: they go to scratch */
+	uint32_t rows;			/* pairs of the largest tile */
+	int single;			/* no session has more than one tile */
+	int ordered;			/* the longest lanes come first; only if single */
+};
+
+/* A lane of a step, as attend needs it: worked out once a step for all layers, so that attend's first page is two loads away. */
+struct cuda_item {
+	const uint32_t *page, *block;	/* the lane's rows of ids */
+	uint32_t live;			/* slots, this step's tokens included */
+	uint32_t fresh_page;		/* that this step's token is written to; ~0 unless there is exactly one token */
+	uint32_t row, n;		/* as in struct gpu_seq; n = 0: there is no such lane */
+	int32_t pos;
+	uint32_t tile, kv_head;
+	uint32_t n_heat, heat[GPU_MAX_HEAT], observe;	/* as in struct gpu_table */
+	uint32_t unused;
+};
+
+#define CUDA_LAYERS 256u		/* of a model at most */
+
 struct cuda_step {
 	struct gpu_step base;
 	unsigned max_seqs, max_rows;
@@ -79,7 +104,9 @@ struct cuda_step {
 	unsigned n_seqs, n_tokens, n_tiles;
 	int few_rows, many_rows;	/* are there tiles of at most CUDA_FEW_ROWS rows, and of more? */
 	uint32_t live_max;
+	uint64_t pairs;			/* (query, head) pairs of the largest session */
 	uint32_t n_splits;		/* > 1: a CTA takes one chunk and combine() merges; 1: a CTA takes all chunks */
+	struct cuda_mma mma;		/* slots other than float32 */
 	char *lists;			/* device: gpu_seq[max_seqs], cuda_tile[max_seqs + max_rows], cuda_token[max_rows] */
 	const struct gpu_seq *seq;	/* into lists */
 	const struct cuda_tile *tile;
@@ -95,6 +122,9 @@ struct cuda_step {
 	float *logits;
 	size_t logits_bytes;
 	uint32_t kept_rows, kept_slots;
+	struct cuda_item *item;		/* [CUDA_LAYERS][kv head * (single ? tile : session)] */
+	size_t item_bytes;
+	int first;			/* nothing has been launched since step_set: what comes must wait for its kernels */
 };
 
 static inline struct cuda_device *cuda_dev(struct gpu_device *dev) { return (struct cuda_device *)dev; }
@@ -106,9 +136,34 @@ static inline struct cuda_view cuda_view_of(const struct gpu_map *map)
 	return v;
 }
 
-/* attend.cu asks observe.cu for its heat. observed: 1: the tables' observe decides; 0: the last `last` queries. */
+/*
+ * attend.cu asks observe.cu for heat that it does not take itself. observed: 1: the tables' observe decides; 0: the last `last` queries.
+ * done_pairs: sessions of up to so many (query, head) pairs are left alone.
+ */
 int cuda_heat(struct cuda_step *step, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
-	      float scale, int observed, uint32_t last);
+	      float scale, int observed, uint32_t last, uint32_t done_pairs);
+
+/* attend_f32.cu */
+cudaError_t cuda_attend_f32(const struct cuda_step *st, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q,
+			    const struct gpu_tensor *out, float scale, float *lse);
+
+/*
+ * attend.cu: how the step will be shared out, and room for it; called before the step changes. cuda_mma_items() enqueues what fills item[].
+ * pairs: of the largest session. Rows of a tile for a shape: cuda_tile_rows(). cuda_early(): may the step's next kernel begin before the one in
+ * front of it has ended?
+ */
+uint32_t cuda_tile_rows(const struct gpu_shape *shape);
+int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned n_seqs, unsigned n_tiles, uint64_t pairs, uint32_t live_max,
+		  struct cuda_mma *out);
+int cuda_mma_items(struct cuda_step *st, cudaStream_t s);
+static inline bool cuda_early(struct cuda_step *st)
+{
+	bool early = !st->first && cuda_dev(st->base.dev)->major >= 9;
+
+	st->first = 0;
+	return early;
+}
+int cuda_grow(void **at, size_t *have, size_t need);	/* scratch that only grows, by halves at least */
 
 #ifdef __CUDACC__
 

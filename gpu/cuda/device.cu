@@ -166,6 +166,9 @@ int cuda_open(struct gpu_device **out, const char *name)
 	(void)snprintf(d->base.info.name, sizeof(d->base.info.name), "%.*s", GPU_NAME_BYTES - 1, prop.name);
 	format_uuid(d->base.info.uuid, prop.uuid.bytes);
 	d->n_sm = prop.multiProcessorCount;
+	d->major = prop.major;
+	d->shared_block = prop.sharedMemPerBlockOptin;
+	d->shared_sm = prop.sharedMemPerMultiprocessor;
 	rc = cuda_use(&d->base);
 	if (!rc)
 		rc = new_ring(d);

@@ -16,6 +16,7 @@ struct heat_args {
 	uint32_t n_groups;		/* CTAs along the slots of a lane */
 	int observed;			/* 1: the table's observe says which queries count; 0: the last `last` of each session */
 	uint32_t last;
+	uint32_t done_pairs;		/* sessions of up to so many (query, head) pairs have their heat already */
 };
 
 static __device__ __forceinline__ struct tile_chosen choose(const struct heat_args &a, const struct tile_ctx &x)
@@ -146,7 +147,7 @@ static __global__ void __launch_bounds__(TILE_THREADS) heat_kernel(const __grid_
 	struct tile_ctx x;
 	bool mine;
 
-	if (!tile_lane(a.t, blockIdx.x / a.n_groups, blockIdx.y, &x) || slot0 >= x.live)
+	if (!tile_lane(a.t, blockIdx.x / a.n_groups, blockIdx.y, &x) || slot0 >= x.live || x.seq.n * a.t.group <= a.done_pairs)
 		return;
 	c = choose(a, x);
 	if (!x.t->n_heat || !tile_any_counts(c, x, 0, x.seq.n))
@@ -202,11 +203,11 @@ template <int TYPE> static cudaError_t launch_type(const struct cuda_step *st, c
 }
 
 int cuda_heat(struct cuda_step *st, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
-	      float scale, int observed, uint32_t last)
+	      float scale, int observed, uint32_t last, uint32_t done_pairs)
 {
 	struct heat_args a = { { st->view, st->seq, st->tile, st->shape.n_kv_heads, st->shape.group, st->shape.head_dim,
 				 layer, st->live_max, *q, scale },
-			       lse, 0, observed, last };
+			       lse, 0, observed, last, done_pairs };
 
 	if (observed && st->kept_rows) {
 		kept_kernel<<<dim3(st->n_tiles * (st->kept_slots / GPU_BLOCK_SLOTS), a.t.n_kv_heads), GPU_BLOCK_SLOTS, 0, s>>>(
@@ -227,5 +228,5 @@ int cuda_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const stru
 	struct cuda_step *st = (struct cuda_step *)step;
 	int rc = cuda_use(step->dev);
 
-	return rc || !st->n_tokens ? rc : cuda_heat(st, cuda_stream(s), layer, q, lse, scale, 0, last);
+	return rc || !st->n_tokens ? rc : cuda_heat(st, cuda_stream(s), layer, q, lse, scale, 0, last, 0);
 }

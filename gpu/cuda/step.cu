@@ -110,12 +110,13 @@ void cuda_step_free(struct gpu_device *dev, struct gpu_step *step)
 		(void)cudaFree(st->lse);
 		(void)cudaFree(st->partial);
 		(void)cudaFree(st->logits);
+		(void)cudaFree(st->item);
 	}
 	free(st);
 }
 
 /* Scratch only grows, by halves at least, so that a session that lengthens slot by slot does not allocate every step. */
-static int grow(float **at, size_t *have, size_t need)
+int cuda_grow(void **at, size_t *have, size_t need)
 {
 	size_t bytes = *have + *have / 2;
 	void *fresh = NULL;
@@ -129,7 +130,7 @@ static int grow(float **at, size_t *have, size_t need)
 	if (rc)
 		return rc;
 	(void)cudaFree(*at);	/* waits for the steps that still use it */
-	*at = (float *)fresh;
+	*at = fresh;
 	*have = bytes;
 	return 0;
 }
@@ -141,13 +142,13 @@ static int plan_scratch(struct cuda_step *st, const struct gpu_shape *shape, uns
 	uint64_t ctas = (uint64_t)n_tiles * shape->n_kv_heads;
 	uint64_t splits = live_max ? (live_max + CUDA_CHUNK - 1u) / CUDA_CHUNK : 1u;
 	uint64_t bytes = ctas * splits * CUDA_TILE_ROWS * (shape->head_dim + 2u) * sizeof(float);
-	int rc = grow(&st->lse, &st->lse_bytes, n_rows * shape->n_kv_heads * shape->group * sizeof(float));
+	int rc = cuda_grow((void **)&st->lse, &st->lse_bytes, n_rows * shape->n_kv_heads * shape->group * sizeof(float));
 
 	if (rc)
 		return rc;
 	*n_splits = 1;
-	if (splits > 1 && ctas < 2ull * (unsigned)cuda_dev(st->base.dev)->n_sm && bytes <= PARTIAL_MAX) {
-		rc = grow(&st->partial, &st->partial_bytes, bytes);
+	if (shape->slot_type == GPU_F32 && splits > 1 && ctas < 2ull * (unsigned)cuda_dev(st->base.dev)->n_sm && bytes <= PARTIAL_MAX) {
+		rc = cuda_grow((void **)&st->partial, &st->partial_bytes, bytes);
 		*n_splits = (uint32_t)splits;
 	}
 	return rc;
@@ -160,14 +161,15 @@ static void plan_logits(struct cuda_step *st, const struct gpu_shape *shape, uns
 	uint64_t bytes = (uint64_t)n_tiles * shape->n_kv_heads * rows * slots * sizeof(float);
 
 	st->kept_rows = 0;
-	if (!bytes || rows > CUDA_TILE_ROWS || bytes > PARTIAL_MAX || grow(&st->logits, &st->logits_bytes, bytes))
+	if (shape->slot_type != GPU_F32 || !bytes || rows > CUDA_TILE_ROWS || bytes > PARTIAL_MAX || cuda_grow((void **)&st->logits, &st->logits_bytes, bytes))
 		return;
 	st->kept_rows = (uint32_t)rows;
 	st->kept_slots = (uint32_t)slots;
 }
 
 /* The lists of a step in staging memory: the same offsets as on the device. Returns the number of tiles. */
-static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gpu_seq *seq, unsigned n_seqs, uint32_t group)
+static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gpu_seq *seq, unsigned n_seqs, uint32_t group,
+			   uint32_t tile_rows)
 {
 	struct cuda_tile *tile = (struct cuda_tile *)(at + tile_offset(st->max_seqs));
 	struct cuda_token *token = (struct cuda_token *)(at + token_offset(st->max_seqs, st->max_rows));
@@ -175,7 +177,7 @@ static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gp
 
 	memcpy(at, seq, n_seqs * sizeof(*seq));
 	for (unsigned i = 0; i < n_seqs; i++) {
-		for (uint32_t r = 0; r < seq[i].n * group; r += CUDA_TILE_ROWS) {
+		for (uint32_t r = 0; r < seq[i].n * group; r += tile_rows) {
 			tile[n_tiles].seq = i;
 			tile[n_tiles++].row0 = r;
 		}
@@ -195,7 +197,8 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	uint64_t n_tokens = 0, n_tiles = 0, n_rows = 0, most = 0;
 	int few = 0, many = 0;
 	struct cuda_lease lease;
-	uint32_t n_splits = 1;
+	uint32_t n_splits = 1, tile_rows = cuda_tile_rows(shape);
+	struct cuda_mma mma = {};
 	int rc = cuda_use(step->dev), rc2;
 
 	if (rc)
@@ -204,25 +207,27 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		return -EINVAL;
 	for (unsigned i = 0; i < n_seqs; i++) {
 		uint64_t end = (uint64_t)seq[i].row + seq[i].n, pairs = (uint64_t)seq[i].n * shape->group;
-		uint64_t rest = pairs % CUDA_TILE_ROWS;	/* rows of the last tile, if it is not full */
+		uint64_t rest = pairs % tile_rows;	/* rows of the last tile, if it is not full */
 
 		n_tokens += seq[i].n;
-		n_tiles += (pairs + CUDA_TILE_ROWS - 1u) / CUDA_TILE_ROWS;
+		n_tiles += (pairs + tile_rows - 1u) / tile_rows;
 		n_rows = seq[i].n && end > n_rows ? end : n_rows;
 		most = pairs > most ? pairs : most;
 		few |= rest && rest <= CUDA_FEW_ROWS;
-		many |= pairs >= CUDA_TILE_ROWS || rest > CUDA_FEW_ROWS;
+		many |= pairs >= tile_rows || rest > CUDA_FEW_ROWS;
 	}
 	if (n_tokens > st->max_rows)
 		return -EINVAL;
 	rc = plan_scratch(st, shape, (unsigned)n_tiles, n_rows, live_max, &n_splits);
+	if (!rc && n_tokens && shape->slot_type != GPU_F32)
+		rc = cuda_mma_plan(st, shape, n_seqs, (unsigned)n_tiles, most, live_max, &mma);
 	if (rc)
 		return rc;
 	if (n_tokens) {
 		rc = cuda_lease(d, list_bytes(st->max_seqs, st->max_rows), &lease);
 		if (rc)
 			return rc;
-		(void)fill_lists(lease.host, st, seq, n_seqs, shape->group);
+		(void)fill_lists(lease.host, st, seq, n_seqs, shape->group, tile_rows);
 		rc = cuda_errno(cudaMemcpyAsync(st->lists, lease.host, list_bytes(st->max_seqs, st->max_rows),
 						cudaMemcpyHostToDevice, cuda_stream(s)));
 		rc2 = cuda_unlease(d, cuda_stream(s), &lease);
@@ -238,7 +243,10 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	st->n_tiles = (unsigned)n_tiles;
 	st->n_splits = n_splits;
 	st->live_max = live_max;
+	st->pairs = most;
+	st->mma = mma;
 	st->few_rows = few;
 	st->many_rows = many;
-	return 0;
+	st->first = 1;
+	return cuda_mma_items(st, cuda_stream(s));
 }

@@ -406,6 +406,87 @@ static void split_and_whole_lanes_give_the_same_bits(void **state)
 	world_free(w);
 }
 
+/* --- kernels that begin before the one in front has ended ------------------------------------------------------------------------ */
+
+enum { CHAIN = 12 };
+
+struct chain {
+	struct gpu_step *step[CHAIN];
+	struct world_tensor k[CHAIN], v[CHAIN], q[CHAIN], out[CHAIN];
+	void *want[CHAIN];
+};
+
+/* Append and attend, step after step; with `slowly`, each waits for the one before. */
+static void run_chain(struct world *w, struct chain *c, int slowly)
+{
+	for (unsigned t = 0; t < CHAIN; t++) {
+		assert_int_equal(gpu_append(c->step[t], w->stream, 0, &c->k[t].device, &c->v[t].device), 0);
+		assert_true(!slowly || gpu_sync(w->dev, w->stream) == 0);
+		assert_int_equal(gpu_attend(c->step[t], w->stream, 0, &c->q[t].device, &c->out[t].device, 0.125f, NULL), 0);
+		assert_true(!slowly || gpu_sync(w->dev, w->stream) == 0);
+	}
+}
+
+/* One layer, lanes of few and of many slots, most of whose tokens overwrite slots: each step must see what the steps before wrote. */
+static void slots_written_in_the_step_before_are_seen(void **state)
+{
+	static const uint32_t n[2][3] = { { 1, 1, 1 }, { 1, 2, 1 } }, len[] = { 20, 33, 700, 64 };
+
+	(void)state;
+	(void)device();
+	for (unsigned round = 0; round < 6; round++) {
+		const struct world_spec spec = {
+			.shape = { .n_kv_heads = round % 2 ? 40 : 2, .group = 4, .head_dim = 128, .slot_type = round < 4 ? GPU_BF16 : GPU_Q8 },
+			.n_layers = 1, .n_sessions = 3, .window = 32, .max_slots = 1600, .n_heat = 1, .observe = 1, .n_credit = 1,
+			.seed = 50 + round, .places = 60 + round,
+		};
+		struct oracle_seq oracle[WORLD_MAX_SESSIONS];
+		struct gpu_seq seq[WORLD_MAX_SESSIONS];
+		struct world *w = world_new(&spec);
+		struct chain c;
+
+		for (unsigned i = 0; i < 3; i++)
+			world_fill(w, i, len, 4, 2 * CHAIN);
+		for (unsigned t = 0; t < CHAIN; t++) {
+			const uint32_t *count = n[round / 2 % 2], rows = world_step(w, count, seq, oracle);
+
+			world_tensor_new(w, &c.k[t], rows, spec.shape.n_kv_heads * 128, GPU_BF16, 0, 1.0f);
+			world_tensor_new(w, &c.v[t], rows, spec.shape.n_kv_heads * 128, GPU_BF16, 0, 1.0f);
+			world_tensor_new(w, &c.q[t], rows, spec.shape.n_kv_heads * 4 * 128, GPU_BF16, 0, 2.0f);
+			world_tensor_new(w, &c.out[t], rows, spec.shape.n_kv_heads * 4 * 128, GPU_F32, 0, 0.0f);
+			assert_int_equal(gpu_step_new(w->dev, 3, 1024, &c.step[t]), 0);
+			assert_int_equal(gpu_step_set(c.step[t], w->stream, &spec.shape, w->map, seq, 3, 1600), 0);
+			for (unsigned i = 0; i < 3; i++) {
+				w->session[i].used += count[i];
+				w->session[i].pos += (int32_t)count[i];
+			}
+		}
+		for (unsigned again = 0; again < 20; again++) {
+			world_put(w);
+			assert_int_equal(gpu_sync(w->dev, w->stream), 0);
+			run_chain(w, &c, !again);
+			for (unsigned t = 0; t < CHAIN; t++) {
+				world_tensor_read(w, &c.out[t]);
+				if (!again) {
+					c.want[t] = malloc(c.out[t].bytes);
+					assert_non_null(c.want[t]);
+					memcpy(c.want[t], c.out[t].host.data, c.out[t].bytes);
+				}
+				assert_memory_equal(c.out[t].host.data, c.want[t], c.out[t].bytes);
+			}
+		}
+		for (unsigned t = 0; t < CHAIN; t++) {
+			world_tensor_free(w, &c.k[t]);
+			world_tensor_free(w, &c.v[t]);
+			world_tensor_free(w, &c.q[t]);
+			world_tensor_free(w, &c.out[t]);
+			gpu_step_free(w->dev, c.step[t]);
+			free(c.want[t]);
+		}
+		world_free(w);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -420,6 +501,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(notify_rings_once_the_work_is_done),
 		cmocka_unit_test(two_processes_map_one_slab),
 		cmocka_unit_test(split_and_whole_lanes_give_the_same_bits),
+		cmocka_unit_test(slots_written_in_the_step_before_are_seen),
 	};
 
 	if (argc == 2 && strcmp(argv[1], "import") == 0)

@@ -1,0 +1,540 @@
+/* Private to gpu/cuda/: the last part of attend_mma.cuh: merging a lane's sums, outputs, heat, and the kernel itself with its launch. */
+#ifndef GPU_CUDA_ATTEND_KERNEL_CUH
+#define GPU_CUDA_ATTEND_KERNEL_CUH
+
+#include "gpu/cuda/attend_page.cuh"
+
+/* --- the tree, inside a warp ------------------------------------------------------------------------------------------------------ */
+
+/* A strip is read: its sums over the warp, merged into the group. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_strip_done(struct mma_sum<D, NT> &s, const struct mma_more<NT> &more, struct mma_sum<D, NT> &group)
+{
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			float a, b, l = s.l[nt][h], add = more.offset[nt][h];
+
+#pragma unroll
+			for (int d = 4; d < 32; d <<= 1) {
+				l = __fadd_rn(l, __shfl_xor_sync(0xffffffffu, l, d));
+				if (TYPE == GPU_Q8)
+					add = __fadd_rn(add, __shfl_xor_sync(0xffffffffu, add, d));
+			}
+			mma_merge(group.m[nt][h], group.l[nt][h], s.m[nt][h], l, a, b);
+#pragma unroll
+			for (int j = 0; j < D / 16; j++)
+#pragma unroll
+				for (int i = h; i < 4; i += 2) {
+					float o = TYPE == GPU_Q8 ? __fmaf_rn(s.o[nt][j][i], more.unit, add) : s.o[nt][j][i];
+
+					group.o[nt][j][i] = mma_mix(group.o[nt][j][i], o, a, b);
+				}
+		}
+}
+
+/* What the warp has so far: maximum and sum in registers, outputs in shared memory, [row][out_stride] from `out` on. */
+template <int NT> struct mma_quarter {
+	float m[NT][2], l[NT][2];
+	float *out;
+	bool any;
+};
+
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_group_done(const struct mma_lane &x, struct mma_sum<D, NT> &group, struct mma_quarter<NT> &q)
+{
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			uint32_t col = nt * 8u + 2u * x.t4 + h;
+			float *to = q.out + col * (D + 4u), a, b;
+
+			mma_merge(q.m[nt][h], q.l[nt][h], group.m[nt][h], group.l[nt][h], a, b);
+			if (col >= x.n_rows)
+				continue;
+#pragma unroll
+			for (uint32_t j = 0; j < D / 16u; j++)
+#pragma unroll
+				for (uint32_t i = 0; i < 2; i++) {
+					float *at = to + mma_out_channel<TYPE>(j, x.g, i);
+
+					*at = mma_mix(q.any ? *at : 0.0f, group.o[nt][j][2u * i + h], a, b);
+				}
+		}
+	q.any = true;
+	mma_clear(group);
+}
+
+/* All pages of the warp. kept: logits of the CTA's first slot; NULL without heat. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q,
+						     struct mma_ring &r, float *kept, uint32_t kept_stride, struct mma_quarter<NT> &quarter)
+{
+	struct mma_sum<D, NT> strip, group;
+	uint32_t stage = 0, cut = 0, group_end = x.first;
+	struct mma_more<NT> more;
+
+	mma_clear(group);
+	for (uint32_t s = x.first; s < x.end; s++) {
+		uint32_t end = min((s + 1u) * x.per_strip, r.end);
+
+		while (group_end <= s)
+			group_end = x.cluster == 1u ? mma_cut(x.first, x.end, ++cut) : x.end;
+		mma_clear(strip);
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++)
+			more.offset[nt][0] = more.offset[nt][1] = 0.0f;
+		more.unit = 0.0f;
+		for (uint32_t p = s * x.per_strip; p < end; p++) {
+			mma_wait(r.stages);
+			__syncwarp();
+			mma_page<TYPE, D, NT>(x, q, r.at + stage * mma_size<TYPE, D, NT>::stage,
+					      min(x.item.live - p * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS),
+					      kept ? kept + (p - x.cta_page) * GPU_PAGE_SLOTS : NULL, kept_stride, strip, more);
+			__syncwarp();
+			mma_ring_feed<TYPE, D, NT>(a, x, r, stage);
+			stage = stage + 1u == r.stages ? 0u : stage + 1u;
+		}
+		mma_strip_done<TYPE, D, NT>(strip, more, group);
+		if (s + 1u == group_end)
+			mma_group_done<TYPE, D, NT>(x, group, quarter);
+	}
+	if (!quarter.any)
+#pragma unroll 1
+		for (uint32_t i = x.thread; i < x.n_rows * (D + 4u); i += 32u)
+			quarter.out[i] = 0.0f;
+}
+
+/* --- the tree, over warps and CTAs -------------------------------------------------------------------------------------------------- */
+
+/* Shared memory by name. Rows of (maximum, sum) and of factors are `even` long. */
+struct mma_tables {
+	float2 *part, *end, *by_warp, *got, *by_part, *by_quarter;
+	float *slices, *out;
+	uint32_t even, slice, bar;
+};
+
+static __device__ __forceinline__ struct mma_tables mma_tables_of(char *shared, const struct mma_plan &p, const struct mma_args &a,
+								 const struct mma_lane &x)
+{
+	struct mma_tables t;
+
+	t.part = (float2 *)(shared + p.part);
+	t.end = (float2 *)(shared + p.end);
+	t.by_warp = (float2 *)(shared + p.by_warp);
+	t.got = (float2 *)(shared + p.got);
+	t.by_part = (float2 *)(shared + p.by_part);
+	t.by_quarter = (float2 *)(shared + p.by_quarter);
+	t.slices = (float *)(shared + p.slices);
+	t.out = (float *)(shared + p.out);
+	t.even = (a.rows + 1u) / 2u * 2u;
+	t.slice = mma_slice(x.n_rows, a.head_dim, x.cluster);
+	t.bar = mma_shared(shared);
+	return t;
+}
+
+/* Floats of the outputs that this CTA finishes. */
+static __device__ __forceinline__ uint32_t mma_own_slice(const struct mma_args &a, const struct mma_lane &x, uint32_t slice)
+{
+	uint32_t all = x.n_rows * a.head_dim, from = x.rank * slice;
+
+	return from < all ? min(slice, all - from) : 0u;
+}
+
+/* lse and what outputs and heat need of a row whose sum is complete. */
+static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, const struct mma_lane &x, uint32_t r, float M, float L, float2 *end)
+{
+	uint32_t pair = x.row0 + r, head = x.item.kv_head * a.group + pair % a.group;
+	int64_t row = (int64_t)x.item.row + pair / a.group;
+
+	*end = make_float2(M, L > 0.0f ? __fdiv_rn(1.0f, L) : 0.0f);
+	if (x.rank == 0 && a.lse)
+		a.lse[row * a.n_kv_heads * a.group + head] = L > 0.0f ? (M + __log2f(L)) * 0.6931471805599453f : __int_as_float(0xff800000);
+}
+
+/* Merge four (maximum, sum) that lie `step` apart; leaves their factors in by[0], by[step], ... */
+static __device__ __forceinline__ void mma_merge4(const float2 *from, float2 *by, uint32_t step, float &M, float &L)
+{
+	M = MMA_NOTHING;
+	L = 0.0f;
+#pragma unroll
+	for (uint32_t i = 0; i < 4; i++) {
+		float2 f;
+
+		mma_merge(M, L, from[i * step].x, from[i * step].y, f.x, f.y);
+		by[i * step] = f;
+	}
+}
+
+/* The warps of the CTA. end[] is then (maximum, 1 / sum) of the lane, or (maximum, sum) of the CTA's part. */
+static __device__ __forceinline__ void mma_merge_warps(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
+{
+	if (threadIdx.x < t.even) {
+		uint32_t r = threadIdx.x;
+		float M = MMA_NOTHING, L = 0.0f;
+
+		if (r < x.n_rows)
+			mma_merge4(t.part + r, t.by_warp + r, t.even, M, L);
+		if (x.cluster > 1u)
+			t.end[r] = make_float2(M, L);
+		else if (r < x.n_rows)
+			mma_row_done(a, x, r, M, L, &t.end[r]);
+	}
+	__syncthreads();
+}
+
+/* Four outputs over the CTA's warps. e: of row r, channel c. */
+template <int D>
+static __device__ __forceinline__ float4 mma_over_warps(const struct mma_args &a, const struct mma_tables &t, uint32_t r, uint32_t c)
+{
+	float4 sum = make_float4(0, 0, 0, 0);
+
+#pragma unroll
+	for (uint32_t w = 0; w < MMA_WARPS; w++)
+		mma_mix4(sum, *(const float4 *)(t.out + (w * a.rows + r) * (D + 4u) + c), t.by_warp[w * t.even + r]);
+	return sum;
+}
+
+static __device__ __forceinline__ int64_t mma_out_at(const struct mma_args &a, const struct mma_lane &x, uint32_t r)
+{
+	uint32_t pair = x.row0 + r;
+
+	return ((int64_t)x.item.row + pair / a.group) * a.out.stride + ((int64_t)x.item.kv_head * a.group + pair % a.group) * a.head_dim;
+}
+
+static __device__ __forceinline__ void mma_store4(const struct mma_args &a, int64_t at, float4 v)
+{
+	if (a.out.type == GPU_BF16 && ((uintptr_t)a.out.data + (uintptr_t)at * 2u) % 8u == 0) {
+		*(uint2 *)((__nv_bfloat16 *)a.out.data + at) = make_uint2(mma_pack<false>(v.x, v.y), mma_pack<false>(v.z, v.w));
+		return;
+	}
+	cuda_store(a.out.data, a.out.type, at, v.x);
+	cuda_store(a.out.data, a.out.type, at + 1, v.y);
+	cuda_store(a.out.data, a.out.type, at + 2, v.z);
+	cuda_store(a.out.data, a.out.type, at + 3, v.w);
+}
+
+/* A lane of one CTA. */
+template <int D>
+static __device__ __forceinline__ void mma_write_alone(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
+{
+	uint32_t vecs = a.head_dim / 4u;
+
+#pragma unroll 1
+	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
+		uint32_t r = e / vecs, c = e % vecs * 4u;
+		float4 v = mma_over_warps<D>(a, t, r, c);
+		float by = t.end[r].y;
+
+		mma_store4(a, mma_out_at(a, x, r) + c, make_float4(v.x * by, v.y * by, v.z * by, v.w * by));
+	}
+}
+
+/* Every CTA of the cluster gets all maxima and sums, and its slice of all outputs. */
+template <int D>
+static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
+{
+	uint32_t pairs = t.even / 2u, vecs = a.head_dim / 4u;
+
+	mma_cluster_wait();		/* everyone's barrier is ready */
+#pragma unroll 1
+	for (uint32_t i = threadIdx.x; i < x.cluster * pairs; i += MMA_THREADS)
+		mma_push4(mma_shared(t.got + x.rank * t.even + i % pairs * 2u), t.bar, i / pairs, *(const float4 *)(t.end + i % pairs * 2u));
+#pragma unroll 1
+	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
+		float4 v = mma_over_warps<D>(a, t, e / vecs, e % vecs * 4u);
+		uint32_t to = e * 4u / t.slice;
+
+		mma_push4(mma_shared(t.slices + x.rank * t.slice + (e * 4u - to * t.slice)), t.bar, to, v);
+	}
+	mma_bar_wait(t.bar);
+}
+
+/* The parts that the CTAs of the cluster have: 4 quarters, or 4 times 4 groups. Four neighbouring threads have a row. */
+static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
+{
+	if (threadIdx.x < 64u) {	/* whole warps: they exchange values */
+		uint32_t r = threadIdx.x / 4u, q = threadIdx.x % 4u;
+		float M = MMA_NOTHING, L = 0.0f, m = MMA_NOTHING, l = 0.0f;
+		bool there = r < x.n_rows;
+
+		if (x.cluster == 4u && there) {
+			m = t.got[q * t.even + r].x;
+			l = t.got[q * t.even + r].y;
+		} else if (there) {
+			mma_merge4(t.got + q * 4u * t.even + r, t.by_part + q * 4u * t.even + r, t.even, m, l);
+		}
+#pragma unroll
+		for (uint32_t i = 0; i < 4; i++) {
+			float2 f;
+
+			mma_merge(M, L, __shfl_sync(0xffffffffu, m, i, 4), __shfl_sync(0xffffffffu, l, i, 4), f.x, f.y);
+			if (there && q == i)
+				t.by_quarter[i * t.even + r] = f;
+		}
+		if (there && q == 0)
+			mma_row_done(a, x, r, M, L, &t.end[r]);
+	}
+	__syncthreads();
+}
+
+static __device__ __forceinline__ void mma_write_slice(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
+{
+	uint32_t n = mma_own_slice(a, x, t.slice);
+
+#pragma unroll 1
+	for (uint32_t i = threadIdx.x; i < n; i += MMA_THREADS) {
+		uint32_t e = x.rank * t.slice + i, r = e / a.head_dim;
+		float sum = 0.0f;
+
+#pragma unroll
+		for (uint32_t q = 0; q < 4; q++) {
+			float2 f = t.by_quarter[q * t.even + r];
+			float v = 0.0f;
+
+			if (x.cluster == 4u)
+				v = t.slices[q * t.slice + i];
+			else
+#pragma unroll
+				for (uint32_t k = q * 4u; k < q * 4u + 4u; k++)
+					v = mma_mix(v, t.slices[k * t.slice + i], t.by_part[k * t.even + r].x, t.by_part[k * t.even + r].y);
+			sum = mma_mix(sum, v, f.x, f.y);
+		}
+		cuda_store(a.out.data, a.out.type, mma_out_at(a, x, r) + (e - r * a.head_dim), sum * t.end[r].y);
+	}
+}
+
+/* --- heat --------------------------------------------------------------------------------------------------------------------- */
+
+/* Where the heat of 4 slots of the CTA's pages is; NULL when there are none. */
+static __device__ __forceinline__ float *mma_heat_at(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
+{
+	uint32_t slot = x.cta_page * GPU_PAGE_SLOTS + i * 4u;
+	char *block;
+
+	if (i >= x.cta_pages * (GPU_PAGE_SLOTS / 4u))
+		return NULL;
+	block = cuda_at(a.view, x.item.block[slot / GPU_BLOCK_SLOTS]);
+	return block ? (float *)block + GPU_BLOCK_SLOTS + slot % GPU_BLOCK_SLOTS : NULL;
+}
+
+/* What one query's heads gave a slot becomes heat; a slot that the query may not see stays as it is. */
+static __device__ __forceinline__ float mma_add_heat(uint32_t kind, float heat, float sum, float squares, bool seen)
+{
+	float v;
+
+	switch (kind) {
+	case EVICT_HEAT_MAX: v = fmaxf(heat, sum); break;
+	case EVICT_HEAT_SQUARES: v = __fadd_rn(heat, squares); break;
+	case EVICT_HEAT_LAST: v = sum; break;
+	default: v = __fadd_rn(heat, sum); break;
+	}
+	return seen ? v : heat;
+}
+
+/* Four slots: z: their logits, row by row. heat[]: of both arrays. */
+static __device__ __forceinline__ void mma_heat4(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *z, uint32_t stride,
+						 float (&heat)[GPU_MAX_HEAT][4])
+{
+#pragma unroll 1
+	for (uint32_t j = 0, r = 0; j < x.item.n; j++, r += a.group) {
+		float sum[4] = {}, squares[4] = {};
+		bool seen[4] = {};
+
+		if (!mma_counts(x, j))
+			continue;
+#pragma unroll 2
+		for (uint32_t h = 0; h < a.group; h++) {
+			float4 v = *(const float4 *)(z + (r + h) * stride);
+			float2 e = end[r + h];
+			const float logit[4] = { v.x, v.y, v.z, v.w };
+
+#pragma unroll
+			for (int i = 0; i < 4; i++) {
+				float p = __fmul_rn(mma_exp2(__fsub_rn(logit[i], e.x)), e.y);
+
+				sum[i] = __fadd_rn(sum[i], p);
+				squares[i] = __fadd_rn(squares[i], __fmul_rn(p, p));
+				seen[i] = logit[i] != __int_as_float(0xff800000);
+			}
+		}
+#pragma unroll
+		for (uint32_t k = 0; k < GPU_MAX_HEAT; k++)
+#pragma unroll
+			for (int i = 0; i < 4; i++)
+				heat[k][i] = mma_add_heat(x.item.heat[k], heat[k][i], sum[i], squares[i], seen[i]);
+	}
+}
+
+/* The next vector of a thread, already on its way. */
+struct mma_heat_ahead {
+	float *at;
+	float4 heat[GPU_MAX_HEAT];
+};
+
+static __device__ __forceinline__ struct mma_heat_ahead mma_heat_look(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
+{
+	struct mma_heat_ahead h;
+
+	h.at = x.heat ? mma_heat_at(a, x, i) : NULL;
+	h.heat[0] = h.at ? *(const float4 *)h.at : make_float4(0, 0, 0, 0);
+	h.heat[1] = h.at && x.item.n_heat > 1u ? *(const float4 *)(h.at + GPU_BLOCK_SLOTS) : make_float4(0, 0, 0, 0);
+	return h;
+}
+
+/* ahead: of vector threadIdx.x. */
+static __device__ __forceinline__ void mma_heat(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
+						uint32_t stride, struct mma_heat_ahead ahead)
+{
+	if (!x.heat)
+		return;
+#pragma unroll 1
+	for (uint32_t i = threadIdx.x; i < x.cta_pages * (GPU_PAGE_SLOTS / 4u); i += MMA_THREADS) {
+		struct mma_heat_ahead h = ahead;
+		float heat[GPU_MAX_HEAT][4] = { { h.heat[0].x, h.heat[0].y, h.heat[0].z, h.heat[0].w },
+						{ h.heat[1].x, h.heat[1].y, h.heat[1].z, h.heat[1].w } };
+
+		ahead = mma_heat_look(a, x, i + MMA_THREADS);
+		if (!h.at)
+			continue;
+		mma_heat4(a, x, end, kept + i * 4u, stride, heat);
+		*(float4 *)h.at = make_float4(heat[0][0], heat[0][1], heat[0][2], heat[0][3]);
+		if (x.item.n_heat > 1u)
+			*(float4 *)(h.at + GPU_BLOCK_SLOTS) = make_float4(heat[1][0], heat[1][1], heat[1][2], heat[1][3]);
+	}
+}
+
+/* --- the kernel --------------------------------------------------------------------------------------------------------------- */
+
+template <int TYPE, int D, int NT>
+static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid_constant__ struct mma_args a)
+{
+	extern __shared__ __align__(128) char shared[];
+	struct mma_queries<TYPE, D, NT> q;
+	struct mma_quarter<NT> quarter;
+	struct mma_heat_ahead ahead;
+	struct mma_plan plan;
+	struct mma_tables t;
+	struct mma_ring r;
+	struct mma_lane x;
+	uint32_t stride;
+	float *kept;
+
+	if (!mma_open(a, x)) {
+		mma_after();
+		return;
+	}
+	x.heat = mma_takes_heat(a, x);
+	plan = mma_shared_plan(a.rows, a.head_dim, D, a.cluster, a.exact_q, a.heat_floats);
+	t = mma_tables_of(shared, plan, a, x);
+	if (x.cluster > 1u) {
+		if (threadIdx.x == 0)
+			mma_bar_new(t.bar, x.cluster * (t.even * 8u + mma_own_slice(a, x, t.slice) * 4u));
+		mma_cluster_arrive();
+	}
+	mma_ring_new<TYPE, D, NT>(a, x, shared, x.heat ? plan.ring : plan.logits, r);
+	/* Ahead of the kernel before: only pages that it cannot have written. That is the step's own append, if anything. */
+#pragma unroll 1
+	for (uint32_t fed = 0, waited = 0; fed <= r.stages; fed++) {
+		if (!waited && (x.item.n != 1u || r.feed >= r.end || r.feed == x.item.fresh_page || fed == r.stages)) {
+			mma_next();
+			mma_after();
+			mma_fetch_queries<D>(a, x, t.out);
+			waited = 1;
+		}
+		if (fed < r.stages)
+			mma_ring_feed<TYPE, D, NT>(a, x, r, fed);
+	}
+	__syncthreads();
+	mma_load_queries<TYPE, D, NT>(a, x, t.out, plan.lower, shared, q);
+	__syncthreads();
+	kept = a.heat_floats ? (float *)(shared + plan.logits)
+			     : a.logits + ((size_t)x.tile * a.n_kv_heads + x.item.kv_head) * a.rows * a.scratch_slots + x.cta_page * GPU_PAGE_SLOTS;
+	stride = a.heat_floats ? a.heat_floats : a.scratch_slots;
+	quarter.out = t.out + x.warp * a.rows * (D + 4u);
+	quarter.any = false;
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++) {
+		quarter.m[nt][0] = quarter.m[nt][1] = MMA_NOTHING;
+		quarter.l[nt][0] = quarter.l[nt][1] = 0.0f;
+	}
+	mma_read_lane<TYPE, D, NT>(a, x, q, r, x.heat ? kept : NULL, stride, quarter);
+	ahead = mma_heat_look(a, x, threadIdx.x);
+#pragma unroll
+	for (uint32_t nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (uint32_t h = 0; h < 2; h++)
+			if (x.g == 0 && nt * 8u + 2u * x.t4 + h < x.n_rows)
+				t.part[x.warp * t.even + nt * 8u + 2u * x.t4 + h] = make_float2(quarter.m[nt][h], quarter.l[nt][h]);
+	__syncthreads();
+	mma_merge_warps(a, x, t);
+	if (x.cluster == 1u) {
+		mma_heat(a, x, t.end, kept, stride, ahead);
+		mma_write_alone<D>(a, x, t);
+		return;
+	}
+	mma_exchange<D>(a, x, t);
+	mma_merge_parts(a, x, t);
+	mma_write_slice(a, x, t);
+	mma_heat(a, x, t.end, kept, stride, ahead);
+}
+
+/* --- launches -------------------------------------------------------------------------------------------------------------------- */
+
+template <int TYPE, int D, int NT> static cudaError_t mma_configure(uint32_t shared_bytes, uint32_t cluster)
+{
+	cudaError_t e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+
+	if (e == cudaSuccess && cluster > 8u)
+		e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+	return e;
+}
+
+/* With max_clusters: ask how many clusters run at once, launch nothing. */
+template <int TYPE, int D, int NT>
+static cudaError_t mma_launch_one(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
+{
+	cudaLaunchAttribute at[2];
+	cudaLaunchConfig_t c = {};
+	cudaError_t e = mma_configure<TYPE, D, NT>(a.shared_bytes, a.cluster);
+
+	if (e != cudaSuccess)
+		return e;
+	c.gridDim = dim3(a.n_tiles * a.n_kv_heads * a.cluster);
+	c.blockDim = dim3(MMA_THREADS);
+	c.dynamicSmemBytes = a.shared_bytes;
+	c.stream = s;
+	c.attrs = at;
+	if (a.cluster > 1u) {
+		at[c.numAttrs].id = cudaLaunchAttributeClusterDimension;
+		at[c.numAttrs].val.clusterDim.x = a.cluster;
+		at[c.numAttrs].val.clusterDim.y = at[c.numAttrs].val.clusterDim.z = 1;
+		c.numAttrs++;
+	}
+	if (max_clusters)
+		return cudaOccupancyMaxActiveClusters(max_clusters, mma_kernel<TYPE, D, NT>, &c);
+	if (early) {
+		at[c.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+		at[c.numAttrs].val.programmaticStreamSerializationAllowed = 1;
+		c.numAttrs++;
+	}
+	return cudaLaunchKernelEx(&c, mma_kernel<TYPE, D, NT>, a);
+}
+
+/* 16 columns only where registers last: heads of up to 128 channels. */
+template <int TYPE> static cudaError_t mma_launch_type(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
+{
+	bool two = a.rows > 8u;
+
+	switch (mma_padded(a.head_dim)) {
+	case 64: return two ? mma_launch_one<TYPE, 64, 2>(a, early, s, max_clusters) : mma_launch_one<TYPE, 64, 1>(a, early, s, max_clusters);
+	case 96: return two ? mma_launch_one<TYPE, 96, 2>(a, early, s, max_clusters) : mma_launch_one<TYPE, 96, 1>(a, early, s, max_clusters);
+	case 128: return two ? mma_launch_one<TYPE, 128, 2>(a, early, s, max_clusters) : mma_launch_one<TYPE, 128, 1>(a, early, s, max_clusters);
+	case 192: return mma_launch_one<TYPE, 192, 1>(a, early, s, max_clusters);
+	default: return mma_launch_one<TYPE, 256, 1>(a, early, s, max_clusters);
+	}
+}
+
+#endif

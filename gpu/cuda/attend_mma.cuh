@@ -1,0 +1,398 @@
+/*
+ * Private to gpu/cuda/: attend on tensor cores, for 16-bit and q8 slots. attend_mma.cu plans and launches; attend_bf16.cu, attend_f16.cu and
+ * attend_q8.cu make the kernels.
+ *
+ * What: four warps take a lane, or four warps of each CTA of a cluster share one. A warp streams pages into its own ring in shared
+ * memory; slots are the rows of S = K q^T and of P V, (query, head) pairs the columns, 8 or 16 of them. No barrier until the lane is read.
+ *
+ * The tree. A lane's pages form up to 64 strips of equal length (2 pages up to 2048 slots), a strip is summed up in order while its
+ * maximum moves; 4 strips make a group, 4 groups a quarter, 4 quarters the lane, each merged in order by the same instructions. One CTA
+ * a lane: a warp has a quarter. Clusters of 4: a warp has a group. Clusters of 16: a warp has a strip. So the bits of out depend on
+ * the lane's own length and on nothing else: not on how many CTAs share it, on heat, on page ids, on other sessions.
+ *
+ * Heat: the logits stay in shared memory (or scratch) until the lane's log-sum-exp is known; then each slot has one owner, who adds up the
+ * heads in order, and the queries in order.
+ *
+ * Memory traffic: K, V and positions once; logits none (or 8 bytes a pair and slot, L2); heat 8 bytes a slot and array.
+ */
+#ifndef GPU_CUDA_ATTEND_MMA_CUH
+#define GPU_CUDA_ATTEND_MMA_CUH
+
+#include "gpu/cuda/mma.cuh"
+
+#define MMA_WARPS 4u
+#define MMA_THREADS (MMA_WARPS * 32u)
+#define MMA_STRIPS 64u
+#define MMA_MAX_STAGES 6u
+#define MMA_NOTHING -1e30f	/* maximum of no slots: finite, so that differences are numbers */
+
+struct mma_args {
+	struct cuda_view view;
+	const struct cuda_item *item;	/* of the layer */
+	const struct cuda_tile *tile;	/* NULL: one tile a session, and items are tiles; else items are sessions */
+	uint32_t n_units, n_tiles, n_kv_heads, group, head_dim;
+	uint32_t rows;			/* pairs of the largest tile */
+	uint32_t shared_bytes;
+	uint32_t heat_floats;		/* of a row of logits in shared memory; 0: they go to scratch */
+	uint32_t cluster;		/* 1, 4 or 16 */
+	uint32_t exact_q;		/* queries have more digits than a slot: they come as a sum of two */
+	struct gpu_tensor q, out;
+	float *lse;
+	float scale;			/* times log2(e) */
+	float *logits;			/* scratch: [tile][kv head][rows][scratch_slots] */
+	uint32_t scratch_slots;
+};
+
+/* Shared memory of a CTA, byte offsets. Behind `ring` come the stages, as many as fit. */
+struct mma_plan {
+	uint32_t part, end, by_warp, got, by_part, by_quarter, slices, out, lower, logits, ring;
+};
+
+static __host__ __device__ __forceinline__ uint32_t mma_slice(uint32_t rows, uint32_t d, uint32_t cluster)	/* floats */
+{
+	return (rows * d / 4u + cluster - 1u) / cluster * 4u;
+}
+
+static __host__ __device__ __forceinline__ struct mma_plan mma_shared_plan(uint32_t rows, uint32_t d, uint32_t dp, uint32_t cluster, bool lower,
+									 uint32_t heat_floats)
+{
+	struct mma_plan p;
+	uint32_t even = (rows + 1u) / 2u * 2u;
+
+	p.part = 16u;						/* behind the barrier: (maximum, sum) of each warp */
+	p.end = p.part + MMA_WARPS * even * 8u;			/* of the lane: (maximum, 1 / sum) */
+	p.by_warp = p.end + even * 8u;				/* factors of the warps' merge */
+	p.got = p.by_warp + MMA_WARPS * even * 8u;		/* (maximum, sum) of each CTA of the cluster */
+	p.by_part = p.got + (cluster > 1u ? cluster * even * 8u : 0u);
+	p.by_quarter = p.by_part + (cluster > 1u ? cluster * even * 8u : 0u);
+	p.slices = p.by_quarter + (cluster > 1u ? 4u * even * 8u : 0u);
+	p.out = p.slices + (cluster > 1u ? cluster * mma_slice(rows, d, cluster) * 4u : 0u);
+	p.lower = p.out + MMA_WARPS * rows * (dp + 4u) * 4u;
+	p.logits = p.lower + (lower ? (rows + 7u) / 8u * dp * 16u : 0u);
+	p.ring = p.logits + rows * heat_floats * 4u;
+	return p;
+}
+
+/* Kernels are made for some head sizes; the others use the next larger one. */
+static inline uint32_t mma_padded(uint32_t d) { return d <= 64u ? 64u : d <= 96u ? 96u : d <= 128u ? 128u : d <= 192u ? 192u : 256u; }
+
+static inline uint32_t mma_tile_rows(uint32_t d) { return mma_padded(d) <= 128u ? 16u : 8u; }
+
+/* attend_bf16.cu, attend_f16.cu, attend_q8.cu. early: before the kernel in front has ended. max_clusters: ask only, see mma_launch_one(). */
+cudaError_t mma_launch_bf16(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters);
+cudaError_t mma_launch_f16(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters);
+cudaError_t mma_launch_q8(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters);
+
+/* The part of the tree that a warp has: strips first .. end-1, groups as they end. */
+static __host__ __device__ __forceinline__ uint32_t mma_cut(uint32_t from, uint32_t to, uint32_t i)
+{
+	return from + (to - from) * i / 4u;
+}
+
+template <int TYPE, int D, int NT> struct mma_size {
+	static constexpr bool half = TYPE != GPU_BF16, q8 = TYPE == GPU_Q8;	/* int8 fits float16, too */
+	static constexpr uint32_t row = D * (q8 ? 1u : 2u), stride = row + 16u;	/* an odd number of 16 bytes: no bank conflicts */
+	static constexpr uint32_t params = 2u * GPU_PAGE_SLOTS * stride, pos = params + (q8 ? 128u : 0u), stage = pos + 64u;
+	static constexpr uint32_t steps = D / 16u, out_stride = D + 4u;
+};
+
+/* M, L of a running merge take in (m, l): a and b are what the old and the new outputs are multiplied by. */
+static __device__ __forceinline__ void mma_merge(float &M, float &L, float m, float l, float &a, float &b)
+{
+	float top = fmaxf(M, m);
+
+	a = mma_exp2(__fsub_rn(M, top));
+	b = mma_exp2(__fsub_rn(m, top));
+	L = __fmaf_rn(l, b, __fmul_rn(L, a));
+	M = top;
+}
+
+static __device__ __forceinline__ float mma_mix(float O, float o, float a, float b) { return __fmaf_rn(o, b, __fmul_rn(O, a)); }
+
+static __device__ __forceinline__ void mma_mix4(float4 &O, const float4 &o, float2 f)
+{
+	O.x = mma_mix(O.x, o.x, f.x, f.y);
+	O.y = mma_mix(O.y, o.y, f.x, f.y);
+	O.z = mma_mix(O.z, o.z, f.x, f.y);
+	O.w = mma_mix(O.w, o.w, f.x, f.y);
+}
+
+/* What a CTA (or cluster) works on; every thread alike, but for its place in the warp. */
+struct mma_lane {
+	struct cuda_item item;
+	uint32_t tile, row0, n_rows;	/* the tile's pairs begin with pair row0 */
+	uint32_t pages, per_strip;
+	uint32_t first, end;		/* strips of the warp */
+	uint32_t cta_page, cta_pages;	/* first page of the CTA, and how many */
+	bool heat;
+	uint32_t warp, thread, g, t4;	/* thread = 4 g + t4 */
+	uint32_t cluster, rank;
+};
+
+/* Which strips: see the tree above. */
+static __device__ __forceinline__ void mma_share(struct mma_lane &x)
+{
+	uint32_t n, a, b, c, e;
+
+	x.pages = (x.item.live + GPU_PAGE_SLOTS - 1u) / GPU_PAGE_SLOTS;
+	x.per_strip = 2u * ((x.pages + 2u * MMA_STRIPS - 1u) / (2u * MMA_STRIPS));
+	n = x.pages ? (x.pages + x.per_strip - 1u) / x.per_strip : 0u;
+	if (x.cluster == 1u) {
+		c = 0;
+		e = n;
+		x.first = mma_cut(0, n, x.warp);
+		x.end = mma_cut(0, n, x.warp + 1u);
+	} else if (x.cluster == 4u) {
+		c = mma_cut(0, n, x.rank);
+		e = mma_cut(0, n, x.rank + 1u);
+		x.first = mma_cut(c, e, x.warp);
+		x.end = mma_cut(c, e, x.warp + 1u);
+	} else {
+		a = mma_cut(0, n, x.rank / 4u);
+		b = mma_cut(0, n, x.rank / 4u + 1u);
+		c = mma_cut(a, b, x.rank % 4u);
+		e = mma_cut(a, b, x.rank % 4u + 1u);
+		x.first = min(c + x.warp, e);
+		x.end = min(c + x.warp + 1u, e);
+	}
+	x.cta_page = min(c * x.per_strip, x.pages);
+	x.cta_pages = min(e * x.per_strip, x.pages) - x.cta_page;
+}
+
+/* Find the lane. False when there is none. Reads what item_kernel left, long before. */
+static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x)
+{
+	uint32_t i = blockIdx.x / a.cluster;
+
+	x.warp = threadIdx.x / 32u;
+	x.thread = threadIdx.x % 32u;
+	x.g = x.thread / 4u;
+	x.t4 = x.thread % 4u;
+	x.cluster = a.cluster;
+	x.rank = mma_cluster_rank();
+	x.row0 = 0;
+	if (a.tile) {
+		x.tile = i % a.n_tiles;
+		x.row0 = a.tile[x.tile].row0;
+		i = i / a.n_tiles * a.n_units + a.tile[x.tile].seq;
+	}
+	x.item = a.item[i];
+	if (!a.tile)
+		x.tile = x.item.tile;
+	x.n_rows = min(x.item.n * a.group - x.row0, a.rows);
+	if (!x.item.n)
+		return false;
+	mma_share(x);
+	return true;
+}
+
+/* Does the query at index j of the step give heat? */
+static __device__ __forceinline__ bool mma_counts(const struct mma_lane &x, uint32_t j)
+{
+	return ((uint32_t)x.item.pos + j) % x.item.observe == 0;
+}
+
+/* Heat is taken here when all pairs of the session are in this tile. Otherwise observe.cu takes it afterwards. */
+static __device__ __forceinline__ bool mma_takes_heat(const struct mma_args &a, const struct mma_lane &x)
+{
+	bool any = false;
+
+	if (!x.item.n_heat || x.n_rows != x.item.n * a.group || !(a.heat_floats || a.logits))
+		return false;
+	for (uint32_t j = 0; j < x.item.n; j++)
+		any = any || mma_counts(x, j);
+	return any;
+}
+
+/* --- queries ----------------------------------------------------------------------------------------------------------------- */
+
+/* The queries as fragments, and per column of S what its logits are multiplied by, and its position. */
+template <int TYPE, int D, int NT> struct mma_queries {
+	uint32_t hi[NT][D / 16][2];
+	float scale[NT][2];		/* of columns 2 t4 and 2 t4 + 1 */
+	float sum[NT][2];		/* of the query's channels: q8 */
+	int32_t pos[NT][2];
+	uint32_t lower;			/* what the rounding to hi[] left, in shared memory; 0: nothing */
+};
+
+/* The tile's queries as float32 into shared memory, [row][D + 4]; channels that a head has not are zeros. Needs a barrier after it. */
+template <int D> static __device__ __forceinline__ void mma_fetch_queries(const struct mma_args &a, const struct mma_lane &x, float *to)
+{
+#pragma unroll 1
+	for (uint32_t e = threadIdx.x; e < x.n_rows * (D / 4u); e += MMA_THREADS) {
+		uint32_t r = e / (D / 4u), c = e % (D / 4u) * 4u, pair = x.row0 + r;
+		int64_t at = ((int64_t)x.item.row + pair / a.group) * a.q.stride +
+			     ((int64_t)x.item.kv_head * a.group + pair % a.group) * a.head_dim + c;
+		float4 v = make_float4(0, 0, 0, 0);
+
+		if (c < a.head_dim) {
+			if (a.q.type == GPU_BF16 && ((uintptr_t)a.q.data + (uintptr_t)at * 2u) % 8u == 0) {
+				uint2 raw = *(const uint2 *)((const __nv_bfloat16 *)a.q.data + at);
+				float2 lo = __bfloat1622float2(*(__nv_bfloat162 *)&raw.x), hi = __bfloat1622float2(*(__nv_bfloat162 *)&raw.y);
+
+				v = make_float4(lo.x, lo.y, hi.x, hi.y);
+			} else {
+				v.x = cuda_load(a.q.data, a.q.type, at);
+				v.y = cuda_load(a.q.data, a.q.type, at + 1);
+				v.z = cuda_load(a.q.data, a.q.type, at + 2);
+				v.w = cuda_load(a.q.data, a.q.type, at + 3);
+			}
+		}
+		*(float4 *)(to + r * (D + 4u) + c) = v;
+	}
+}
+
+/* Where a thread's four numbers of k-step j are: q8 pages give channels in another order than 16-bit pages (mma_from_int8). */
+template <int TYPE> static __device__ __forceinline__ uint32_t mma_channel(uint32_t j, uint32_t t4, uint32_t i)
+{
+	if (TYPE == GPU_Q8)
+		return j * 16u + 4u * t4 + (i < 2u ? 2u * i : 2u * i - 3u);
+	return j * 16u + 2u * t4 + (i & 1u) + (i >> 1) * 8u;
+}
+
+/* Fragments from the queries in shared memory. lower: its place in there. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a, const struct mma_lane &x, const float *from, uint32_t lower,
+							char *shared, struct mma_queries<TYPE, D, NT> &q)
+{
+	constexpr bool half = mma_size<TYPE, D, NT>::half;
+
+	q.lower = a.exact_q ? mma_shared(shared) + lower : 0u;
+#pragma unroll
+	for (uint32_t nt = 0; nt < NT; nt++) {
+		uint32_t col = nt * 8u + x.g, top = 0;
+		const float *row = from + min(col, x.n_rows - 1u) * (D + 4u);	/* columns of nobody repeat the last: nobody looks */
+		float sum = 0.0f, by = 1.0f;
+
+		if (half) {	/* float16 has a small range: bring the largest number of the row near its upper end */
+#pragma unroll 4
+			for (uint32_t c = x.t4; c < D; c += 4u) {
+				top = max(top, __float_as_uint(row[c]) & 0x7fffffffu);
+				sum += row[c];
+			}
+#pragma unroll
+			for (int d = 1; d < 4; d <<= 1) {
+				top = max(top, __shfl_xor_sync(0xffffffffu, top, d));
+				sum += __shfl_xor_sync(0xffffffffu, sum, d);
+			}
+			top >>= 23;
+			top = top < 20u || top > 240u ? 127u + 13u : top;
+			by = __uint_as_float((254u + 13u - top) << 23);
+		}
+#pragma unroll
+		for (uint32_t j = 0; j < D / 16u; j++) {
+			uint32_t lo[2];
+
+#pragma unroll
+			for (uint32_t i = 0; i < 2; i++) {
+				float u = row[mma_channel<TYPE>(j, x.t4, 2u * i)] * by, w = row[mma_channel<TYPE>(j, x.t4, 2u * i + 1u)] * by;
+
+				q.hi[nt][j][i] = mma_pack<half>(u, w);
+				lo[i] = mma_pack<half>(u - mma_rounded<half>(u), w - mma_rounded<half>(w));
+			}
+			if (a.exact_q && x.warp == 0)
+				*(uint2 *)(shared + lower + ((nt * (D / 16u) + j) * 32u + x.thread) * 8u) = make_uint2(lo[0], lo[1]);
+		}
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {	/* column 2 t4 + i is loaded by the threads with g = 2 t4 + i */
+			uint32_t from_thread = (2u * x.t4 + i) * 4u, query = (x.row0 + nt * 8u + 2u * x.t4 + i) / a.group;
+
+			q.scale[nt][i] = a.scale * (half ? 1.0f / __shfl_sync(0xffffffffu, by, from_thread) : 1.0f);
+			q.sum[nt][i] = TYPE == GPU_Q8 ? __shfl_sync(0xffffffffu, sum * by, from_thread) : 0.0f;
+			q.pos[nt][i] = x.item.pos + (int32_t)query;
+		}
+	}
+}
+
+/* --- the ring ---------------------------------------------------------------------------------------------------------------- */
+
+/* A warp's stream of pages. Each thread knows the address of one of the next 32 pages. */
+struct mma_ring {
+	uint32_t at, stages, feed;	/* shared address; how many; page to ask for next */
+	uint32_t first, end;		/* pages of the warp */
+	const char *page, *pos;
+	uint64_t policy;
+};
+
+static __device__ __forceinline__ void mma_ring_look(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r)
+{
+	uint32_t p = r.feed + x.thread;
+	const char *block;
+
+	r.page = r.pos = NULL;
+	if (p >= r.end)
+		return;
+	r.page = cuda_at(a.view, x.item.page[p]);
+	block = cuda_at(a.view, x.item.block[p / (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS)]);
+	r.pos = block ? block + p % (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS) * 64u : NULL;
+	r.page = block ? r.page : NULL;
+}
+
+/* Ask for the next page, into stage `s`; slots that are not live become zeros. Always one group of copies. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_ring_feed(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r, uint32_t s)
+{
+	using size = mma_size<TYPE, D, NT>;
+
+	if (r.feed < r.end) {
+		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stage, live;
+		const char *page = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i);
+		const char *pos = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
+
+		live = min(x.item.live - r.feed * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS);
+		if (!page) {
+			live = 0;
+			page = pos = (const char *)a.item;	/* not read */
+		}
+		if (a.head_dim == D && live == GPU_PAGE_SLOTS) {
+			constexpr uint32_t vecs = size::row / 16u;
+
+#pragma unroll
+			for (uint32_t u = 0; u < vecs; u++) {
+				uint32_t e = u * 32u + x.thread;
+
+				mma_copy16_all(dst + e / vecs * size::stride + e % vecs * 16u, page + e * 16u, r.policy);
+			}
+		} else {
+			uint32_t vecs = a.head_dim * (size::q8 ? 1u : 2u) / 16u, inverse = ((1u << 20) + vecs - 1u) / vecs;
+
+#pragma unroll 2
+			for (uint32_t e = x.thread; e < vecs * 32u; e += 32u) {
+				uint32_t row = e * inverse >> 20;	/* e / vecs: e < 1024 */
+
+				mma_copy16(dst + row * size::stride + (e - row * vecs) * 16u, page + e * 16u, row % GPU_PAGE_SLOTS < live, r.policy);
+			}
+		}
+		if (x.thread < 4u)
+			mma_copy16(dst + size::pos + x.thread * 16u, pos + x.thread * 16u, live > 0, r.policy);
+		else if (size::q8 && x.thread < 12u)
+			mma_copy16(dst + size::params + (x.thread - 4u) * 16u,
+				   page + gpu_page_params(TYPE, a.head_dim) + (x.thread - 4u) * 16u, live > 0, r.policy);
+		if ((++r.feed - r.first) % 32u == 0)
+			mma_ring_look(a, x, r);
+	}
+	mma_commit();
+}
+
+/* The ring before its first page: rows end where the head ends, and what lies behind must be zeros. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_ring_new(const struct mma_args &a, const struct mma_lane &x, char *shared, uint32_t at,
+						    struct mma_ring &r)
+{
+	using size = mma_size<TYPE, D, NT>;
+	uint32_t row = a.head_dim * (size::q8 ? 1u : 2u);
+
+	r.stages = min((a.shared_bytes - at) / (MMA_WARPS * size::stage), MMA_MAX_STAGES);
+	at += x.warp * r.stages * size::stage;
+	r.at = mma_shared(shared) + at;
+	r.first = r.feed = min(x.first * x.per_strip, x.pages);
+	r.end = min(x.end * x.per_strip, x.pages);
+	r.policy = mma_read_once();
+	for (uint32_t s = x.thread; row < size::row && s < r.stages * 32u; s += 32u)
+		for (uint32_t c = row; c < size::row; c += 16u)
+			*(uint4 *)(shared + at + s / 32u * size::stage + s % 32u * size::stride + c) = make_uint4(0, 0, 0, 0);
+	__syncwarp();
+	mma_ring_look(a, x, r);
+}
+
+#endif

@@ -1,0 +1,277 @@
+/* Private to gpu/cuda/: the middle part of attend_mma.cuh: what a warp does with one page. */
+#ifndef GPU_CUDA_ATTEND_PAGE_CUH
+#define GPU_CUDA_ATTEND_PAGE_CUH
+
+#include "gpu/cuda/attend_mma.cuh"
+
+/* --- a strip ----------------------------------------------------------------------------------------------------------------- */
+
+/* Outputs of some slots, relative to 2^m: channels on the rows of fragments, pairs on the columns. */
+template <int D, int NT> struct mma_sum {
+	float m[NT][2], l[NT][2], o[NT][D / 16][4];
+};
+
+/* What q8 adds to a strip: sums of p * offset, per thread as l is; and a power of two not below any scale of V, which o is relative to. */
+template <int NT> struct mma_more {
+	float offset[NT][2], unit;
+};
+
+template <int D, int NT> static __device__ __forceinline__ void mma_clear(struct mma_sum<D, NT> &s)
+{
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++) {
+		s.m[nt][0] = s.m[nt][1] = MMA_NOTHING;
+		s.l[nt][0] = s.l[nt][1] = 0.0f;
+#pragma unroll
+		for (int j = 0; j < D / 16; j++)
+			s.o[nt][j][0] = s.o[nt][j][1] = s.o[nt][j][2] = s.o[nt][j][3] = 0.0f;
+	}
+}
+
+/* K of 16 slots and the channels of k-step j as a fragment. */
+template <int TYPE, int D, int NT> static __device__ __forceinline__ void mma_key(uint32_t k, uint32_t j, uint32_t (&f)[4])
+{
+	if constexpr (TYPE == GPU_Q8) {
+		uint32_t r[2];
+
+		mma_load2(r, k + j * 16u);
+		mma_from_int8(r[0], f[0], f[2]);
+		mma_from_int8(r[1], f[1], f[3]);
+	} else {
+		mma_load4(f, k + j * 32u);
+	}
+}
+
+/* S of a page: 16 slots x columns. c[nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[nt][2..3]: slot g + 8. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
+						       float (&c)[NT][4])
+{
+	using size = mma_size<TYPE, D, NT>;
+	const uint32_t k = at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::stride + (x.thread >> 4) * 16u;
+	float c2[NT][4];
+	uint32_t f[4];
+
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int i = 0; i < 4; i++)
+			c[nt][i] = c2[nt][i] = 0.0f;
+#pragma unroll
+	for (uint32_t j = 0; j < size::steps; j++) {
+		mma_key<TYPE, D, NT>(k, j, f);
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++)
+			mma_16816<size::half>(j % 2u ? c2[nt] : c[nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
+	}
+	if (q.lower) {
+#pragma unroll 1
+		for (uint32_t j = 0; j < size::steps; j++) {
+			mma_key<TYPE, D, NT>(k, j, f);
+#pragma unroll
+			for (uint32_t nt = 0; nt < NT; nt++) {
+				uint32_t b0, b1;
+
+				asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(b0), "=r"(b1)
+					     : "r"(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u));
+				mma_16816<size::half>(c2[nt], f, b0, b1);
+			}
+		}
+	}
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int i = 0; i < 4; i++)
+			c[nt][i] += c2[nt][i];
+}
+
+/* o += V^T p. b: the probabilities of slots 2 t4, 2 t4 + 1 (and + 8) and column g. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_page_values(const struct mma_lane &x, uint32_t at, const uint32_t (&b)[NT][2],
+						       struct mma_sum<D, NT> &s)
+{
+	using size = mma_size<TYPE, D, NT>;
+	uint32_t f[4], v = at + GPU_PAGE_SLOTS * size::stride;
+
+	if constexpr (size::q8) {
+		v += ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::stride + (x.thread >> 4) * 16u;
+#pragma unroll
+		for (uint32_t j = 0; j < size::steps; j++) {
+			uint32_t e[4];
+
+			if (j % 2u == 0)
+				mma_load4_turned(f, v + j * 16u);
+			mma_from_int8(f[j % 2u * 2u], e[0], e[1]);
+			mma_from_int8(f[j % 2u * 2u + 1u], e[2], e[3]);
+#pragma unroll
+			for (int nt = 0; nt < NT; nt++)
+				mma_16816<true>(s.o[nt][j], e, b[nt][0], b[nt][1]);
+		}
+	} else {
+		v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::stride + (x.thread >> 3 & 1u) * 16u;
+#pragma unroll
+		for (uint32_t j = 0; j < size::steps; j++) {
+			mma_load4_turned(f, v + j * 32u);
+#pragma unroll
+			for (int nt = 0; nt < NT; nt++)
+				mma_16816<size::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);
+		}
+	}
+}
+
+/* The channel of o[..][j][i] (i < 2: of the first half of the fragment's rows). */
+template <int TYPE> static __device__ __forceinline__ uint32_t mma_out_channel(uint32_t j, uint32_t g, uint32_t second)
+{
+	return TYPE == GPU_Q8 ? j * 16u + 2u * g + second : j * 16u + g + 8u * second;
+}
+
+static __device__ __forceinline__ float mma_shared_float(uint32_t at)
+{
+	float v;
+
+	asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at));
+	return v;
+}
+
+static __device__ __forceinline__ float2 mma_shared_half2(uint32_t at)
+{
+	uint32_t v;
+
+	asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+	return __half22float2(*(__half2 *)&v);
+}
+
+/* What q8 needs beside the rows: scale and offset of K and V of slots g and g + 8. Those that are not live may hold anything. */
+struct mma_params {
+	float2 k[2], v[2];
+};
+
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ struct mma_params mma_page_params(const struct mma_lane &x, uint32_t at, uint32_t live)
+{
+	struct mma_params p = {};
+
+#pragma unroll
+	for (uint32_t i = 0; i < 2; i++) {
+		if (TYPE == GPU_Q8 && x.g + 8u * i < live) {
+			p.k[i] = mma_shared_half2(at + mma_size<TYPE, D, NT>::params + (x.g + 8u * i) * 4u);
+			p.v[i] = mma_shared_half2(at + mma_size<TYPE, D, NT>::params + 64u + (x.g + 8u * i) * 4u);
+		}
+	}
+	return p;
+}
+
+/* Logits that a query may see, times log2(e); the others are -inf. With heat they are kept, row by row. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
+						       uint32_t live, const struct mma_params &par, float (&c)[NT][4])
+{
+	const float none = __int_as_float(0xff800000);
+
+	mma_page_logits<TYPE, D, NT>(x, q, at, c);
+#pragma unroll
+	for (uint32_t i = 0; i < 2; i++) {
+		int32_t pos = __float_as_int(mma_shared_float(at + mma_size<TYPE, D, NT>::pos + (x.g + 8u * i) * 4u));
+
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+			for (int h = 0; h < 2; h++) {
+				float v = c[nt][2u * i + h];
+
+				if (TYPE == GPU_Q8)
+					v = __fmaf_rn(par.k[i].x, v, __fmul_rn(par.k[i].y, q.sum[nt][h]));
+				c[nt][2u * i + h] = x.g + 8u * i < live && pos <= q.pos[nt][h] ? v * q.scale[nt][h] : none;
+			}
+	}
+}
+
+/* The scales of V of a page in units of a power of two that is not below any of them. Returns by how much older outputs shrink. */
+static __device__ __forceinline__ float mma_new_unit(struct mma_params &par, float &unit)
+{
+	uint32_t top = max(__float_as_uint(par.v[0].x), __float_as_uint(par.v[1].x)), old = __float_as_uint(unit);
+	float inverse;
+
+#pragma unroll
+	for (int d = 4; d < 32; d <<= 1)
+		top = max(top, __shfl_xor_sync(0xffffffffu, top, d));
+	top = max((top + 0x7fffffu) & 0x7f800000u, old);
+	inverse = __uint_as_float((254u << 23) - top);
+	par.v[0].x *= inverse;
+	par.v[1].x *= inverse;
+	unit = __uint_as_float(top);
+	return __uint_as_float(old) * inverse;
+}
+
+/* One page: logits, the maximum moves, probabilities, outputs. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
+						uint32_t live, float *kept, uint32_t kept_stride, struct mma_sum<D, NT> &s,
+						struct mma_more<NT> &more)
+{
+	struct mma_params par = mma_page_params<TYPE, D, NT>(x, at, live);
+	float c[NT][4], by[NT][2], shrink = 1.0f;
+	uint32_t b[NT][2];
+	bool moves = false;
+
+	mma_page_scores<TYPE, D, NT>(x, q, at, live, par, c);
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			uint32_t col = nt * 8u + 2u * x.t4 + h;
+			float top = fmaxf(c[nt][h], c[nt][2 + h]);
+
+			if (kept && col < x.n_rows) {
+				kept[col * kept_stride + x.g] = c[nt][h];
+				kept[col * kept_stride + x.g + 8u] = c[nt][2 + h];
+			}
+#pragma unroll
+			for (int d = 4; d < 32; d <<= 1)
+				top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
+			top = fmaxf(top, s.m[nt][h]);
+			by[nt][h] = mma_exp2(s.m[nt][h] - top);
+			moves = moves || top != s.m[nt][h];
+			s.m[nt][h] = top;
+		}
+	if (TYPE == GPU_Q8) {
+		shrink = mma_new_unit(par, more.unit);
+		moves = moves || shrink != 1.0f;
+	}
+	if (__any_sync(0xffffffffu, moves)) {
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+			for (int h = 0; h < 2; h++) {
+				s.l[nt][h] *= by[nt][h];
+				more.offset[nt][h] *= by[nt][h];
+				by[nt][h] *= shrink;
+			}
+#pragma unroll
+			for (int j = 0; j < D / 16; j++)
+#pragma unroll
+				for (int i = 0; i < 4; i++)
+					s.o[nt][j][i] *= by[nt][i & 1];
+		}
+	}
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			float p0 = mma_exp2(c[nt][2 * i] - s.m[nt][0]), p1 = mma_exp2(c[nt][2 * i + 1] - s.m[nt][1]);
+
+			s.l[nt][0] += p0;
+			s.l[nt][1] += p1;
+			if (TYPE == GPU_Q8) {
+				more.offset[nt][0] = __fmaf_rn(p0, par.v[i].y, more.offset[nt][0]);
+				more.offset[nt][1] = __fmaf_rn(p1, par.v[i].y, more.offset[nt][1]);
+				p0 *= par.v[i].x;
+				p1 *= par.v[i].x;
+			}
+			b[nt][i] = mma_turn(mma_pack<mma_size<TYPE, D, NT>::half>(p0, p1));
+		}
+	}
+	mma_page_values<TYPE, D, NT>(x, at, b, s);
+}
+
+#endif
