@@ -120,10 +120,14 @@ def matrix(name, docs, listed, base):
 
 
 def reference(docs):
-    """What another implementation measured: its rules, its budget, on our documents."""
-    with open(os.path.join(os.path.dirname(__file__), "../docs/quality/reference.csv")) as f:
-        rows = [r for r in csv.DictReader(line for line in f if line[0] != "#") if r["policy"]]
-    return [cell(doc, 2048, "", REFERENCE_SLOTS, r["policy"], "uniform", r["settings"]) for r in rows for doc in docs if r.get(doc["kind"])]
+    """What other implementations measured: on the same document, and their rules at their budget on our documents."""
+    def rows_of(name):
+        with open(os.path.join(os.path.dirname(__file__), "../docs/quality", name)) as f:
+            return [r for r in csv.DictReader(line for line in f if line[0] != "#") if r["policy"]]
+    same = [cell(doc, int(r["tokens"]), "", int(r["slots"]), r["policy"], "uniform", r["settings"])
+            for r in rows_of("same-document.csv") for doc in docs if doc["text"] == r["text"]]
+    rows = rows_of("reference.csv")
+    return same + [cell(doc, 2048, "", REFERENCE_SLOTS, r["policy"], "uniform", r["settings"]) for r in rows for doc in docs if r.get(doc["kind"])]
 
 
 # --- results -----------------------------------------------------------------------------------------------------------------------
