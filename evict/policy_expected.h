@@ -11,8 +11,9 @@ enum { EVICT_EXPECTED_HORIZON, EVICT_EXPECTED_VARIANCE, EVICT_EXPECTED_VALUES };
 
 EVICT_FN void evict_expected_fold(const struct evict_rule *rule, const struct evict_lane *lane, struct evict_slot *slot)
 {
-	const float windows = evict_age(lane, slot) / evict_max((float)lane->appended, 1.0f);
-	const float share = lane->queries ? 1.0f / evict_min(evict_max(windows, 1.0f), rule->param[EVICT_EXPECTED_HORIZON]) : 0.0f;
+	const float before = (evict_age(lane, slot) - 1.0f) / evict_max((float)lane->appended, 1.0f);
+	const float windows = (float)(int32_t)before + 1.0f;	/* that the slot has seen, this one included */
+	const float share = lane->queries ? 1.0f / evict_min(windows, rule->param[EVICT_EXPECTED_HORIZON]) : 0.0f;
 	const float x = evict_log(evict_max(evict_mean_heat(rule, lane, slot), 1e-7f)), step = x - slot->credit[0];
 
 	slot->credit[1] = (1.0f - share) * (slot->credit[1] + share * step * step);
