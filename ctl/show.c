@@ -256,17 +256,27 @@ void ctl_show_policies(const json_t *policies, FILE *to, const struct ctl_style 
 	const json_t *p, *heat;
 
 	json_array_foreach(policies, i, p) {
+		const char *kind = ctl_string(p, "kind");
 		char name[CTL_CELL];
 
 		/* Not through ctl_clean(): these are the daemon's own sentences, and longer than a cell. */
-		fprintf(to, "%s%s%s%s%s\n    %s\n", i ? "\n" : "", style->colour ? CTL_BOLD : "", ctl_clean(ctl_string(p, "name"), name),
-			style->colour ? CTL_RESET : "", strcmp(ctl_string(p, "kind"), "split") == 0 ? "  (split)" : "", ctl_string(p, "text"));
+		fprintf(to, "%s%s%s%s", i ? "\n" : "", style->colour ? CTL_BOLD : "", ctl_clean(ctl_string(p, "name"), name),
+			style->colour ? CTL_RESET : "");
+		if (*kind && strcmp(kind, "rank") != 0)
+			fprintf(to, "  (%s)", kind);
+		fprintf(to, "\n    %s\n", ctl_string(p, "text"));
 		if (*ctl_string(p, "source"))
 			fprintf(to, "    from %s\n", ctl_string(p, "source"));
 		json_array_foreach(json_object_get(p, "heat"), j, heat)
 			fprintf(to, "%s%s", j ? ", " : "    heat: ", json_string_value(heat) ? json_string_value(heat) : "?");
 		if (j)
 			fputc('\n', to);
+		json_array_foreach(json_object_get(p, "traits"), j, heat)
+			fprintf(to, "%s%s", j ? ", " : "    of keys and values: ", json_string_value(heat) ? json_string_value(heat) : "?");
+		if (j && json_object_get(p, "traits"))
+			fputc('\n', to);
+		if (*ctl_string(p, "merge") && strcmp(ctl_string(p, "merge"), "none") != 0)
+			fprintf(to, "    merge: %s\n", ctl_string(p, "merge"));
 		json_array_foreach(json_object_get(p, "needs"), j, heat)
 			fprintf(to, "%s%s", j ? ", " : "    needs: ", json_string_value(heat) ? json_string_value(heat) : "?");
 		if (j && json_object_get(p, "needs"))
