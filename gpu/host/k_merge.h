@@ -49,7 +49,7 @@ static void nearest_survivors(const struct merging *m)
 
 			if (m->leaves[k])
 				continue;
-			cosine = evict_dot(u, unit + (size_t)k * d, d);
+			cosine = row_dot(u, unit + (size_t)k * d, d);
 			if (m->target[i] != NO_TARGET && (cosine < m->weight[i] || (cosine == m->weight[i] &&
 							   pos_at(m->s, k) > pos_at(m->s, m->target[i]))))
 				continue;
