@@ -184,7 +184,7 @@ int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struc
 
 int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule)
 {
-	return !dev->info.is_cuda || (!evict_is_staged(rule) && !evict_n_trait(rule->policy) && !rule->merge);
+	return !dev->info.is_cuda || (!evict_is_staged(rule) && !rule->merge);
 }
 
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,

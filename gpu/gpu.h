@@ -194,8 +194,8 @@ int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out);	/* zeroed 
 void gpu_host_free(struct gpu_device *dev, void *ptr);
 
 /*
- * gpu_can_select - 1 if gpu_select() of this device does all that the rule needs, else 0: on CUDA there are no traits, figures,
- * pooled values (evict/rule.h) and merges (evict/merge.h) yet.
+ * gpu_can_select - 1 if gpu_select() of this device does all that the rule needs, else 0: on CUDA there are no traits of the lane as a
+ * whole, figures, pooled values (evict/rule.h: what makes a policy staged) and merges (evict/merge.h) yet.
  */
 int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule);
 

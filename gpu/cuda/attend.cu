@@ -1,8 +1,8 @@
 /*
  * attend: how a step is shared out, and which kernel runs. Slots of 16 bits and q8: attend_mma.cuh; float32: attend_f32.cu.
  *
- * What: decides how many CTAs share a lane, from the number of lanes alone, which the host knows; lengths it never sees. Once a step a kernel
- * works out each layer's lanes (struct cuda_item), the longest first where they outnumber what runs at once.
+ * What: decides how many CTAs share a lane, from the number of lanes and the bound on their lengths; the lengths themselves the host never
+ * sees. Once a step a kernel works out each layer's lanes (struct cuda_item), the longest first where they outnumber what runs at once.
  * Memory traffic: 100 bytes a lane and step read, 64 written.
  * Determinism: the order of lanes and their sharing out change no bit of a result.
  */
@@ -58,14 +58,21 @@ static uint32_t fit(const struct cuda_device *d, const struct gpu_shape *s, uint
 	return 0;
 }
 
-/* How long a step takes with so many CTAs a lane, in lanes that a multiprocessor reads one after the other. */
-static double estimate(const struct cuda_device *d, uint64_t lanes, uint32_t cluster, uint32_t ctas)
-{
-	static const double price[] = { 1.0, 1.05, 1.15 };
-	uint64_t all = lanes * cluster, sms = (unsigned)d->n_sm, at_once = sms * ctas;
-	uint64_t rounds = all <= at_once ? (all + sms - 1u) / sms : (all + at_once - 1u) / at_once * ctas;
+/*
+ * About how many microseconds a layer takes with so many CTAs a lane: they run in rounds, each of which begins and ends; one CTA alone gets no
+ * more than RATE_CTA out of the memory, a multiprocessor's share of the whole is RATE_SM. The numbers are an H100's; only their ratios matter.
+ */
+#define RATE_CTA 30e3	/* bytes a microsecond */
+#define RATE_SM 24e3
 
-	return (double)rounds / cluster * price[cluster == 1u ? 0 : cluster == 4u ? 1 : 2];
+static double estimate(const struct cuda_device *d, uint64_t lanes, double lane_bytes, uint32_t cluster, uint32_t ctas)
+{
+	const double begin = cluster == 1u ? 3.0 : cluster == 4u ? 4.0 : 5.5, whole = RATE_SM * d->n_sm;
+	const double each = lane_bytes / cluster;
+	uint64_t all = lanes * cluster, at_once = (uint64_t)d->n_sm * ctas, rest = all % at_once;
+
+	return (double)((all + at_once - 1u) / at_once) * begin + (double)(all - rest) * each / whole +
+	       (double)rest * each / ((double)rest * RATE_CTA < whole && rest ? (double)rest * RATE_CTA : whole);
 }
 
 static cudaError_t launch(uint32_t type, const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
@@ -100,13 +107,13 @@ int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned 
 	const struct cuda_device *d = cuda_dev(st->base.dev);
 	uint64_t lanes = (uint64_t)n_tiles * shape->n_kv_heads;
 	uint32_t tile_rows = cuda_tile_rows(shape), found = 0;
-	double best = 0;
+	double best = 0, lane_bytes = (double)live_max * gpu_page_bytes(shape->slot_type, shape->head_dim) / GPU_PAGE_SLOTS;
 	int rc = 0;
 
 	for (uint32_t cluster = 1; cluster <= (d->major >= 9 ? 16u : 1u); cluster *= 4u) {
 		struct cuda_mma m = { cluster, 0, 0, (uint32_t)(pairs < tile_rows ? pairs : tile_rows), pairs <= tile_rows, 0 };
 		uint32_t ctas = fit(d, shape, live_max, &m);
-		double t = ctas ? estimate(d, lanes, cluster, ctas) : 0.0;
+		double t = ctas ? estimate(d, lanes, lane_bytes, cluster, ctas) : 0.0;
 
 		if (!ctas || (found && t >= best) || (cluster > 1u && !clusters_run(shape, m)))
 			continue;

@@ -252,7 +252,10 @@ static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, co
 	mma_bar_wait(t.bar);
 }
 
-/* The parts that the CTAs of the cluster have: 4 quarters, or 4 times 4 groups. Four neighbouring threads have a row. */
+/*
+ * The parts that the CTAs of the cluster have: 4 quarters, or 4 times 4 groups. Four neighbouring threads have a row. The lane's (maximum, 1 / sum)
+ * goes to part[], which nobody reads any more: end[] may still be on its way to other CTAs.
+ */
 static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
 {
 	if (threadIdx.x < 64u) {	/* whole warps: they exchange values */
@@ -275,7 +278,7 @@ static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a,
 				t.by_quarter[i * t.even + r] = f;
 		}
 		if (there && q == 0)
-			mma_row_done(a, x, r, M, L, &t.end[r]);
+			mma_row_done(a, x, r, M, L, &t.part[r]);
 	}
 	__syncthreads();
 }
@@ -302,19 +305,19 @@ static __device__ __forceinline__ void mma_write_slice(const struct mma_args &a,
 					v = mma_mix(v, t.slices[k * t.slice + i], t.by_part[k * t.even + r].x, t.by_part[k * t.even + r].y);
 			sum = mma_mix(sum, v, f.x, f.y);
 		}
-		cuda_store(a.out.data, a.out.type, mma_out_at(a, x, r) + (e - r * a.head_dim), sum * t.end[r].y);
+		cuda_store(a.out.data, a.out.type, mma_out_at(a, x, r) + (e - r * a.head_dim), sum * t.part[r].y);
 	}
 }
 
 /* --- heat --------------------------------------------------------------------------------------------------------------------- */
 
-/* Where the heat of 4 slots of the CTA's pages is; NULL when there are none. */
+/* Where the heat of slot i of the CTA's pages is; NULL when there is none. */
 static __device__ __forceinline__ float *mma_heat_at(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
 {
-	uint32_t slot = x.cta_page * GPU_PAGE_SLOTS + i * 4u;
+	uint32_t slot = x.cta_page * GPU_PAGE_SLOTS + i;
 	char *block;
 
-	if (i >= x.cta_pages * (GPU_PAGE_SLOTS / 4u))
+	if (i >= x.cta_pages * GPU_PAGE_SLOTS)
 		return NULL;
 	block = cuda_at(a.view, x.item.block[slot / GPU_BLOCK_SLOTS]);
 	return block ? (float *)block + GPU_BLOCK_SLOTS + slot % GPU_BLOCK_SLOTS : NULL;
@@ -334,25 +337,67 @@ static __device__ __forceinline__ float mma_add_heat(uint32_t kind, float heat, 
 	return seen ? v : heat;
 }
 
-/* Four slots: z: their logits, row by row. heat[]: of both arrays. */
-static __device__ __forceinline__ void mma_heat4(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *z, uint32_t stride,
-						 float (&heat)[GPU_MAX_HEAT][4])
+/* N neighbouring floats: 4, or 1. */
+template <int N> static __device__ __forceinline__ void mma_get(const float *from, float (&to)[N])
+{
+	if constexpr (N == 4) {
+		float4 v = *(const float4 *)from;
+
+		to[0] = v.x;
+		to[1] = v.y;
+		to[2] = v.z;
+		to[3] = v.w;
+	} else {
+		to[0] = *from;
+	}
+}
+
+template <int N> static __device__ __forceinline__ void mma_put(float *to, const float (&from)[N])
+{
+	if constexpr (N == 4)
+		*(float4 *)to = make_float4(from[0], from[1], from[2], from[3]);
+	else
+		*to = from[0];
+}
+
+/* The heat of N slots that a thread owns, already on its way. */
+template <int N> struct mma_own {
+	float *at;
+	float heat[GPU_MAX_HEAT][N];
+};
+
+template <int N> static __device__ __forceinline__ struct mma_own<N> mma_look(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
+{
+	struct mma_own<N> h = {};
+
+	h.at = mma_heat_at(a, x, i);
+	if (h.at)
+		mma_get<N>(h.at, h.heat[0]);
+	if (h.at && x.item.n_heat > 1u)
+		mma_get<N>(h.at + GPU_BLOCK_SLOTS, h.heat[1]);
+	return h;
+}
+
+/* z: logits of the slots, row by row. */
+template <int N>
+static __device__ __forceinline__ void mma_add_queries(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *z,
+						       uint32_t stride, struct mma_own<N> &own)
 {
 #pragma unroll 1
 	for (uint32_t j = 0, r = 0; j < x.item.n; j++, r += a.group) {
-		float sum[4] = {}, squares[4] = {};
-		bool seen[4] = {};
+		float sum[N] = {}, squares[N] = {};
+		bool seen[N] = {};
 
 		if (!mma_counts(x, j))
 			continue;
-#pragma unroll 2
+#pragma unroll 4
 		for (uint32_t h = 0; h < a.group; h++) {
-			float4 v = *(const float4 *)(z + (r + h) * stride);
 			float2 e = end[r + h];
-			const float logit[4] = { v.x, v.y, v.z, v.w };
+			float logit[N];
 
+			mma_get<N>(z + (r + h) * stride, logit);
 #pragma unroll
-			for (int i = 0; i < 4; i++) {
+			for (int i = 0; i < N; i++) {
 				float p = __fmul_rn(mma_exp2(__fsub_rn(logit[i], e.x)), e.y);
 
 				sum[i] = __fadd_rn(sum[i], p);
@@ -363,46 +408,27 @@ static __device__ __forceinline__ void mma_heat4(const struct mma_args &a, const
 #pragma unroll
 		for (uint32_t k = 0; k < GPU_MAX_HEAT; k++)
 #pragma unroll
-			for (int i = 0; i < 4; i++)
-				heat[k][i] = mma_add_heat(x.item.heat[k], heat[k][i], sum[i], squares[i], seen[i]);
+			for (int i = 0; i < N; i++)
+				own.heat[k][i] = mma_add_heat(x.item.heat[k], own.heat[k][i], sum[i], squares[i], seen[i]);
 	}
 }
 
-/* The next vector of a thread, already on its way. */
-struct mma_heat_ahead {
-	float *at;
-	float4 heat[GPU_MAX_HEAT];
-};
-
-static __device__ __forceinline__ struct mma_heat_ahead mma_heat_look(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
-{
-	struct mma_heat_ahead h;
-
-	h.at = x.heat ? mma_heat_at(a, x, i) : NULL;
-	h.heat[0] = h.at ? *(const float4 *)h.at : make_float4(0, 0, 0, 0);
-	h.heat[1] = h.at && x.item.n_heat > 1u ? *(const float4 *)(h.at + GPU_BLOCK_SLOTS) : make_float4(0, 0, 0, 0);
-	return h;
-}
-
-/* ahead: of vector threadIdx.x. */
+/* Heat of the CTA's slots, N a thread. ahead: of the thread's first. */
+template <int N>
 static __device__ __forceinline__ void mma_heat(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
-						uint32_t stride, struct mma_heat_ahead ahead)
+						uint32_t stride, struct mma_own<N> ahead)
 {
-	if (!x.heat)
-		return;
 #pragma unroll 1
-	for (uint32_t i = threadIdx.x; i < x.cta_pages * (GPU_PAGE_SLOTS / 4u); i += MMA_THREADS) {
-		struct mma_heat_ahead h = ahead;
-		float heat[GPU_MAX_HEAT][4] = { { h.heat[0].x, h.heat[0].y, h.heat[0].z, h.heat[0].w },
-						{ h.heat[1].x, h.heat[1].y, h.heat[1].z, h.heat[1].w } };
+	for (uint32_t i = threadIdx.x * N; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * N) {
+		struct mma_own<N> own = ahead;
 
-		ahead = mma_heat_look(a, x, i + MMA_THREADS);
-		if (!h.at)
+		ahead = mma_look<N>(a, x, i + MMA_THREADS * N);
+		if (!own.at)
 			continue;
-		mma_heat4(a, x, end, kept + i * 4u, stride, heat);
-		*(float4 *)h.at = make_float4(heat[0][0], heat[0][1], heat[0][2], heat[0][3]);
+		mma_add_queries<N>(a, x, end, kept + i, stride, own);
+		mma_put<N>(own.at, own.heat[0]);
 		if (x.item.n_heat > 1u)
-			*(float4 *)(h.at + GPU_BLOCK_SLOTS) = make_float4(heat[1][0], heat[1][1], heat[1][2], heat[1][3]);
+			mma_put<N>(own.at + GPU_BLOCK_SLOTS, own.heat[1]);
 	}
 }
 
@@ -414,7 +440,8 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	extern __shared__ __align__(128) char shared[];
 	struct mma_queries<TYPE, D, NT> q;
 	struct mma_quarter<NT> quarter;
-	struct mma_heat_ahead ahead;
+	struct mma_own<4> four = {};
+	struct mma_own<1> one = {};
 	struct mma_plan plan;
 	struct mma_tables t;
 	struct mma_ring r;
@@ -461,7 +488,10 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 		quarter.l[nt][0] = quarter.l[nt][1] = 0.0f;
 	}
 	mma_read_lane<TYPE, D, NT>(a, x, q, r, x.heat ? kept : NULL, stride, quarter);
-	ahead = mma_heat_look(a, x, threadIdx.x);
+	if (x.heat && x.cluster == 1u)
+		four = mma_look<4>(a, x, threadIdx.x * 4u);
+	else if (x.heat)
+		one = mma_look<1>(a, x, threadIdx.x);
 #pragma unroll
 	for (uint32_t nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -471,14 +501,16 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	__syncthreads();
 	mma_merge_warps(a, x, t);
 	if (x.cluster == 1u) {
-		mma_heat(a, x, t.end, kept, stride, ahead);
+		if (x.heat)
+			mma_heat<4>(a, x, t.end, kept, stride, four);
 		mma_write_alone<D>(a, x, t);
 		return;
 	}
 	mma_exchange<D>(a, x, t);
 	mma_merge_parts(a, x, t);
 	mma_write_slice(a, x, t);
-	mma_heat(a, x, t.end, kept, stride, ahead);
+	if (x.heat)
+		mma_heat<1>(a, x, t.part, kept, stride, one);
 }
 
 /* --- launches -------------------------------------------------------------------------------------------------------------------- */

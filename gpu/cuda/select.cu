@@ -1,8 +1,9 @@
 /*
  * select: what happens to a lane when its window ends: settle, fold, remove, compact, next (gpu.h).
  *
- * What: a CTA takes one lane. Keys are 64-bit (evict/rule.h); the k smallest are found by their bytes, most significant first,
- * and the named ones are sorted. A warp moves one slot when a lane is compacted.
+ * What: a CTA takes one lane. Lanes that keep all their slots are done in one pass (select_steady.cuh); for the others keys are 64-bit
+ * (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted. A warp moves one slot when
+ * a lane is compacted.
  * Memory traffic: position, heat and credit of a slot read once and heat and credit written once (fold), position and credit
  * read once or twice more (keys); compaction moves 2 rows, read and written, per survivor beyond `keep`.
  * Determinism: everything depends on keys alone; atomics only count integers. Sums of credit are doubles in a fixed order.
@@ -10,15 +11,21 @@
  */
 #include <string.h>
 
-#include "gpu/cuda/select.cuh"
+#include "gpu/cuda/select_steady.cuh"
+
+#define SELECT_MAX_DIM 256u
+#define LEFT_FOLDED 0x80000000u		/* in left[]: the lane is settled and folded already */
 
 struct select_args {
 	struct cuda_view view;
 	const struct turn_args *turn;
 	const struct lane_item *item;
 	struct sums *sums;		/* [lanes] */
+	uint32_t *n_left, *left;	/* lanes that steady_kernel leaves to select_kernel, in any order */
+	struct lane_ctx *lane;		/* what open_kernel found, for steady_kernel */
 	unsigned n_lanes;
 	unsigned what;
+	int stats;
 };
 
 static __device__ bool open_lane(const struct select_args &a, unsigned i, struct lane_ctx *x)
@@ -52,10 +59,41 @@ static __device__ bool open_lane(const struct select_args &a, unsigned i, struct
 	return true;
 }
 
-/* The window's tokens get their positions; they start without credit. */
-static __device__ void settle(const struct lane_ctx &x)
+/* A slot's K (which = 0) or V (1) as float32, cleaned: as the host reads it. */
+static __device__ void read_row(const struct lane_ctx &x, const char *page, uint32_t at, uint32_t which, float *row)
 {
-	for (uint32_t j = threadIdx.x; j < x.turn.appended; j += THREADS) {
+	uint32_t type = x.turn.slot_type, d = x.turn.head_dim;
+	const char *from = page + which * gpu_page_v(type, d) + at * gpu_row_bytes(type, d);
+	const __half *param = (const __half *)(page + gpu_page_params(type, d)) + (which * GPU_PAGE_SLOTS + at) * 2u;
+
+	for (uint32_t c = 0; c < d; c++) {
+		float v = type == GPU_Q8 ? __half2float(param[1]) + __half2float(param[0]) * (float)((const signed char *)from)[c]
+					 : cuda_load(from, type, c);
+
+		row[c] = evict_element(v);
+	}
+}
+
+/* Traits of one slot's own rows. One thread: there are a window's tokens a lane, and few policies ask. */
+static __device__ __noinline__ void settle_traits(const struct lane_ctx &x, uint32_t slot, char *credit)
+{
+	const struct evict_rule *rule = &x.turn.rule;
+	const char *page = cuda_at(x.view, x.page[slot / GPU_PAGE_SLOTS]);
+	float k[SELECT_MAX_DIM], v[SELECT_MAX_DIM];
+
+	if (!page || x.turn.head_dim > SELECT_MAX_DIM)
+		return;
+	read_row(x, page, slot % GPU_PAGE_SLOTS, 0, k);
+	read_row(x, page, slot % GPU_PAGE_SLOTS, 1, v);
+	for (uint32_t i = 0; i < evict_n_trait(rule->policy); i++)
+		if (evict_trait_once(rule->trait[i]))
+			*array_in(credit, x.n_credit + i, slot) = evict_trait_of(rule->trait[i], k, v, x.turn.head_dim);
+}
+
+/* The window's tokens get their positions and traits; they start without credit. thread: of `threads`. */
+static __device__ void settle(const struct lane_ctx &x, uint32_t thread, uint32_t threads)
+{
+	for (uint32_t j = thread; j < x.turn.appended; j += threads) {
 		uint32_t slot;
 		char *c;
 
@@ -68,8 +106,9 @@ static __device__ void settle(const struct lane_ctx &x)
 		*pos_in(c, slot) = x.turn.pos + (int32_t)j;
 		for (uint32_t k = 0; k < x.turn.n_credit; k++)
 			*array_in(c, k, slot) = 0.0f;
+		if (evict_n_trait(x.turn.rule.policy))
+			settle_traits(x, slot, c);
 	}
-	__syncthreads();
 }
 
 static __device__ void fold(const struct lane_ctx &x)
@@ -242,35 +281,119 @@ static __device__ double sum_kept(const struct lane_ctx &x, struct shared_state 
 	return block_sum(sh, kept);
 }
 
-static __global__ void __launch_bounds__(THREADS) select_kernel(const __grid_constant__ struct select_args a)
+/* One lane, step by step. */
+static __device__ void select_lane(const struct select_args &a, uint32_t i, unsigned what, struct shared_state *sh)
 {
-	extern __shared__ __align__(16) char bytes[];
-	struct shared_state *sh = (struct shared_state *)bytes;
 	struct threshold named = { 0, 0 };	/* nothing: no key is 0, since protection and rank of a real slot are not */
 	double leaving = 0.0, kept;
 	struct lane_ctx x;
 	bool any_named;
 
-	if (blockIdx.x >= a.n_lanes || !open_lane(a, blockIdx.x, &x))
+	if (!open_lane(a, i, &x))
 		return;
-	if (a.what & GPU_SETTLE)
-		settle(x);
-	if (a.what & GPU_FOLD)
+	if (what & GPU_SETTLE)
+		settle(x, threadIdx.x, THREADS);
+	__syncthreads();
+	if (what & GPU_FOLD)
 		fold(x);
-	if (a.what & GPU_REMOVE)
+	if (what & GPU_REMOVE)
 		leaving += remove_slots(x, sh);
-	if (a.what & GPU_COMPACT)
+	if (what & GPU_COMPACT)
 		compact(x, sh);
-	any_named = a.what & GPU_NEXT && x.plan.victims && x.plan.keep;
-	if (a.what & GPU_NEXT)
+	any_named = what & GPU_NEXT && x.plan.victims && x.plan.keep;
+	if (what & GPU_NEXT)
 		leaving += name_next(x, sh, &named);
-	if (!a.sums)
+	if (!a.stats)
 		return;
 	__syncthreads();
-	kept = sum_kept(x, sh, any_named ? a.what : a.what & ~(unsigned)GPU_NEXT, named);
+	kept = sum_kept(x, sh, any_named ? what : what & ~(unsigned)GPU_NEXT, named);
 	leaving = block_sum(sh, leaving);
 	if (threadIdx.x == 0) {
-		a.sums[blockIdx.x].kept = kept;
+		a.sums[i].kept = kept;
+		a.sums[i].leaving = leaving;
+	}
+}
+
+static __global__ void __launch_bounds__(THREADS) select_kernel(const __grid_constant__ struct select_args a)
+{
+	extern __shared__ __align__(16) char bytes[];
+
+	for (uint32_t i = blockIdx.x; i < *a.n_left; i += gridDim.x) {
+		uint32_t lane = a.left[i];
+
+		select_lane(a, lane & ~LEFT_FOLDED, lane & LEFT_FOLDED ? a.what & ~(unsigned)(GPU_SETTLE | GPU_FOLD) : a.what,
+			    (struct shared_state *)bytes);
+		__syncthreads();
+	}
+}
+
+/* Does the lane keep all of its slots, and does its policy need to see no other slot to rank one? */
+static __device__ __forceinline__ bool is_steady(const struct select_args &a, const struct lane_ctx &x)
+{
+	return (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) && !evict_is_staged(&x.turn.rule) &&
+	       (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX) && x.turn.n_credit >= evict_n_arrays(x.turn.rule.policy);
+}
+
+/* A warp a lane: finds it, and settles it if it is steady; the others are left to select_kernel. */
+static __global__ void __launch_bounds__(THREADS) open_kernel(const __grid_constant__ struct select_args a)
+{
+	uint32_t i = blockIdx.x * WARPS + threadIdx.x / 32u, thread = threadIdx.x % 32u;
+	struct lane_ctx x;
+	bool there;
+
+	if (i >= a.n_lanes)
+		return;
+	there = open_lane(a, i, &x);
+	x.is_steady = there && is_steady(a, x);
+	if (x.is_steady) {
+		if (a.what & GPU_SETTLE)
+			settle(x, thread, 32u);
+		if (a.what & GPU_NEXT) {
+			x.plan.victims = min(min(x.plan.victims, x.plan.keep), x.t->window);
+		} else {
+			x.plan.victims = 0;
+			x.plan.keep = x.live;
+		}
+	}
+	if (thread == 0) {
+		a.lane[i] = x;
+		if (there && !x.is_steady)
+			a.left[atomicAdd(a.n_left, 1u)] = i;
+	}
+}
+
+static __global__ void __launch_bounds__(THREADS, 3) steady_kernel(const __grid_constant__ struct select_args a)
+{
+	__shared__ struct steady_state sh;
+	const struct lane_ctx &x = sh.lane;
+	double sum = 0.0, leaving = 0.0;
+
+	for (uint32_t i = threadIdx.x; i < sizeof(struct lane_ctx) / 4u; i += THREADS)
+		((uint32_t *)&sh.lane)[i] = ((const uint32_t *)&a.lane[blockIdx.x])[i];
+	__syncthreads();
+	if (!x.is_steady)
+		return;
+	if (!steady_lane(x, &sh, a.what & GPU_FOLD, x.plan.victims, sum)) {
+		if (threadIdx.x == 0)
+			a.left[atomicAdd(a.n_left, 1u)] = blockIdx.x | LEFT_FOLDED;
+		return;
+	}
+	for (uint32_t i = threadIdx.x; i < x.plan.victims; i += THREADS) {
+		x.next[i] = sh.slot[i];
+		leaving += (double)first_credit(x, sh.slot[i]);
+	}
+	if (threadIdx.x == 0 && a.what & GPU_NEXT) {
+		struct gpu_lane head = { x.plan.keep, x.plan.fresh };
+
+		((struct gpu_lane *)(x.turn.priv + gpu_table_lanes()))[x.lane] = head;
+	}
+	if (!a.stats)
+		return;
+	sum = block_sum(&sh, sum);
+	__syncthreads();
+	leaving = block_sum(&sh, leaving);
+	if (threadIdx.x == 0) {
+		a.sums[blockIdx.x].kept = sum - leaving;
 		a.sums[blockIdx.x].leaving = leaving;
 	}
 }
@@ -298,15 +421,18 @@ static __global__ void __launch_bounds__(32) stats_kernel(const struct turn_args
 
 static size_t lease_bytes(size_t turns, size_t lanes)
 {
-	return turns * sizeof(struct turn_args) + lanes * (sizeof(struct lane_item) + sizeof(struct sums));
+	return turns * sizeof(struct turn_args) + lanes * (sizeof(struct lane_item) + sizeof(struct sums) + sizeof(struct lane_ctx) + 4u) + 8u;
 }
 
-/* Sums first (8-byte aligned, never uploaded), then turns, then lanes. */
+/* Room for what kernels leave comes first (sums, lanes; never uploaded), then how many lanes are left over (none), turns, lanes; last which are left. */
 static void fill(char *at, const struct gpu_turn *turn, unsigned n, size_t lanes)
 {
-	struct turn_args *t = (struct turn_args *)(at + lanes * sizeof(struct sums));
+	uint32_t *n_left = (uint32_t *)(at + lanes * (sizeof(struct sums) + sizeof(struct lane_ctx)));
+	struct turn_args *t = (struct turn_args *)(n_left + 2);
 	struct lane_item *item = (struct lane_item *)(t + n);
 	uint32_t first = 0;
+
+	*n_left = 0;
 
 	for (unsigned i = 0; i < n; i++) {
 		struct turn_args x = { (char *)turn[i].priv, turn[i].appended, turn[i].n_credit, turn[i].slot_type,
@@ -325,7 +451,7 @@ static void fill(char *at, const struct gpu_turn *turn, unsigned n, size_t lanes
 static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       size_t lanes, unsigned what, struct gpu_turn_stats *stats)
 {
-	size_t head = lanes * sizeof(struct sums), bytes = lease_bytes(n, lanes);
+	size_t head = lanes * (sizeof(struct sums) + sizeof(struct lane_ctx)), bytes = lease_bytes(n, lanes);
 	struct cuda_lease lease;
 	struct select_args a;
 	int rc = cuda_lease(d, bytes, &lease), rc2;
@@ -334,14 +460,20 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 		return rc;
 	fill(lease.host, turn, n, lanes);
 	a.view = cuda_view_of(map);
-	a.turn = (const struct turn_args *)(lease.dev + head);
+	a.sums = (struct sums *)lease.dev;
+	a.lane = (struct lane_ctx *)(a.sums + lanes);
+	a.n_left = (uint32_t *)(lease.dev + head);
+	a.turn = (const struct turn_args *)(a.n_left + 2);
 	a.item = (const struct lane_item *)(a.turn + n);
-	a.sums = stats ? (struct sums *)lease.dev : NULL;
+	a.left = (uint32_t *)(a.item + lanes);
+	a.stats = stats != NULL;
 	a.n_lanes = (unsigned)lanes;
 	a.what = what;
-	rc = cuda_errno(cudaMemcpyAsync(lease.dev + head, lease.host + head, bytes - head, cudaMemcpyHostToDevice, s));
+	rc = cuda_errno(cudaMemcpyAsync(lease.dev + head, lease.host + head, bytes - head - lanes * 4u, cudaMemcpyHostToDevice, s));
 	if (!rc && lanes) {
-		select_kernel<<<a.n_lanes, THREADS, sizeof(struct shared_state), s>>>(a);
+		open_kernel<<<(a.n_lanes + WARPS - 1u) / WARPS, THREADS, 0, s>>>(a);
+		steady_kernel<<<a.n_lanes, THREADS, 0, s>>>(a);
+		select_kernel<<<min(a.n_lanes, 3u * (unsigned)d->n_sm), THREADS, sizeof(struct shared_state), s>>>(a);
 		rc = cuda_errno(cudaGetLastError());
 	}
 	if (!rc && stats) {

@@ -38,6 +38,7 @@ struct lane_ctx {
 	const uint32_t *page, *block, *credit;
 	uint32_t *next;
 	uint32_t lane, live, n_heat, n_credit;	/* n_credit: without traits */
+	uint32_t is_steady;		/* select_steady.cuh takes the lane */
 	struct evict_lane as_lane;
 };
 
@@ -149,7 +150,7 @@ static __device__ __forceinline__ uint32_t block_scan(struct shared_state *sh, u
 }
 
 /* Sum over all threads, in a fixed order; valid in thread 0. */
-static __device__ __forceinline__ double block_sum(struct shared_state *sh, double v)
+template <typename S> static __device__ __forceinline__ double block_sum(S *sh, double v)
 {
 	double all = 0.0;
 

@@ -99,6 +99,24 @@ static double time_graph(unsigned n, const std::function<void(void)> &record)
 	return (double)t[t.size() / 2] * 1e-3 / n;
 }
 
+/* Seconds of what `work` enqueues, between events: its host part (filling lists) runs ahead of the device. */
+static double time_events(const std::function<void(void)> &work)
+{
+	cudaEvent_t e[2];
+	float ms;
+
+	cudaEventCreate(&e[0]);
+	cudaEventCreate(&e[1]);
+	cudaEventRecord(e[0], (cudaStream_t)stream);
+	work();
+	cudaEventRecord(e[1], (cudaStream_t)stream);
+	cu(cudaEventSynchronize(e[1]), "event");
+	cu(cudaEventElapsedTime(&ms, e[0], e[1]), "elapsed");
+	cudaEventDestroy(e[0]);
+	cudaEventDestroy(e[1]);
+	return ms * 1e-3;
+}
+
 template <int U> static __global__ void read_plain(const uint4 *p, size_t n, unsigned *out)
 {
 	size_t per = n / gridDim.x;
@@ -150,8 +168,10 @@ static void measure_ceilings(void)
 		});
 		read_rate = std::max(read_rate, (double)SLAB_BYTES / t);
 	}
-	t = time_graph(1, [&] { must(gpu_copy(dev, stream, slab[0].base, slab[1].base, SLAB_BYTES), "copy"); });
-	copy_rate = 2.0 * (double)SLAB_BYTES / t;
+	for (unsigned i = 0; i < REPLAYS; i++) {	/* no graph: there copies go another way, which is slower */
+		t = time_events([&] { must(gpu_copy(dev, stream, slab[0].base, slab[1].base, SLAB_BYTES), "copy"); });
+		copy_rate = std::max(copy_rate, 2.0 * (double)SLAB_BYTES / t);
+	}
 	bench_report("plain read, 8 GiB", read_rate * 1e-9, "GB/s", NAN, "", -1);
 	bench_report("device copy, read + written", copy_rate * 1e-9, "GB/s", NAN, "", -1);
 	cudaFree(out);

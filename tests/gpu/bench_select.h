@@ -41,24 +41,6 @@ static void settle_all(struct bench *b, std::vector<struct gpu_plan> &plan, std:
 	must(gpu_sync(dev, stream), "sync");
 }
 
-/* Seconds of what `work` enqueues, between events: its host part (filling lists) runs ahead of the device. */
-static double time_events(const std::function<void(void)> &work)
-{
-	cudaEvent_t e[2];
-	float ms;
-
-	cudaEventCreate(&e[0]);
-	cudaEventCreate(&e[1]);
-	cudaEventRecord(e[0], (cudaStream_t)stream);
-	work();
-	cudaEventRecord(e[1], (cudaStream_t)stream);
-	cu(cudaEventSynchronize(e[1]), "event");
-	cu(cudaEventElapsedTime(&ms, e[0], e[1]), "elapsed");
-	cudaEventDestroy(e[0]);
-	cudaEventDestroy(e[1]);
-	return ms * 1e-3;
-}
-
 static void bench_select(void)
 {
 	static const struct shape sh = { "", 64, 8, 4, 128, 2048, 32, GPU_BF16, 1, 0, 0, 0 };
