@@ -4,7 +4,7 @@ _ebb_llama()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
 	local options='--model --file --prompt --predict --chat --system --temp --seed --ignore-eos --special --batch --batch-offset --limit
-		--chunk --nll --against-full --full-run --belady --kept --passkey --depths --keys --ids --all --json --local --socket --pool --wait --policy --split --lanes --budget --slots
+		--chunk --nll --against-full --full-run --belady --kept --passkey --depths --keys --ids --all --json --local --socket --pool --wait --policy --merge --split --lanes --budget --slots
 		--prefill --window --sinks --recent
 		--observe --set --threads --logits --status --progress --help --version'
 
@@ -16,7 +16,9 @@ _ebb_llama()
 		return
 		;;
 	--split) words='uniform pyramid head' ;;
-	--policy) words='full streaming random h2o' ;;
+	--policy) words='full streaming random h2o tova scissorhands roco keyformer snapkv morphkv rkv gkv raas lazy nacl l2norm vatp
+		keydiff lagkv expected cam d2o' ;;
+	--merge) words='auto none pivot d2o cam' ;;
 	--slots) words='f32 f16 bf16 q8' ;;
 	--prefill) words='whole chunked' ;;
 	--budget | --recent) words='25% 50% 256' ;;

@@ -1,7 +1,7 @@
 /*
  * snapkv: what the recent queries look at, and its neighbours (arXiv 2404.14469, section 4). credit[0] is the mean probability over the
- * last `queries` queries and the group; the rank is its maximum (or mean) over `kernel` neighbours in the order of positions. At decode: the
- * observation window is the session's window; longer ones are approximated by a running mean, and after a prompt that was appended in
+ * last `queries` queries and the group; the rank is its maximum (or mean) over `kernel` neighbours in the order of positions. At decode:
+ * the observation window is the session's window; longer ones are approximated by a running mean, and after a prompt that was appended in
  * one grant (prefill = whole) it is the whole prompt.
  */
 #ifndef EVICT_POLICY_SNAPKV_H
