@@ -406,6 +406,68 @@ static void split_and_whole_lanes_give_the_same_bits(void **state)
 	world_free(w);
 }
 
+/*
+ * The same session once, 8 and 64 times in a step: 8 lanes, 64 and 512, which 16, 4 and 1 CTAs a lane read on a GPU of 132 multiprocessors. Every copy
+ * must have the bits of the first.
+ */
+static void however_many_ctas_share_a_lane_the_bits_are_the_same(void **state)
+{
+	static const uint32_t copies[] = { 1, 8, 64 }, len[][3] = { { 2300, 2049, 1999 }, { 700, 40, 2048 }, { 16, 257, 1 } };
+	enum { WIDTH = 8 * 4 * 128, COPIES = 64 };
+
+	(void)state;
+	(void)device();
+	for (unsigned round = 0; round < 6; round++) {
+		const struct world_spec spec = {
+			.shape = { .n_kv_heads = 8, .group = 4, .head_dim = 128, .slot_type = round < 3 ? GPU_BF16 : GPU_Q8 },
+			.n_layers = 1, .n_sessions = 1, .window = 32, .max_slots = 2500, .n_credit = 1, .seed = 80 + round, .places = 81,
+		};
+		struct gpu_seq seq[WORLD_MAX_SESSIONS], many[COPIES];
+		struct oracle_seq oracle[WORLD_MAX_SESSIONS];
+		struct world_tensor k, v, q, out;
+		struct world *w = world_new(&spec);
+		const uint32_t n = 1;
+		struct gpu_step *step;
+		float *first = malloc(WIDTH * sizeof(float));
+
+		assert_non_null(first);
+		world_fill(w, 0, len[round % 3], 3, 1);
+		world_put(w);
+		(void)world_step(w, &n, seq, oracle);
+		world_tensor_new(w, &k, seq[0].row + 1, 8 * 128, GPU_F32, 0, 1.0f);
+		world_tensor_new(w, &v, seq[0].row + 1, 8 * 128, GPU_F32, 0, 1.0f);
+		world_tensor_new(w, &q, COPIES, WIDTH, GPU_F32, 0, 2.0f);
+		world_tensor_new(w, &out, COPIES, WIDTH, GPU_F32, 0, 0.0f);
+		assert_int_equal(gpu_append(w->step, w->stream, 0, &k.device, &v.device), 0);
+		assert_int_equal(gpu_step_new(w->dev, COPIES, COPIES, &step), 0);
+		for (uint32_t i = 1; i < COPIES; i++)	/* one query for all */
+			assert_int_equal(gpu_copy(w->dev, w->stream, (float *)q.device.data + (size_t)i * WIDTH, q.device.data,
+						  WIDTH * sizeof(float)), 0);
+		for (unsigned c = 0; c < 3; c++) {
+			for (uint32_t i = 0; i < copies[c]; i++) {
+				many[i] = seq[0];
+				many[i].row = i;
+			}
+			assert_int_equal(gpu_step_set(step, w->stream, &spec.shape, w->map, many, copies[c], 2500), 0);
+			assert_int_equal(gpu_attend(step, w->stream, 0, &q.device, &out.device, 0.0883883f, NULL), 0);
+			world_tensor_read(w, &out);
+			if (c == 0)
+				memcpy(first, out.host.data, WIDTH * sizeof(float));
+			for (uint32_t i = 0; i < WIDTH; i++)
+				assert_true(first[i] > -100.0f && first[i] < 100.0f);
+			for (uint32_t i = 0; i < copies[c]; i++)
+				assert_memory_equal((float *)out.host.data + (size_t)i * WIDTH, first, WIDTH * sizeof(float));
+		}
+		free(first);
+		world_tensor_free(w, &k);
+		world_tensor_free(w, &v);
+		world_tensor_free(w, &q);
+		world_tensor_free(w, &out);
+		gpu_step_free(w->dev, step);
+		world_free(w);
+	}
+}
+
 /* --- kernels that begin before the one in front has ended ------------------------------------------------------------------------ */
 
 enum { CHAIN = 12 };
@@ -501,6 +563,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(notify_rings_once_the_work_is_done),
 		cmocka_unit_test(two_processes_map_one_slab),
 		cmocka_unit_test(split_and_whole_lanes_give_the_same_bits),
+		cmocka_unit_test(however_many_ctas_share_a_lane_the_bits_are_the_same),
 		cmocka_unit_test(slots_written_in_the_step_before_are_seen),
 	};
 
