@@ -33,6 +33,13 @@ def text_ci(mean, ci, digits=3):
     return "%.*f" % (digits, mean) + (" ± %.*f" % (digits, ci) if ci is not None else "")
 
 
+def text_ratio(paired):
+    if not paired:
+        return ""
+    mean, ci = paired
+    return "%.2f" % math.exp(mean) + (" (%.2f to %.2f)" % (math.exp(mean - ci), math.exp(mean + ci)) if ci is not None else "")
+
+
 def load(folder):
     rows = []
     with open(os.path.join(folder, "results.csv"), newline="") as f:
@@ -61,9 +68,12 @@ class Group:
         return [cells[d][what] for d in (documents or cells)]
 
     def paired(self, rule, other):
-        """Difference in KL to another rule over the documents that both have."""
+        """KL as a multiple of another rule's over the documents that both have: mean and half interval of its logarithm."""
         both = sorted(set(self.cells[rule]) & set(self.cells[other]))
-        return mean_ci([self.cells[rule][d]["kl"] - self.cells[other][d]["kl"] for d in both]) if both else None
+        pairs = [(self.cells[rule][d]["kl"], self.cells[other][d]["kl"]) for d in both]
+        if not pairs or min(min(p) for p in pairs) <= 0:
+            return None
+        return mean_ci([math.log(a / b) for a, b in pairs])
 
     def order(self, split=None):
         """Rules by mean KL, those with all documents first: a mean over fewer is no match for them."""
@@ -74,7 +84,7 @@ class Group:
 
 def table(group, rules, base, first="policy"):
     """Markdown rows: what each rule costs, and the paired difference to `base`."""
-    out = ["| %s | KL (nats a token) | ΔNLL | top-1 | mass kept | KL against %s, paired | documents |" % (first, base[0] if first == "policy" else base[1]),
+    out = ["| %s | KL (nats a token) | ΔNLL | top-1 | mass kept | KL relative to %s's | documents |" % (first, base[0] if first == "policy" else base[1]),
            "|---|---|---|---|---|---|---|"]
     for r in rules:
         kl, ci = mean_ci(group.values(r))
@@ -84,7 +94,7 @@ def table(group, rules, base, first="policy"):
         out.append("| %s | %s | %.3f | %.1f %% | %s | %s | %d |" % (
             "*%s* (the bound)" % name if r[0] == BOUND else name, text_ci(kl, ci), mean_ci(group.values(r, "dnll"))[0],
             100 * mean_ci(group.values(r, "top1"))[0], "%.1f %%" % (100 * mean_ci(mass)[0]) if mass else "",
-            text_ci(*diff) if diff else "", len(group.cells[r])))
+            text_ratio(diff), len(group.cells[r])))
     return out
 
 
@@ -95,8 +105,8 @@ def advice(group):
     rules = [r for r in rules if len(group.cells[r]) == most]
     best, rest = rules[0], []
     for r in rules[1:]:
-        mean, ci = group.paired(r, best)
-        if ci is None or mean - ci <= 0:
+        paired = group.paired(r, best)
+        if not paired or paired[1] is None or paired[0] - paired[1] <= 0:
             rest.append(r[0])
     said = "**%s** has the lowest mean KL (%s)" % (best[0], text_ci(*mean_ci(group.values(best))))
     if most < 2:
@@ -248,15 +258,17 @@ def page(folder, rows, plots, link):
            "protected) unless a rule says otherwise. A budget of P % is a count: P % of the document's tokens, the window's own 32 slots included; until "
            "so many tokens are in, nothing is evicted, and they are left out of the figures. KL is KL(full ‖ evicted) of the next token's distribution; "
            "ΔNLL what the evicted cache loses in nats a token; top-1 how often both have the same likeliest token; mass kept the share of the full "
-           "cache's attention that lies on slots which the evicted one has. ± is a 95 % confidence interval of the mean over documents (Student's t): documents "
-           "differ more than policies do, so compare policies by the paired column.", ""]
+           "cache's attention that lies on slots which the evicted one has. ± is a 95 % confidence interval of the mean over documents (Student's t). Documents "
+           "differ more than policies do, so compare policies by the relative column: KL as a multiple of a baseline's on the same document, geometric "
+           "mean over documents, with its 95 % interval.", ""]
     groups = collections.defaultdict(lambda: collections.defaultdict(list))
     for r in rows:
         if r["percent"]:
             groups[r["tokens"]][int(r["percent"])].append(r)
     documents = {r["text"]: r for r in rows}
     out += ["Documents: " + ", ".join("%s (%s)" % (r["document"], r["kind"]) for r in sorted(documents.values(), key=lambda r: r["document"])) +
-            ". %d cells measured; the figures are in [results.csv](%sresults.csv)." % (sum(r["kl"] is not None for r in rows), link), ""]
+            ". %d cells measured; the figures are in [results.csv](%sresults.csv); put that file into build/quality/ and `make quality` "
+            "goes on from there. A rule that was measured on fewer documents than others stands behind them." % (sum(r["kl"] is not None for r in rows), link), ""]
     for tokens in sorted(groups):
         by = {p: Group(rs) for p, rs in groups[tokens].items()}
         by = {p: g for p, g in by.items() if g.order("uniform")}
