@@ -15,8 +15,8 @@ static const char *const when[] = {
 static const char *const section_text[CONF_N_SECTIONS] = {
 	[CONF_DAEMON] = "The daemon itself.",
 	[CONF_POOL] = "One section a pool; the name after \"pool\" is yours. The first one is what clients get that name none.",
-	[CONF_SESSION] = "What a session gets when its client does not say. A client may choose each of these keys for itself, except those that "
-			 "name a file.",
+	[CONF_SESSION] = "What a session gets when its client does not say. A client may choose each of these keys for itself, except "
+			 "those that name a file.",
 };
 
 /* @text in lines of at most WIDTH, each behind @indent. */

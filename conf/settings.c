@@ -56,8 +56,8 @@ static int one_setting(struct conf_session *session, uint64_t *seen, char *word,
 	if (key->type == CONF_TYPE_FILE) {
 		conf_quote(equals + 1, quoted, sizeof(quoted));
 		if (why && why_bytes)
-			(void)snprintf(why, why_bytes, "%s: found %s; allowed: in ebbd.ini only, where the operator names files; a client hands "
-				       "the contents over when it opens the session", key->name, quoted);
+			(void)snprintf(why, why_bytes, "%s: found %s; allowed: in ebbd.ini only, where the operator names files; a "
+				       "client hands the contents over when it opens the session", key->name, quoted);
 		return -EINVAL;
 	}
 	if (conf_key_set(key, session, equals + 1, check, said, sizeof(said)) != 0) {

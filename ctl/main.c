@@ -123,7 +123,8 @@ static int read_arguments(int argc, char **argv, struct arguments *a)
 		unsigned id;
 
 		if (optind >= argc || !read_count(argv[optind], &id))
-			return wrong_use("lanes takes the id of a session, as \"ebbctl sessions\" shows it, not", optind < argc ? argv[optind] : "nothing");
+			return wrong_use("lanes takes the id of a session, as \"ebbctl sessions\" shows it, not",
+					 optind < argc ? argv[optind] : "nothing");
 		a->object = argv[optind++];
 	}
 	if (optind < argc)

@@ -2,8 +2,8 @@
  * How a session's slots are shared over its lanes. The deciding is evict's (evict/split.h): here is what a session keeps for it, the
  * table of lanes, and when it is asked.
  *
- * Once per turn, before the lanes are planned. A session whose split is uniform keeps nothing and computes nothing. For the others a turn costs
- * a few passes over the lanes; none at all while nothing that the split depends on has changed.
+ * Once per turn, before the lanes are planned. A session whose split is uniform keeps nothing and computes nothing. For the others a turn
+ * costs a few passes over the lanes; none at all while nothing that the split depends on has changed.
  */
 #include "daemon/daemon.h"
 
@@ -21,6 +21,7 @@ struct budget {
 	uint32_t *share;		/* [n_lanes]: slots, in force */
 	uint32_t *target;		/* [n_lanes]: what the split last said */
 	double *work;			/* [2 * n_lanes] */
+	struct evict_lane_stats *stats;	/* [n_lanes], of gpu_host_alloc(); NULL: the split needs none */
 	uint64_t total;			/* that share[] adds up to, */
 	uint32_t ceiling, largest;	/* under this ceiling; the largest of share[] */
 	bool rests;			/* share[] is what the split says */
@@ -124,6 +125,7 @@ int budget_new(struct session *s, char *why, size_t why_bytes)
 	const uint32_t n = s->table.n_lanes;
 	struct evict_split split;
 	struct budget *b;
+	void *stats;
 	int rc = evict_split_parse(s->asked.split, &split, why, why_bytes);
 
 	if (rc || split.id == EVICT_SPLIT_uniform || evict_policies[s->spec.rule.policy].never_evicts)
@@ -139,6 +141,12 @@ int budget_new(struct session *s, char *why, size_t why_bytes)
 	b->table = b->info->needs & EVICT_NEEDS_TABLE ? calloc(n, sizeof(*b->table)) : NULL;
 	if (!b->share || !b->target || !b->work || (b->info->needs & EVICT_NEEDS_TABLE && !b->table))
 		return -ENOMEM;
+	if (b->info->needs & (EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT)) {
+		rc = gpu_host_alloc(s->pool->dev, n * sizeof(*b->stats), &stats);
+		if (rc)
+			return rc;
+		b->stats = stats;
+	}
 	return b->table ? find_table(s, why, why_bytes) : 0;
 }
 
@@ -146,6 +154,8 @@ void budget_free(struct session *s)
 {
 	if (!s->split)
 		return;
+	if (s->split->stats)
+		gpu_host_free(s->pool->dev, s->split->stats);
 	free(s->split->table);
 	free(s->split->share);
 	free(s->split->target);
@@ -153,6 +163,58 @@ void budget_free(struct session *s)
 	free(s->split);
 	s->split = NULL;
 }
+
+/* --- statistics ------------------------------------------------------------------------------------------------------------------- */
+
+int budget_heat(struct session *s, char *why, size_t why_bytes)
+{
+	static const char *const kinds[] = { "sum", "max", "squares", "last" };
+	const struct evict_split_info *info;
+	struct gpu_table *t = &s->table;
+	struct evict_split split;
+	int rc = evict_split_parse(s->asked.split, &split, why, why_bytes);
+
+	s->stats_heat[0] = s->stats_heat[1] = GPU_MAX_HEAT;	/* none */
+	if (rc || evict_policies[s->spec.rule.policy].never_evicts)
+		return rc;
+	info = &evict_splits[split.id];
+	if (info->needs & (EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT) && !gpu_can_measure(s->pool->dev)) {
+		snprintf(why, why_bytes, "split %s does not run on the device of pool %s yet", info->name, s->pool->name);
+		return -ENOTSUP;
+	}
+	for (uint32_t i = 0; i < info->n_heat && s->asked.observe; i++) {
+		uint32_t at = 0;
+
+		while (at < t->n_heat && t->heat[at] != info->heat[i])
+			at++;
+		if (at == GPU_MAX_HEAT) {
+			snprintf(why, why_bytes, "split: found '%s' with policy '%s'; allowed: policies that collect %s, or leave room for "
+				 "it (a session collects %u kinds of heat at most)", s->asked.split, s->asked.policy,
+				 kinds[info->heat[i] & 3], GPU_MAX_HEAT);
+			return -EINVAL;
+		}
+		t->heat[at] = info->heat[i];
+		if (at == t->n_heat)
+			t->n_heat++;
+		s->stats_heat[i] = at;
+	}
+	return 0;
+}
+
+bool budget_measures(const struct session *s)
+{
+	return s->split && s->split->stats;
+}
+
+void budget_measure(const struct session *s, struct gpu_turn *turn)
+{
+	turn->stats = s->split->info->needs & (EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT);
+	turn->lane_stats = s->split->stats;
+	turn->stats_near = (uint32_t)evict_split_param(&s->split->split, "recent");
+	memcpy(turn->stats_heat, s->stats_heat, sizeof(turn->stats_heat));
+}
+
+/* --- budgets ------------------------------------------------------------------------------------------------------------------------ */
 
 uint32_t budget_of(const struct session *s, uint32_t lane)
 {
@@ -177,12 +239,19 @@ void budget_plan(struct session *s)
 		.window = s->table.window,
 		.table = b->table,
 	};
+	if (s->measuring)
+		in.stats = b->stats;
+	in.queries = evict_queries(s->asked.observe, (int32_t)s->pos, s->appended) * s->group;
 	in.ceiling = usable > in.floor ? usable < most ? (uint32_t)usable : most : in.floor;
 	/* Of a split without statistics only total and ceiling change, and not every ceiling counts (evict/split.h). */
-	if (b->rests && in.total == b->total && (in.ceiling == b->ceiling || (in.ceiling > b->ceiling && b->largest < b->ceiling &&
-	    b->ceiling >= 2 * (uint64_t)s->budget)))
+	if (!b->stats && b->rests && in.total == b->total && (in.ceiling == b->ceiling || (in.ceiling > b->ceiling &&
+	    b->largest < b->ceiling && b->ceiling >= 2 * (uint64_t)s->budget)))
 		return;
-	evict_resplit(&b->split, &in, b->share, b->target, b->work);
+	/* A turn that nobody looked in since the last one (a claim) has no heat to tell lanes apart by. */
+	if (b->info->needs & EVICT_NEEDS_HEAT && !in.queries && s->tokens)
+		evict_reshare(&in, b->share, b->work);
+	else
+		evict_resplit(&b->split, &in, b->share, b->target, b->work);
 	b->total = in.total;
 	b->ceiling = in.ceiling;
 	b->rests = memcmp(b->share, b->target, n * sizeof(*b->share)) == 0;

@@ -467,7 +467,8 @@ static void on_ask(struct client *c, const struct wire_msg *m)
 	int fd;
 
 	if (!json) {
-		client_fail(c, m->head.seq, -EINVAL, "'%.40s' is not a question; ask status, sessions, clients, pools, policies, config or lanes ID",
+		client_fail(c, m->head.seq, -EINVAL, "'%.40s' is not a question; ask status, sessions, clients, pools, policies, config or "
+			    "lanes ID",
 			    m->u.text);
 		return;
 	}

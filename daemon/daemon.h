@@ -4,7 +4,8 @@
  * One thread runs everything here. Data flows one way:
  *
  *   client.c   takes records out of rings and messages out of sockets
- *   session.c  looks at a session's words; when the session is the daemon's, plans the turn (evict/) and queues it
+ *   session.c  looks at a session's words; when the session is the daemon's:
+ *   turn.c     plans the turn (evict/) and queues it
  *   budget.c   shares the session's slots over its lanes (evict/split.h)
  *   serve.c    runs the queued turns of a pool on its device (gpu/) as one batch, then publishes the grants
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
@@ -61,6 +62,7 @@ struct session {
 	uint64_t id;			/* for people */
 	enum session_state state;
 	bool claimed, closing, opening;
+	bool measuring;			/* the turn's first half is under way: what the split must know before it can be planned */
 	bool pages_changed;		/* this turn must publish ids too, not only lanes and next slots */
 	bool starved;			/* wanted new pages and got none, at its last turn */
 	uint64_t opened_ns;
@@ -78,6 +80,7 @@ struct session {
 	uint32_t *page;			/* [n_lanes][max_pages]: the truth */
 	uint32_t *block, *credit;	/* [n_lanes][max_blocks] */
 	struct gpu_plan *plan;		/* [n_lanes] of this turn */
+	uint32_t stats_heat[EVICT_MAX_HEAT];	/* which of the table's heat arrays the split reads */
 	struct budget *split;		/* budget.c's; NULL: every lane gets `budget` */
 	unsigned what;			/* GPU_* of this turn */
 	uint32_t *move_src, *move_dst;	/* pages, then blocks, that leave a draining slab in this turn */
@@ -86,6 +89,7 @@ struct session {
 
 	uint32_t tokens;		/* appended and settled: begun at the last turn */
 	uint32_t pos, appended;		/* of the turn under way */
+	uint32_t want;			/* tokens that the client would like to be granted at its end */
 	uint32_t granted, epoch;
 	uint32_t cap;			/* pool pressure: slots a lane may hold; 0: none */
 	uint32_t budget;		/* slots per lane, in force: the mean over the lanes */
@@ -209,14 +213,24 @@ int session_open(struct client *c, uint32_t seq, const struct wire_open *open, c
 void session_look(struct session *s);				/* is it our turn? then plan and queue it */
 void session_claim(struct session *s, uint32_t cap);		/* ask for it, to hold it to `cap` slots a lane (0: no cap) */
 void session_end(struct session *s);				/* free everything; answers CLOSE if that was asked */
-void session_release(struct session *s);			/* after a turn: pages that it no longer needs */
 void session_follow(struct session *s);				/* the daemon's defaults have changed */
 struct pool *session_pool(struct daemon *d, const char *name);	/* "": the first; NULL: there is none of that name */
 int session_check(const char *key, const char *text, char *why, size_t why_bytes);	/* conf_check of the keys policy, merge and split */
 
+/* --- turn.c */
+void turn_begin(struct session *s, uint32_t begun, uint32_t want);	/* it is ours: settle what was begun, plan and queue the turn */
+void turn_decide(struct session *s);				/* the first half of its turn is done: plan and queue the rest */
+void turn_release(struct session *s);				/* after a turn: pages that it no longer needs go back */
+bool turn_reserve(struct session *s, uint32_t lane, uint32_t slots);	/* make a lane's memory fit; else false, and it may have grown */
+void turn_free(struct session *s);				/* lanes and tables */
+
 /* --- budget.c */
 /* Makes s->split for what it asked, with its client's or the operator's table. 0, -ENOMEM, or -EINVAL with a sentence. */
 int budget_new(struct session *s, char *why, size_t why_bytes);
+/* Adds to the table what heat the split needs. 0, or -EINVAL or -ENOTSUP with a sentence. */
+int budget_heat(struct session *s, char *why, size_t why_bytes);
+bool budget_measures(const struct session *s);			/* the split needs statistics before a turn is planned */
+void budget_measure(const struct session *s, struct gpu_turn *turn);	/* what to take, for the first half of a turn */
 void budget_free(struct session *s);
 void budget_plan(struct session *s);				/* s->budget and its lanes' shares, for the coming window */
 uint32_t budget_of(const struct session *s, uint32_t lane);	/* slots that the lane may hold */

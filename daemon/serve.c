@@ -89,19 +89,38 @@ static void select_batch(struct pool *pool, struct session **batch, unsigned n, 
 			.slot_type = s->slot_type,
 			.head_dim = s->head_dim,
 		};
+		if (s->measuring)
+			budget_measure(s, &turn[i]);
 	}
 	must(gpu_select(pool->dev, pool->stream, pool->map, turn, n, what, NULL), "select", pool);
 }
 
-/* Sessions that compact and sessions that do not go in calls of their own: most turns do not. */
+/* Most turns neither compact nor come in halves (turn.c). What is alike goes in one call. */
+enum { PLAIN, COMPACTING, MEASURING, DECIDED, DECIDED_COMPACTING, N_KINDS };
+
+static unsigned kind_of(const struct session *s)
+{
+	if (!(s->what & GPU_NEXT))
+		return MEASURING;
+	if (s->what & GPU_FOLD)
+		return s->what & GPU_COMPACT ? COMPACTING : PLAIN;
+	return s->what & GPU_COMPACT ? DECIDED_COMPACTING : DECIDED;
+}
+
 static void select_all(struct pool *pool, struct session *list)
 {
-	struct session *batch[2][BATCH];
-	unsigned n[2] = { 0, 0 }, what[2] = { GPU_SETTLE | GPU_FOLD | GPU_NEXT,
-					      GPU_SETTLE | GPU_FOLD | GPU_REMOVE | GPU_COMPACT | GPU_NEXT };
+	static const unsigned what[N_KINDS] = {
+		[PLAIN] = GPU_SETTLE | GPU_FOLD | GPU_NEXT,
+		[COMPACTING] = GPU_SETTLE | GPU_FOLD | GPU_REMOVE | GPU_COMPACT | GPU_NEXT,
+		[MEASURING] = GPU_SETTLE | GPU_FOLD,
+		[DECIDED] = GPU_NEXT,
+		[DECIDED_COMPACTING] = GPU_REMOVE | GPU_COMPACT | GPU_NEXT,
+	};
+	struct session *batch[N_KINDS][BATCH];
+	unsigned n[N_KINDS] = { 0 };
 
 	for (struct session *s = list; s; s = s->next_due) {
-		unsigned kind = s->what & GPU_COMPACT ? 1 : 0;
+		unsigned kind = kind_of(s);
 
 		batch[kind][n[kind]++] = s;
 		if (n[kind] == BATCH) {
@@ -109,7 +128,7 @@ static void select_all(struct pool *pool, struct session *list)
 			n[kind] = 0;
 		}
 	}
-	for (unsigned kind = 0; kind < 2; kind++)
+	for (unsigned kind = 0; kind < N_KINDS; kind++)
 		if (n[kind])
 			select_batch(pool, batch[kind], n[kind], what[kind]);
 }
@@ -138,7 +157,8 @@ void serve_run(struct daemon *d, unsigned index)
 		}
 		select_all(pool, list);
 		for (struct session *s = list; s; s = s->next_due)
-			publish_table(pool, s);
+			if (!s->measuring)
+				publish_table(pool, s);
 		int rc = gpu_notify(pool->dev, pool->stream, d->done_fd[index]);
 
 		if (rc == 1)
@@ -157,8 +177,12 @@ void serve_done(struct daemon *d, unsigned index)
 	for (; s; s = next) {
 		next = s->next_due;
 		s->next_due = NULL;
+		if (s->measuring && !s->closing) {
+			turn_decide(s);
+			continue;
+		}
 		freed |= s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
-		session_release(s);
+		turn_release(s);
 		s->state = SESSION_PUBLISH;
 		if (s->closing) {
 			session_end(s);

@@ -91,8 +91,7 @@ void evict_apportion(const double *weight, uint32_t n, uint64_t total, uint32_t 
 	}
 }
 
-/* The lanes' proportions as they are, at the new total. */
-static void keep_proportions(const struct evict_split_in *in, uint32_t *budget, double *work)
+void evict_reshare(const struct evict_split_in *in, uint32_t *budget, double *work)
 {
 	const uint32_t n = in->n_layers * in->n_kv_heads;
 
@@ -116,7 +115,7 @@ int evict_resplit(const struct evict_split *split, const struct evict_split_in *
 		shrinks |= next[i] < budget[i];
 	}
 	if (in_force && shrinks && !rests) {
-		keep_proportions(in, budget, work);
+		evict_reshare(in, budget, work);
 		for (uint32_t i = 0; i < n; i++)
 			moved += next[i] > budget[i] ? next[i] - budget[i] : 0;
 		if (moved * WORTH_MOVING < in->total)

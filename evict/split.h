@@ -21,7 +21,8 @@ extern "C" {
 #endif
 
 /* The splits, in the order of their ids: X(identifier, "name"). */
-#define EVICT_SPLITS(X) X(uniform, "uniform") X(pyramid, "pyramid") X(head, "head")
+#define EVICT_SPLITS(X) X(uniform, "uniform") X(pyramid, "pyramid") X(head, "head") \
+	X(ada, "ada") X(dynamic, "dynamic") X(cake, "cake") X(sparsity, "sparsity") X(lazy_layer, "lazy-layer")
 
 #define EVICT_SPLIT_ID(id, name) EVICT_SPLIT_##id,
 enum evict_split_id { EVICT_SPLITS(EVICT_SPLIT_ID) EVICT_N_SPLITS };
@@ -43,8 +44,8 @@ struct evict_split_in {
 	 * evict_apportion(): so a higher one changes nothing once no lane is at it and it is that high.
 	 */
 	uint32_t floor, ceiling;
-	uint32_t window;		/* slots of every lane that the coming window's own tokens take */
-	uint32_t queries;		/* observed queries of the window that the statistics are of, times the heads of a group */
+	uint32_t window;		/* slots of every lane that the coming window's own tokens take; at most the floor */
+	uint32_t queries;		/* probabilities in the heat of a slot at most: the observed queries times the heads of a group */
 	const struct evict_lane_stats *stats;	/* [lanes], or NULL: none yet, and splits that need them are uniform */
 	const float *table;		/* [lanes], finite and >= 0, not all 0; or NULL */
 };
@@ -99,11 +100,14 @@ void evict_split(const struct evict_split *split, const struct evict_split_in *i
  *	it takes no slot from any lane, or
  *	at least a 32nd of the total would change lanes, or
  *	it is what it was at the last window's end (target): it has come to rest.
- * Else the lanes keep their proportions: evict_apportion() of in->total by the budgets in force.
+ * Else evict_reshare().
  * @budget: [lanes], in: in force, out: to be in force. @target: [lanes], kept between calls, zeros at first.
  * @work: [2 * lanes]. Returns 1 if the split's answer was taken.
  */
 int evict_resplit(const struct evict_split *split, const struct evict_split_in *in, uint32_t *budget, uint32_t *target, double *work);
+
+/* evict_reshare - the lanes keep their proportions, at in->total. @budget, @work: as evict_resplit(). */
+void evict_reshare(const struct evict_split_in *in, uint32_t *budget, double *work);
 
 /*
  * evict_lanes_parse - read a table of lanes (docs/man/ebbd.ini.5): text of @bytes bytes, NUL or not behind it. The first line

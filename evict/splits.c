@@ -9,6 +9,11 @@
 #include "evict/split_uniform.h"
 #include "evict/split_pyramid.h"
 #include "evict/split_head.h"
+#include "evict/split_ada.h"
+#include "evict/split_dynamic.h"
+#include "evict/split_cake.h"
+#include "evict/split_sparsity.h"
+#include "evict/split_lazy_layer.h"
 
 #define PARAMS(list) .param = list, .n_params = sizeof(list) / sizeof((list)[0])
 
@@ -18,9 +23,34 @@ static const struct evict_param pyramid_params[] = {
 };
 
 static const struct evict_param head_params[] = {
-	{ .name = "beta", .text = "the mean divided by this is shared by the table, the rest equally", .def = 1.005f, .min = 1.0f, .max = 1000.0f },
+	{ .name = "beta", .text = "the mean divided by this is shared by the table, the rest equally", .def = 1.005f,
+	  .min = 1.0f, .max = 1000.0f },
 	{ .name = "threshold", .text = "more than 0: lanes whose value is below it are streaming heads", .max = 1e9f },
-	{ .name = "streaming", .unit = "slots", .text = "what a streaming head gets; 0: the floor", .type = EVICT_INTEGER, .max = 65536.0f },
+	{ .name = "streaming", .unit = "slots", .text = "what a streaming head gets; 0: the floor", .type = EVICT_INTEGER,
+	  .max = 65536.0f },
+};
+
+static const struct evict_param ada_params[] = {
+	{ .name = "alpha", .text = "the share of the mean that every head gets whatever its ranks", .def = 0.2f, .max = 1.0f },
+};
+
+static const struct evict_param dynamic_params[] = {
+	{ .name = "most", .text = "no layer gets more than this many times the mean", .def = 10.0f, .min = 1.0f, .max = 1000.0f },
+};
+
+static const struct evict_param cake_params[] = {
+	{ .name = "tau1", .text = "temperature of the spread: larger evens it out", .def = 1.0f, .min = 0.1f, .max = 1000.0f },
+	{ .name = "tau2", .text = "temperature of the change over time: larger evens it out", .def = 1.0f, .min = 0.1f, .max = 1000.0f },
+};
+
+static const struct evict_param sparsity_params[] = {
+	{ .name = "threshold", .text = "of the lane's largest heat: from here on a slot matters", .def = 0.01f, .min = 1e-6f, .max = 1.0f },
+};
+
+static const struct evict_param lazy_layer_params[] = {
+	{ .name = "recent", .unit = "tokens", .text = "the newest, which a lazy layer keeps", .type = EVICT_INTEGER, .def = 1024.0f,
+	  .min = 1.0f, .max = 65536.0f },
+	{ .name = "threshold", .text = "a layer is lazy when more than this share of its attention is near", .def = 0.9f, .max = 1.0f },
 };
 
 const struct evict_split_info evict_splits[EVICT_N_SPLITS] = {
@@ -41,6 +71,47 @@ const struct evict_split_info evict_splits[EVICT_N_SPLITS] = {
 		.source = "HeadKV, arXiv 2410.19258, section 4; DuoAttention, arXiv 2410.10819, section 3",
 		.needs = EVICT_NEEDS_TABLE,
 		PARAMS(head_params),
+	},
+	[EVICT_SPLIT_ada] = {
+		.name = "ada",
+		.text = "the heads of a layer compete for its slots by rank",
+		.source = "Ada-KV, arXiv 2407.11550, algorithm 1",
+		.needs = EVICT_NEEDS_RANK,
+		PARAMS(ada_params),
+	},
+	[EVICT_SPLIT_dynamic] = {
+		.name = "dynamic",
+		.text = "the layers compete for the session's slots by rank; the heads of a layer get the same",
+		.source = "DynamicKV, arXiv 2412.14838, section 3",
+		.needs = EVICT_NEEDS_RANK,
+		PARAMS(dynamic_params),
+	},
+	[EVICT_SPLIT_cake] = {
+		.name = "cake",
+		.text = "layers whose attention is spread out and changes over time get more",
+		.source = "CAKE, arXiv 2503.12491, section 4",
+		.needs = EVICT_NEEDS_HEAT,
+		.n_heat = 2,
+		.heat = { EVICT_HEAT_SUM, EVICT_HEAT_SQUARES },
+		PARAMS(cake_params),
+	},
+	[EVICT_SPLIT_sparsity] = {
+		.name = "sparsity",
+		.text = "layers get slots by the share of theirs that attention looks at",
+		.source = "VL-Cache, arXiv 2410.23317, section 4",
+		.needs = EVICT_NEEDS_HEAT,
+		.n_heat = 1,
+		.heat = { EVICT_HEAT_SUM },
+		PARAMS(sparsity_params),
+	},
+	[EVICT_SPLIT_lazy_layer] = {
+		.name = "lazy-layer",
+		.text = "layers that look at little but the first and the newest tokens keep only these",
+		.source = "SimLayerKV, arXiv 2410.13846, section 3",
+		.needs = EVICT_NEEDS_HEAT,
+		.n_heat = 1,
+		.heat = { EVICT_HEAT_SUM },
+		PARAMS(lazy_layer_params),
 	},
 };
 

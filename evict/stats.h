@@ -8,7 +8,7 @@
 #include "evict/rule.h"
 
 /*
- * One lane when its last window ended, before anything left it (gpu.h says in which order the sums are added). A bin is a
+ * One lane when its last window ended, before anything left it. Sums are float32, in the order of evict_places(). A bin is a
  * quarter of an octave: bin 0 holds what is below 2^-32 (0, negative numbers and NaN too), bin b >= 1 what is at least
  * 2^(e-32) * (1 + m/4) with e = (b-1) / 4, m = (b-1) % 4, and the last bin everything above.
  */
@@ -22,11 +22,17 @@ struct evict_lane_stats {
 	uint32_t rank[EVICT_BINS];	/* the free ones by rank. With EVICT_STATS_RANK */
 	uint32_t heat[EVICT_BINS];	/* the live ones by the window's first heat. The rest with EVICT_STATS_HEAT */
 	float heat_sum;			/* sum of the first heat */
-	float heat_near;		/* of the sinks and the newest `near` positions only */
+	float heat_near;		/* of the sinks and the newest `near` positions only (struct gpu_turn) */
 	float heat_squares;		/* sum of the squares of the first heat */
 	float second_sum;		/* sum of the second heat, if there is one */
 	float heat_max;			/* the largest first heat */
 };
+
+/* What evict_order() made of a rank, back again. NaN for NaN. */
+EVICT_FN float evict_unorder(uint32_t order)
+{
+	return evict_from_bits(order & 0x80000000u ? order & 0x7fffffffu : ~order);
+}
 
 /* The bin of a number. The same for every backend. */
 EVICT_FN uint32_t evict_bin(float x)

@@ -13,6 +13,7 @@
 #define GPU_GPU_H
 
 #include "evict/rule.h"
+#include "evict/stats.h"
 #include "gpu/layout.h"
 
 #ifdef __cplusplus
@@ -183,6 +184,15 @@ struct gpu_turn {		/* one session at its window's end */
 	struct evict_rule rule;
 	uint32_t n_credit;	/* arrays of a credit block: at least evict_n_arrays() of the policy */
 	uint32_t slot_type, head_dim;
+	/*
+	 * Statistics of the lanes: what to take (EVICT_STATS_*), 0 for none, and where to put it: [n_lanes], gpu_host_alloc()ed, written
+	 * whole. Taken by a call that folds: heat as it was before the fold, cleaned; ranks and protection (plan[].recent) behind
+	 * it, over all slots that are live then. `free` and rank[] come with EVICT_STATS_RANK, the rest with EVICT_STATS_HEAT.
+	 */
+	uint32_t stats;
+	uint32_t stats_heat[EVICT_MAX_HEAT];	/* which of the table's heat arrays is the first and the second; >= n_heat: zeros */
+	uint32_t stats_near;	/* heat_near: positions >= now - stats_near, and the sinks */
+	struct evict_lane_stats *lane_stats;
 };
 
 struct gpu_turn_stats {		/* per session, host memory that the device can write: gpu_host_alloc() */
@@ -199,14 +209,19 @@ void gpu_host_free(struct gpu_device *dev, void *ptr);
  */
 int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule);
 
+/* gpu_can_measure - 1 if gpu_select() of this device takes statistics of lanes; on CUDA it does not yet. */
+int gpu_can_measure(const struct gpu_device *dev);
+
 /*
  * gpu_select - run the operations of `what` (in the order of the enum) over every lane of the sessions.
  * Value of a slot = evict_key() of its rank: protected ones only when nothing else is left, ties to the lower position.
  * After COMPACT K, V, position, credit and heat of a survivor lie in its new slot. After NEXT the private table is what is to be
  * published: copy [0, gpu_table_bytes) of it to the shared one. Heat is never trusted: NaN, Inf and negative count as 0.
- * Heat arrays that a table lacks (observe = 0) count as 0. Kernels follow only private tables.
+ * Heat arrays that a table lacks (observe = 0) count as 0; those that the policy does not read (they are there for statistics) are
+ * zeroed by the fold, too. Kernels follow only private tables.
  * @stats: [n], may be NULL; valid once the stream has got there.
- * Errors: -EINVAL a plan or rule that does not fit the table, -ENOTSUP a rule that the device cannot run (gpu_can_select()).
+ * Errors: -EINVAL a plan or rule that does not fit the table, -ENOTSUP a rule that the device cannot run (gpu_can_select()), or
+ * statistics that it cannot take (gpu_can_measure()).
  */
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       unsigned what, struct gpu_turn_stats *stats);

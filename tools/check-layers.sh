@@ -20,7 +20,7 @@ allowed() {
 }
 allowed evict '^$'
 allowed conf '^$'
-allowed gpu 'evict/rule\.h$'
+allowed gpu 'evict/(rule|stats)\.h$'
 allowed libclient 'gpu/(gpu|layout)\.h$'
 allowed daemon 'libclient/wire\.h$|conf/conf\.h$|evict/(evict|record|rule)\.h$|gpu/(gpu|layout)\.h$'
 allowed replay 'evict/(evict|record|rule|split)\.h$|gpu/(gpu|layout)\.h$'

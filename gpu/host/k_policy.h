@@ -20,6 +20,7 @@ struct selection {
 	uint64_t *key;
 	uint32_t *slot;
 	uint32_t n, room;
+	struct stats_sums *sums;	/* k_stats.h: NULL while no statistics are taken */
 };
 
 /* The arrays of one block, with stand-ins for heat that nobody collects. */

@@ -6,6 +6,7 @@
 #define GPU_HOST_K_SELECT_H
 
 #include "gpu/host/k_merge.h"
+#include "gpu/host/k_stats.h"
 
 /* --- a heap of the smallest keys ---------------------------------------------------------------------------------------------- */
 
@@ -96,9 +97,10 @@ VFN void prefetch_block(const struct selection *s, uint32_t b, int fold)
 }
 
 /*
- * Goes over slots 0 .. n-1 block by block. keys: for all n slots, or NULL. With `offer` the keys go to the heap.
+ * Goes over slots 0 .. n-1 block by block. keys: for all n slots, or NULL. With `offer` the keys go to the heap. ranks: they may be
+ * counted (a staged policy that folds has none yet).
  */
-static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum)
+static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum, int ranks)
 {
 	uint64_t own[GPU_BLOCK_SLOTS];
 	struct zeros zeros = { 0 };
@@ -107,12 +109,19 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 	for (uint32_t b = 0; b < gpu_blocks_for(n); b++) {
 		uint32_t first = b * GPU_BLOCK_SLOTS, left = n - first;
 		uint32_t here = left < GPU_BLOCK_SLOTS ? left : GPU_BLOCK_SLOTS;
-		uint64_t *to = keys ? keys + first : offer ? own : NULL;
+		const uint32_t stats = s->sums ? s->turn->stats : 0;
+		uint64_t *to = keys ? keys + first : offer || (stats & EVICT_STATS_RANK && ranks) ? own : NULL;
 
 		block_arrays(s, b, &zeros, &a);
 		if (first + GPU_BLOCK_SLOTS < n)
 			prefetch_block(s, b + 1, fold);
+		if (fold && stats & EVICT_STATS_HEAT)
+			stats_of_heat(s, &a, here, s->sums, &s->turn->lane_stats[s->sel->lane]);
 		run_policy(s, &a, here, fold, to);
+		if (fold && s->t->n_heat > evict_n_heat(s->turn->rule.policy))
+			zero_other_heat(s, &a, here);
+		if (stats & EVICT_STATS_RANK && ranks)
+			stats_of_ranks(to, here, &s->turn->lane_stats[s->sel->lane]);
 		if (offer)
 			heap_offer(s, to, first, here);
 		if (sum && evict_n_credit(s->turn->rule.policy))
@@ -268,14 +277,14 @@ static void staged(struct selection *s, uint32_t n, int fold, uint64_t *keys, in
 	if (fold) {
 		if (evict_has_heat_figure(s->turn->rule.policy))
 			s->lane.heat = lane_values(s, n, 0, s->stage.value);
-		sweep(s, n, 1, NULL, 0, sum);
+		sweep(s, n, 1, NULL, 0, sum, 0);
 		lane_traits(s);
 		sum = 0;
 	}
-	if (!keys && !offer && !sum)
+	if (!keys && !offer && !sum && !s->sums)
 		return;
 	before_ranking(s, n);
-	sweep(s, n, 0, keys, offer, sum);
+	sweep(s, n, 0, keys, offer, sum, 1);
 }
 
 static void go_over(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum)
@@ -283,7 +292,25 @@ static void go_over(struct selection *s, uint32_t n, int fold, uint64_t *keys, i
 	if (s->sel->staged)
 		staged(s, n, fold, keys, offer, sum);
 	else
-		sweep(s, n, fold, keys, offer, sum);
+		sweep(s, n, fold, keys, offer, sum, 1);
+}
+
+/* The first time over, which folds, takes the statistics. */
+static void go_over_first(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum)
+{
+	struct evict_lane_stats *out = s->turn->stats && fold ? &s->turn->lane_stats[s->sel->lane] : NULL;
+	struct stats_sums sums;
+
+	if (out) {
+		memset(out, 0, sizeof(*out));
+		memset(&sums, 0, sizeof(sums));
+		out->live = n;
+		s->sums = &sums;
+	}
+	go_over(s, n, fold, keys, offer, sum);
+	s->sums = NULL;
+	if (out && s->turn->stats & EVICT_STATS_HEAT)
+		stats_finish(&sums, out);
 }
 
 static void open_lane(struct selection *s, struct host_select *sel)
@@ -314,10 +341,10 @@ static void select_lane(struct host_select *sel)
 		settle(&s);
 	if (!rest && s.plan->keep == s.live) {		/* the common case: one pass */
 		if (fold || next || sel->want_stats)
-			go_over(&s, s.live, fold, NULL, next, sel->want_stats);
+			go_over_first(&s, s.live, fold, NULL, next, sel->want_stats);
 	} else {
 		if (fold || sel->what & GPU_REMOVE || sel->want_stats)
-			go_over(&s, s.live, fold, sel->what & GPU_REMOVE ? sel->keys : NULL, 0, sel->want_stats);
+			go_over_first(&s, s.live, fold, sel->what & GPU_REMOVE ? sel->keys : NULL, 0, sel->want_stats);
 		if (sel->what & GPU_REMOVE)
 			remove_slots(&s);
 		else if (sel->what & GPU_COMPACT && sel->want_stats)

@@ -289,12 +289,12 @@ static void plans_keep_their_guarantees_for_anything(void **state)
 
 		if (why)
 			fail_msg("%s; EBB_TEST_SEED=%llu: policy %u budget %u/%u recent %u/%u window %u floor %u prefill %u prompt %u "
-				 "max %u sinks %d tokens %u want %u cap %u grant %u budget %u live %u room %u -> %d keep %u fresh %u victims %u "
-				 "recent %u",
+				 "max %u sinks %d tokens %u want %u cap %u grant %u budget %u live %u room %u -> %d keep %u fresh %u "
+				 "victims %u recent %u",
 				 why, (unsigned long long)seed, q.spec.rule.policy, q.spec.budget.count, q.spec.budget.ppm,
 				 q.spec.recent.count, q.spec.recent.ppm, q.spec.window, q.spec.floor, q.spec.prefill, q.spec.prompt_tokens,
-				 q.spec.max_slots, q.spec.rule.sinks, q.now.tokens, q.now.want, q.now.cap, q.grant, q.budget, q.live, q.room, rc,
-				 plan.keep, plan.fresh, plan.victims, plan.recent);
+				 q.spec.max_slots, q.spec.rule.sinks, q.now.tokens, q.now.want, q.now.cap, q.grant, q.budget, q.live,
+				 q.room, rc, plan.keep, plan.fresh, plan.victims, plan.recent);
 		plans += !rc;
 		refusals += rc != 0;
 	}

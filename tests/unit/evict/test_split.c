@@ -1,4 +1,4 @@
-/* evict_apportion, every split against its formula, evict_resplit, and tables of lanes. */
+/* evict_apportion, every split against its formula, and evict_resplit. Tables are in test_lanes.c. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,13 +10,13 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <math.h>
 
 #include "evict/evict.h"
 #include "tests/lib/world.h"
 
 #define N(a) (sizeof(a) / sizeof((a)[0]))
 #define MAX_LANES 600
-
 static uint32_t got[MAX_LANES], kept[MAX_LANES], target[MAX_LANES];
 static double work[2 * MAX_LANES], weight[MAX_LANES];
 static float table[MAX_LANES];
@@ -42,9 +42,7 @@ static uint64_t sum_of(const uint32_t *budget, uint32_t n)
 
 static uint64_t seed_of_tests(void)
 {
-	const char *given = getenv("EBB_TEST_SEED");
-
-	return given ? strtoull(given, NULL, 0) : 20261123;
+	return getenv("EBB_TEST_SEED") ? strtoull(getenv("EBB_TEST_SEED"), NULL, 0) : 20261123;
 }
 
 /* --- evict_apportion -------------------------------------------------------------------------------------------------------------- */
@@ -148,7 +146,8 @@ static void equal_shares_are_equal(void **state)
 
 	(void)state;
 	for (uint32_t layers = 1; layers < 40; layers += 7) {
-		struct evict_split_in in = { .n_layers = layers, .n_kv_heads = 3, .total = 3 * layers * 256ull, .floor = 64, .ceiling = 4096 };
+		struct evict_split_in in = { .n_layers = layers, .n_kv_heads = 3, .total = 3 * layers * 256ull, .floor = 64,
+					     .ceiling = 4096 };
 
 		evict_split(&uniform, &in, got, work);
 		for (uint32_t i = 0; i < 3 * layers; i++)
@@ -224,6 +223,205 @@ static void heads_get_what_the_table_says(void **state)
 	assert_true(got[0] == 200 && got[3] == 200);
 }
 
+/* --- splits that measure: against their formulas written out over slots --------------------------------------------------------------- */
+
+enum { GL = 3, GH = 2, GLANES = GL * GH, GSLOTS = 200 };
+
+static struct evict_lane_stats stats[MAX_LANES];
+static float rank_of[GLANES][GSLOTS], heat_of[GLANES][GSLOTS];
+
+/* Lanes of GSLOTS slots, the first `held` of them protected; ranks and heats are powers of two with two bits behind the point. */
+static void make_stats(uint64_t seed, uint32_t held)
+{
+	uint64_t random = seed;
+
+	memset(stats, 0, sizeof(stats));
+	for (uint32_t l = 0; l < GLANES; l++) {
+		stats[l].live = GSLOTS;
+		stats[l].free = GSLOTS - held;
+		for (uint32_t i = 0; i < GSLOTS; i++) {
+			const float quarter = 1.0f + 0.25f * (float)world_below(&random, 4);
+
+			rank_of[l][i] = quarter * (float)(1u << world_below(&random, 4 + 3 * l)) / 65536.0f;
+			heat_of[l][i] = quarter * (float)(1u << world_below(&random, 3 + 2 * l)) / 65536.0f;
+			stats[l].rank[evict_bin(rank_of[l][i])] += i >= held;
+			stats[l].heat[evict_bin(heat_of[l][i])]++;
+			stats[l].heat_sum += heat_of[l][i];
+			stats[l].heat_squares += heat_of[l][i] * heat_of[l][i];
+			stats[l].second_sum += heat_of[l][i] * heat_of[l][i] / (float)(2 + l);
+			stats[l].heat_max = heat_of[l][i] > stats[l].heat_max ? heat_of[l][i] : stats[l].heat_max;
+		}
+		stats[l].heat_near = stats[l].heat_sum * (l / GH == 1 ? 0.95f : 0.5f);
+	}
+}
+
+static struct evict_split_in measured(void)
+{
+	return (struct evict_split_in){ .n_layers = GL, .n_kv_heads = GH, .total = GLANES * 128, .floor = 40, .ceiling = 2000, .window = 32,
+					.queries = 96, .stats = stats };
+}
+
+/* Slots of lane l among the `keep` best of lanes first .. first + n - 1; equal ranks count by their share. By comparing every two. */
+static double kept_of(uint32_t l, uint32_t first, uint32_t n, double keep, uint32_t held)
+{
+	double mine = held;
+
+	keep -= n * held;
+	for (uint32_t i = held; i < GSLOTS; i++) {
+		double above = 0, equal = 0;
+
+		for (uint32_t k = first; k < first + n; k++)
+			for (uint32_t j = held; j < GSLOTS; j++) {
+				above += rank_of[k][j] > rank_of[l][i];
+				equal += rank_of[k][j] == rank_of[l][i];
+			}
+		mine += above + equal <= keep ? 1.0 : above < keep ? (keep - above) / equal : 0.0;
+	}
+	return mine;
+}
+
+static void near(uint32_t slots, double want, const char *what)
+{
+	if (!(fabs(slots - want) <= 1.0))
+		fail_msg("%s: %u slots, the formula says %f", what, slots, want);
+}
+
+static void ada_gives_heads_what_their_ranks_win(void **state)
+{
+	const struct evict_split ada = split_of("ada"), pure = split_of("ada:alpha=0"), none = split_of("ada:alpha=1");
+	struct evict_split_in in = measured();
+
+	(void)state;
+	for (uint32_t held = 0; held < 60; held += 25) {
+		make_stats(99 + held, held);
+		evict_split(&ada, &in, got, work);
+		for (uint32_t l = 0; l < GLANES; l++) {
+			near(got[l], 32 + 0.2 * 96 + 0.8 * kept_of(l, l / GH * GH, GH, GH * 96, held), "ada");
+			if (l % GH)
+				assert_int_equal(got[l] + got[l - 1], 2 * 128);		/* a layer's slots stay in the layer */
+		}
+		evict_split(&pure, &in, got, work);
+		for (uint32_t l = 0; l < GLANES; l++) {
+			double want = 32 + kept_of(l, l / GH * GH, GH, GH * 96, held);
+
+			near(got[l], want < 40 ? 40 : want > 216 ? 216 : want, "ada:alpha=0");
+		}
+		evict_split(&none, &in, got, work);
+		for (uint32_t l = 0; l < GLANES; l++)
+			assert_int_equal(got[l], 128);
+	}
+}
+
+static void dynamic_gives_layers_what_their_ranks_win(void **state)
+{
+	const struct evict_split dynamic = split_of("dynamic");
+	struct evict_split_in in = measured();
+
+	(void)state;
+	make_stats(7, 10);
+	in.floor = 0;
+	evict_split(&dynamic, &in, got, work);
+	for (uint32_t l = 0; l < GLANES; l += GH) {
+		near(got[l], 32 + (kept_of(l, 0, GLANES, GLANES * 96, 10) + kept_of(l + 1, 0, GLANES, GLANES * 96, 10)) / 2, "dynamic");
+		near(got[l + 1], got[l], "dynamic");
+	}
+}
+
+/* The entropy of a histogram of one bin a value is exact but for the middle of the bin, which all values share. */
+static void cake_follows_spread_and_change(void **state)
+{
+	const struct evict_split cake = split_of("cake"), flat = split_of("cake:tau1=1000,tau2=1000");
+	struct evict_split_in in = measured();
+	double want[GL], sum = 0;
+
+	(void)state;
+	make_stats(3, 0);
+	for (uint32_t layer = 0; layer < GL; layer++) {
+		double h = 0, v = 0;
+
+		for (uint32_t l = layer * GH; l < layer * GH + GH; l++) {
+			double mass = 0;
+
+			for (uint32_t i = 0; i < GSLOTS; i++)
+				mass += (double)heat_of[l][i];
+			for (uint32_t i = 0; i < GSLOTS; i++)
+				h -= (double)heat_of[l][i] / mass * log((double)heat_of[l][i] / mass) / GH;
+			stats[l].second_sum = stats[l].heat_squares / 96.0f * (2.0f + (float)l);	/* so V > 0 */
+			v += ((double)stats[l].second_sum / 96.0 - (double)stats[l].heat_squares / 96.0 / 96.0) / GH;
+		}
+		want[layer] = h * v;
+		sum += want[layer];
+	}
+	in.floor = 0;
+	evict_split(&cake, &in, got, work);
+	for (uint32_t l = 0; l < GLANES; l++)
+		if (fabs(got[l] - want[l / GH] / sum * 128 * GL) > 2 + 0.02 * got[l])	/* the middles of bins: 2 % */
+			fail_msg("cake: lane %u has %u, the formula says %f", l, got[l], want[l / GH] / sum * 128 * GL);
+	evict_split(&flat, &in, got, work);
+	for (uint32_t l = 0; l < GLANES; l++)
+		near(got[l], 128, "cake, high temperatures");
+}
+
+static void sparsity_counts_slots_that_matter(void **state)
+{
+	const struct evict_split sparsity = split_of("sparsity:threshold=0.25");
+	struct evict_split_in in = measured();
+	double dense[GL] = { 0 }, sum = 0;
+
+	(void)state;
+	make_stats(5, 0);
+	for (uint32_t l = 0; l < GLANES; l++)
+		for (uint32_t i = 0; i < GSLOTS; i++) {
+			dense[l / GH] += heat_of[l][i] >= 0.25f * stats[l].heat_max;
+			sum += heat_of[l][i] >= 0.25f * stats[l].heat_max;
+		}
+	in.floor = 0;
+	evict_split(&sparsity, &in, got, work);
+	for (uint32_t l = 0; l < GLANES; l++)
+		near(got[l], dense[l / GH] / sum * 128 * GL, "sparsity");
+}
+
+static void lazy_layers_keep_what_is_near(void **state)
+{
+	const struct evict_split lazy = split_of("lazy-layer:recent=16"), paper = split_of("lazy-layer");
+	struct evict_split_in in = measured();
+
+	(void)state;
+	make_stats(11, 0);	/* layer 1 is lazy */
+	evict_split(&lazy, &in, got, work);
+	for (uint32_t l = 0; l < GLANES; l++)
+		assert_int_equal(got[l], l / GH == 1 ? 52 : 166);	/* 4 + 16 + 32; (6 * 128 - 2 * 52) / 4 */
+	evict_split(&paper, &in, got, work);				/* 1024 newest are more than there are */
+	for (uint32_t l = 0; l < GLANES; l++)
+		assert_int_equal(got[l], 128);
+}
+
+static void lanes_that_are_alike_get_the_same(void **state)
+{
+	(void)state;
+	for (uint32_t id = 0; id < EVICT_N_SPLITS; id++) {
+		struct evict_split_in in = measured();
+		struct evict_split split = split_of(evict_splits[id].name);
+
+		make_stats(13, 20);
+		for (uint32_t l = 1; l < GLANES; l++)
+			stats[l] = stats[0];
+		for (uint32_t l = 0; l < GLANES; l++)
+			table[l] = 3.0f;
+		in.table = table;
+		if (id == EVICT_SPLIT_pyramid)		/* the one that does not look at the lanes */
+			split.param[0] = 1.0f;
+		evict_split(&split, &in, got, work);
+		for (uint32_t l = 0; l < GLANES; l++)
+			if (got[l] != 128)
+				fail_msg("%s: lane %u gets %u of 128", evict_splits[id].name, l, got[l]);
+		in.stats = NULL;			/* nothing known yet */
+		evict_split(&split, &in, got, work);
+		for (uint32_t l = 0; l < GLANES; l++)
+			assert_int_equal(got[l], 128);
+	}
+}
+
 /* --- all of them, for anything ---------------------------------------------------------------------------------------------------- */
 
 static struct evict_split any_split(uint64_t *random)
@@ -240,25 +438,60 @@ static struct evict_split any_split(uint64_t *random)
 	return split;
 }
 
+static struct evict_lane_stats many[MAX_LANES];
+
+static float any_float(uint64_t *random)
+{
+	const uint32_t bits = (uint32_t)world_random(random);
+	float x;
+
+	memcpy(&x, &bits, sizeof(x));
+	return world_below(random, 4) ? evict_clean(x) : 0.0f;
+}
+
+/* What select would never say as well: statistics that do not hang together must not harm either. */
+static void any_stats(uint64_t *random, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct evict_lane_stats *s = &many[i];
+
+		memset(s, 0, sizeof(*s));
+		s->live = world_below(random, 3000);
+		s->free = s->live ? world_below(random, s->live) : 0;
+		for (uint32_t k = 0; k < 300; k++) {
+			s->rank[world_below(random, EVICT_BINS)] += world_below(random, 30);
+			s->heat[world_below(random, EVICT_BINS)] += world_below(random, 30);
+		}
+		s->heat_sum = any_float(random);
+		s->heat_near = any_float(random);
+		s->heat_squares = any_float(random);
+		s->second_sum = any_float(random);
+		s->heat_max = any_float(random);
+	}
+}
+
 static void every_split_adds_up_for_anything(void **state)
 {
 	uint64_t seed = seed_of_tests();
 
 	(void)state;
-	for (unsigned round = 0; round < 4000; round++, seed++) {
+	for (unsigned round = 0; round < 1500; round++, seed++) {
 		uint64_t random = seed;
 		const struct evict_split split = any_split(&random);
 		const uint32_t heads = 1 + world_below(&random, 8), layers = 1 + world_below(&random, 1 + world_below(&random, 60));
 		const uint32_t n = heads * layers, floor = world_below(&random, 100), ceiling = floor + 1 + world_below(&random, 4000);
 		struct evict_split_in in = { .n_layers = layers, .n_kv_heads = heads, .floor = floor, .ceiling = ceiling, .window = 32,
-					     .queries = 96, .total = (uint64_t)n * floor + world_random(&random) % ((uint64_t)n * (ceiling - floor)) };
+					     .queries = 96, .total = (uint64_t)n * floor };
 
 		if (n > MAX_LANES)
 			continue;
+		in.total += world_random(&random) % ((uint64_t)n * (ceiling - floor));
 		for (uint32_t i = 0; i < n; i++)
 			table[i] = (float)any_weight(&random);
 		table[world_below(&random, n)] = 1.0f;
 		in.table = world_below(&random, 2) ? table : NULL;
+		any_stats(&random, n);
+		in.stats = world_below(&random, 8) ? many : NULL;
 		evict_split(&split, &in, got, work);
 		if (sum_of(got, n) != in.total)
 			fail_msg("EBB_TEST_SEED=%llu: %s gives %llu slots of %llu", (unsigned long long)seed, evict_splits[split.id].name,
@@ -314,71 +547,6 @@ static void a_new_split_waits_until_it_is_worth_the_moves(void **state)
 	assert_int_equal(sum_of(got, 4), 1210);
 }
 
-/* --- tables of lanes ------------------------------------------------------------------------------------------------------------------ */
-
-static void a_table_of_lanes_is_read(void **state)
-{
-	static const char text[] = "# made by hand\n\n  ebbd-lanes 1 2 3\t# two layers of three\r\n0 0 1\n0 1 2.5\n1 2 0\n1 1 1e-3\n"
-				   "0 2 7 # the best\n1 0 0.25";
-	char why[200];
-
-	(void)state;
-	assert_int_equal(evict_lanes_parse(text, strlen(text), 2, 3, table, why, sizeof(why)), 0);
-	assert_true(table[0] == 1.0f && table[1] == 2.5f && table[2] == 7.0f && table[3] == 0.25f && table[4] == 1e-3f && table[5] == 0.0f);
-}
-
-static void a_bad_table_is_refused_with_line_value_and_what_is_allowed(void **state)
-{
-	static const struct { const char *text, *why; } cases[] = {
-		{ "", "line 0: found nothing more; allowed: a first line of \"ebbd-lanes 1 LAYERS KV_HEADS\"" },
-		{ "0 0 1\n", "line 1: found \"0\"; allowed: a first line of \"ebbd-lanes 1 LAYERS KV_HEADS\"" },
-		{ "ebbd-lanes 2 1 2\n", "line 1: found \"2\"; allowed: version 1" },
-		{ "\nebbd-lanes 1 3 2\n", "line 2: found \"3\"; allowed: 1, the model's layers" },
-		{ "ebbd-lanes 1 1\n", "line 1: found nothing more; allowed: the model's KV heads, a whole number from 1" },
-		{ "ebbd-lanes 1 1 3\n", "line 1: found \"3\"; allowed: 2, the model's KV heads" },
-		{ "ebbd-lanes 1 60000 60000\n", "line 1: found \"60000\"; allowed: the model's KV heads, a whole number from 1" },
-		{ "ebbd-lanes 1 1 2 9\n", "line 1: found \"9\"; allowed: the end of the line" },
-		{ "ebbd-lanes 1 1 2\n0 0 1\n0 1 nan\n", "line 3: found \"nan\"; allowed: a decimal number from 0 to 1e30" },
-		{ "ebbd-lanes 1 1 2\n0 0 -1\n", "line 2: found \"-1\"; allowed: a decimal number from 0 to 1e30" },
-		{ "ebbd-lanes 1 1 2\n0 0 inf\n", "line 2: found \"inf\"; allowed: a decimal number from 0 to 1e30" },
-		{ "ebbd-lanes 1 1 2\n0 0 1e99\n", "line 2: found \"1e99\"; allowed: a decimal number from 0 to 1e30" },
-		{ "ebbd-lanes 1 1 2\n0 0\n", "line 2: found nothing more; allowed: a decimal number from 0 to 1e30" },
-		{ "ebbd-lanes 1 1 2\n1 0 5\n", "line 2: found \"1\"; allowed: a layer from 0 to 0" },
-		{ "ebbd-lanes 1 1 2\n0 2 5\n", "line 2: found \"2\"; allowed: a KV head from 0 to 1" },
-		{ "ebbd-lanes 1 1 2\n0 -1 5\n", "line 2: found \"-1\"; allowed: a KV head from 0 to 1" },
-		{ "ebbd-lanes 1 1 2\n0 99999999999 5\n", "line 2: found \"99999999999\"; allowed: a KV head from 0 to 1" },
-		{ "ebbd-lanes 1 1 2\n0 0 5 5\n", "line 2: found \"5\"; allowed: the end of the line" },
-		{ "ebbd-lanes 1 1 2\n0 0 5\n0 0 6\n", "line 3: found \"0\"; allowed: each layer and KV head once, and this one has been" },
-		{ "ebbd-lanes 1 1 2\n0 0 5\n", "line 2: found the end; allowed: a line for layer 0, KV head 1, too" },
-		{ "ebbd-lanes 1 1 2\n0 0 0\n0 1 0\n", "line 3: found nothing but zeros; allowed: a value above 0 at least once" },
-	};
-	char why[200];
-
-	(void)state;
-	for (size_t i = 0; i < N(cases); i++) {
-		assert_int_equal(evict_lanes_parse(cases[i].text, strlen(cases[i].text), 1, 2, table, why, sizeof(why)), -EINVAL);
-		assert_string_equal(why, cases[i].why);
-		assert_int_equal(evict_lanes_parse(cases[i].text, strlen(cases[i].text), 1, 2, table, NULL, 0), -EINVAL);
-	}
-}
-
-static void random_tables_never_harm(void **state)
-{
-	static const char alphabet[] = "ebbd-lanes 1 1 2\n0 1 2.5e#nan\t-\x01\xff";
-	uint64_t random = seed_of_tests();
-	char text[200];
-
-	(void)state;
-	for (int round = 0; round < 20000; round++) {
-		const uint32_t n = world_below(&random, sizeof(text)), head = world_below(&random, 2) ? 17 : 0;
-
-		for (uint32_t i = 0; i < n; i++)
-			text[i] = i < head ? alphabet[i] : alphabet[world_below(&random, sizeof(alphabet) - 1)];
-		if (evict_lanes_parse(text, n, 1, 2, table, NULL, 0) == 0)
-			assert_true(table[0] >= 0.0f && table[1] >= 0.0f && table[0] + table[1] > 0.0f);
-	}
-}
-
 static void splits_are_parsed_like_policies(void **state)
 {
 	struct evict_split split;
@@ -417,11 +585,14 @@ int main(void)
 		cmocka_unit_test(equal_shares_are_equal),
 		cmocka_unit_test(a_pyramid_falls_in_equal_steps_and_adds_up),
 		cmocka_unit_test(heads_get_what_the_table_says),
+		cmocka_unit_test(ada_gives_heads_what_their_ranks_win),
+		cmocka_unit_test(dynamic_gives_layers_what_their_ranks_win),
+		cmocka_unit_test(cake_follows_spread_and_change),
+		cmocka_unit_test(sparsity_counts_slots_that_matter),
+		cmocka_unit_test(lazy_layers_keep_what_is_near),
+		cmocka_unit_test(lanes_that_are_alike_get_the_same),
 		cmocka_unit_test(every_split_adds_up_for_anything),
 		cmocka_unit_test(a_new_split_waits_until_it_is_worth_the_moves),
-		cmocka_unit_test(a_table_of_lanes_is_read),
-		cmocka_unit_test(a_bad_table_is_refused_with_line_value_and_what_is_allowed),
-		cmocka_unit_test(random_tables_never_harm),
 		cmocka_unit_test(splits_are_parsed_like_policies),
 	};
 
