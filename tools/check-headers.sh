@@ -7,7 +7,7 @@ command -v "$CXX" >/dev/null || { echo "no C++ compiler: only C is checked"; CXX
 # Parts of one file, included by it and by nobody else, stand in it as if written there: they are checked with it.
 parts='^(evict/policy_[a-z0-9_]*|examples/llama/unicode_table)\.h$'
 # Bodies of functions for one C file or for the tests; no interface, and never C++.
-only_c='^(gpu/host/(k_[a-z]*|kernels|vec)|tests/.*)\.h$'
+only_c='^(evict/split_[a-z_]*|gpu/host/(k_[a-z]*|kernels|vec)|tests/.*)\.h$'
 n=0 bad=0
 while read -r header; do
 	n=$((n + 1))

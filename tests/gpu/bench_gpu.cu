@@ -441,7 +441,7 @@ static void bench_append(const struct shape *sh)
 	close_shape(&b);
 }
 
-#include "tests/gpu/bench_select.h"
+#include "tests/gpu/bench_select.cuh"
 
 /* --- small change --------------------------------------------------------------------------------------------------------------- */
 
