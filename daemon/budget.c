@@ -141,7 +141,7 @@ int budget_new(struct session *s, char *why, size_t why_bytes)
 	b->table = b->info->needs & EVICT_NEEDS_TABLE ? calloc(n, sizeof(*b->table)) : NULL;
 	if (!b->share || !b->target || !b->work || (b->info->needs & EVICT_NEEDS_TABLE && !b->table))
 		return -ENOMEM;
-	if (b->info->needs & (EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT)) {
+	if (b->info->needs & EVICT_NEEDS_STATS) {
 		rc = gpu_host_alloc(s->pool->dev, n * sizeof(*b->stats), &stats);
 		if (rc)
 			return rc;
@@ -168,7 +168,6 @@ void budget_free(struct session *s)
 
 int budget_heat(struct session *s, char *why, size_t why_bytes)
 {
-	static const char *const kinds[] = { "sum", "max", "squares", "last" };
 	const struct evict_split_info *info;
 	struct gpu_table *t = &s->table;
 	struct evict_split split;
@@ -178,7 +177,7 @@ int budget_heat(struct session *s, char *why, size_t why_bytes)
 	if (rc || evict_policies[s->spec.rule.policy].never_evicts)
 		return rc;
 	info = &evict_splits[split.id];
-	if (info->needs & (EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT) && !gpu_can_measure(s->pool->dev)) {
+	if (info->needs & EVICT_NEEDS_STATS && !gpu_can_measure(s->pool->dev)) {
 		snprintf(why, why_bytes, "split %s does not run on the device of pool %s yet", info->name, s->pool->name);
 		return -ENOTSUP;
 	}
@@ -190,7 +189,7 @@ int budget_heat(struct session *s, char *why, size_t why_bytes)
 		if (at == GPU_MAX_HEAT) {
 			snprintf(why, why_bytes, "split: found '%s' with policy '%s'; allowed: policies that collect %s, or leave room for "
 				 "it (a session collects %u kinds of heat at most)", s->asked.split, s->asked.policy,
-				 kinds[info->heat[i] & 3], GPU_MAX_HEAT);
+				 evict_heat_names[info->heat[i]], GPU_MAX_HEAT);
 			return -EINVAL;
 		}
 		t->heat[at] = info->heat[i];
@@ -208,7 +207,7 @@ bool budget_measures(const struct session *s)
 
 void budget_measure(const struct session *s, struct gpu_turn *turn)
 {
-	turn->stats = s->split->info->needs & (EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT);
+	turn->stats = s->split->info->needs & EVICT_NEEDS_STATS;
 	turn->lane_stats = s->split->stats;
 	turn->stats_near = (uint32_t)evict_split_param(&s->split->split, "recent");
 	memcpy(turn->stats_heat, s->stats_heat, sizeof(turn->stats_heat));

@@ -187,8 +187,6 @@ static bool may_queue(struct record *r, size_t bytes)
 
 /* --- what is asked for --------------------------------------------------------------------------------------------------------- */
 
-static const char *const kinds[] = { "sum", "max", "squares", "last" };	/* in the order of enum evict_heat */
-
 int record_spec(struct session *s, char *why, size_t why_bytes)
 {
 	const char *at = s->asked.record;
@@ -218,9 +216,9 @@ int record_spec(struct session *s, char *why, size_t why_bytes)
 			s->record_kv = true;
 			continue;
 		}
-		while (kind < 4 && (strlen(kinds[kind]) != n || strncmp(at, kinds[kind], n) != 0))
+		while (kind < EVICT_N_HEAT && (strlen(evict_heat_names[kind]) != n || strncmp(at, evict_heat_names[kind], n) != 0))
 			kind++;
-		if (kind == 4 || t->n_heat == GPU_MAX_HEAT || (t->n_heat && t->heat[0] == kind)) {
+		if (kind == EVICT_N_HEAT || t->n_heat == GPU_MAX_HEAT || (t->n_heat && t->heat[0] == kind)) {
 			snprintf(why, why_bytes, "record: found \"%.40s\"; allowed: one or two of sum, max, squares, last, and kv, with "
 				 "commas", s->asked.record);
 			return -EINVAL;

@@ -300,7 +300,6 @@ static void add_merges(json_t *list)
 
 static json_t *policies(struct daemon *d)
 {
-	static const char *const heat_names[] = { "sum", "max", "squares", "last" };
 	static const char *const trait_names[] = { "none", "key norm", "value L1 norm", "value L2 norm", "cosine to the mean key",
 						   "redundancy among keys", "lag" };
 	json_t *list = json_array();
@@ -315,7 +314,7 @@ static json_t *policies(struct daemon *d)
 		set_text(o, "text", p->text);
 		set_text(o, "source", p->source);
 		for (uint32_t k = 0; k < evict_n_heat(i); k++)
-			json_array_append_new(heat, json_string(heat_names[p->heat[k] & 3]));
+			json_array_append_new(heat, json_string(evict_heat_names[p->heat[k]]));
 		for (uint32_t k = 0; k < evict_n_trait(i); k++)
 			json_array_append_new(traits, json_string(trait_names[p->trait[k]]));
 		json_object_set_new(o, "heat", heat);

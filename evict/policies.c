@@ -39,6 +39,8 @@ static void lagkv_needs(struct evict_rule *rule)
 			  .text = "width of the pooling, made odd; 1: none", .def = default, .min = 1.0f, .max = 127.0f }
 #define ALPHA		{ .name = "alpha", .text = "a query that pays more activates the token", .def = 1e-4f, .max = 1.0f }
 
+const char *const evict_heat_names[EVICT_N_HEAT] = { "sum", "max", "squares", "last" };
+
 const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 	[EVICT_full] = {
 		.name = "full",

@@ -37,6 +37,7 @@ enum evict_heat {
 	EVICT_HEAT_MAX = 1,	/* largest, over queries, of the group's summed probability */
 	EVICT_HEAT_SQUARES = 2,	/* sum of the squared probabilities */
 	EVICT_HEAT_LAST = 3,	/* the last query's group sum; every observed query overwrites it */
+	EVICT_N_HEAT = 4,
 };
 
 /* The policies, in the order of their ids: X(name, heat arrays, credits, traits). */

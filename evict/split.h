@@ -32,6 +32,7 @@ enum evict_split_id { EVICT_SPLITS(EVICT_SPLIT_ID) EVICT_N_SPLITS };
 enum {
 	EVICT_NEEDS_RANK = EVICT_STATS_RANK,	/* statistics: the histogram of ranks */
 	EVICT_NEEDS_HEAT = EVICT_STATS_HEAT,	/* statistics: the histogram and the sums of heat */
+	EVICT_NEEDS_STATS = EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT,	/* either: to be measured at a window's end */
 	EVICT_NEEDS_TABLE = 4,			/* a table of lanes */
 };
 

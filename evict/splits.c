@@ -156,7 +156,7 @@ void evict_split(const struct evict_split *split, const struct evict_split_in *i
 {
 	const uint32_t needs = evict_splits[split->id].needs;
 
-	if ((needs & (EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT) && !in->stats) || (needs & EVICT_NEEDS_TABLE && !in->table)) {
+	if ((needs & EVICT_NEEDS_STATS && !in->stats) || (needs & EVICT_NEEDS_TABLE && !in->table)) {
 		split_uniform(split, in, budget, work);
 		return;
 	}

@@ -37,13 +37,6 @@ struct session {
 
 /* --- building ------------------------------------------------------------------------------------------------------------------ */
 
-static const char *kind_name(uint32_t kind)
-{
-	static const char *const names[] = { "sum", "max", "squares", "last" };
-
-	return kind < 4 ? names[kind] : "?";
-}
-
 /* Has the recording what the policy wants? */
 static int find_heat(struct session *s, bool belady, const char *policy, char *why, size_t why_bytes)
 {
@@ -58,7 +51,7 @@ static int find_heat(struct session *s, bool belady, const char *policy, char *w
 		s->heat[k] = belady ? -1 : recording_kind(s->r, rule->heat[k]);
 		if (s->heat[k] < 0 && !belady) {
 			snprintf(why, why_bytes, "%s needs the heat \"%s\", which the recording lacks: record = sum,%s", policy,
-				 kind_name(rule->heat[k]), kind_name(rule->heat[k]));
+				 evict_heat_names[rule->heat[k]], evict_heat_names[rule->heat[k]]);
 			return -ENOTSUP;
 		}
 	}
