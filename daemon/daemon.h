@@ -219,7 +219,7 @@ int session_check(const char *key, const char *text, char *why, size_t why_bytes
 
 /* --- turn.c */
 void turn_begin(struct session *s, uint32_t begun, uint32_t want);	/* it is ours: settle what was begun, plan and queue the turn */
-void turn_decide(struct session *s);				/* the first half of its turn is done: plan and queue the rest */
+void turn_decide(struct session *s);				/* plan the turn, or its second half, and queue it */
 void turn_release(struct session *s);				/* after a turn: pages that it no longer needs go back */
 bool turn_reserve(struct session *s, uint32_t lane, uint32_t slots);	/* make a lane's memory fit; else false, and it may have grown */
 void turn_free(struct session *s);				/* lanes and tables */

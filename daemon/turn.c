@@ -193,7 +193,7 @@ static void turn_queue(struct session *s)
 	serve_queue(s);
 }
 
-/* A turn in two halves: what the split must know is taken behind the fold, and session_decide() plans the rest. */
+/* A turn in two halves: what the split must know is taken behind the fold, and turn_decide() plans the rest. */
 static void turn_measure(struct session *s)
 {
 	const uint32_t mean = evict_budget(&s->spec, s->tokens, s->cap), sinks = s->asked.sinks, window = s->table.window;
@@ -206,7 +206,7 @@ static void turn_measure(struct session *s)
 	turn_queue(s);
 }
 
-static void turn_plan(struct session *s)
+void turn_decide(struct session *s)
 {
 	struct daemon *d = s->client->d;
 	struct evict_state state;
@@ -273,12 +273,7 @@ void turn_begin(struct session *s, uint32_t begun, uint32_t want)
 	if (budget_measures(s) && s->tokens)
 		turn_measure(s);
 	else
-		turn_plan(s);
-}
-
-void turn_decide(struct session *s)
-{
-	turn_plan(s);
+		turn_decide(s);
 }
 
 /* After a turn: what it no longer needs goes back. */
