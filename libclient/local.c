@@ -179,23 +179,38 @@ int ebbi_local_grow(struct ebb_session *s, uint64_t tokens)
 
 /* --- open and close -------------------------------------------------------------------------------------------------------- */
 
-/* The value of slots= in "key=value key=value"; without it the daemon's own default. */
+/* The next value of `key` ("slots=") in "key=value key=value": where it begins and how long it is. *at moves behind it. NULL: no more. */
+static const char *next_value(const char **at, const char *key, size_t *bytes)
+{
+	const size_t n = strlen(key);
+
+	while (**at) {
+		const char *word = *at + strspn(*at, " \t\n");
+		size_t len = strcspn(word, " \t\n");
+
+		*at = word + len;
+		if (len >= n && strncmp(word, key, n) == 0) {
+			*bytes = len - n;
+			return word + n;
+		}
+	}
+	return NULL;
+}
+
+/* The value of slots=; without it the daemon's own default. */
 static int slots_of(struct ebb *ebb, const char *settings, uint32_t *type)
 {
 	static const char *const name[] = { "f32", "f16", "bf16", "q8" };	/* in the order of enum gpu_type */
-	size_t len = 0;
+	const char *at = settings ? settings : "", *value;
+	size_t len;
 
 	*type = GPU_BF16;
-	for (const char *at = settings ? settings : ""; *at; at += len) {
-		at += strspn(at, " \t\n");
-		len = strcspn(at, " \t\n");
-		if (strncmp(at, "slots=", 6) != 0 || len < 6)
-			continue;
+	while ((value = next_value(&at, "slots=", &len))) {
 		for (*type = 0; *type < 4; ++*type)
-			if (len - 6 == strlen(name[*type]) && strncmp(at + 6, name[*type], len - 6) == 0)
+			if (len == strlen(name[*type]) && strncmp(value, name[*type], len) == 0)
 				break;
 		if (*type == 4)
-			return ebbi_error(ebb, -EINVAL, "slots: found %.*s; allowed: f32, f16, bf16, q8", (int)(len - 6), at + 6);
+			return ebbi_error(ebb, -EINVAL, "slots: found %.*s; allowed: f32, f16, bf16, q8", (int)len, value);
 	}
 	return 0;
 }
@@ -203,13 +218,12 @@ static int slots_of(struct ebb *ebb, const char *settings, uint32_t *type)
 /* The value of observe=, 0 where it is not given: without anybody who wants it, heat costs for nothing. */
 static uint32_t observe_of(const char *settings)
 {
+	const char *at = settings ? settings : "", *value;
 	uint32_t observe = 0;
+	size_t len;
 
-	for (const char *at = settings ? settings : ""; *at; at += strcspn(at, " \t\n")) {
-		at += strspn(at, " \t\n");
-		if (strncmp(at, "observe=", 8) == 0)
-			observe = (uint32_t)strtoul(at + 8, NULL, 10);
-	}
+	while ((value = next_value(&at, "observe=", &len)))
+		observe = (uint32_t)strtoul(value, NULL, 10);
 	return observe;
 }
 
