@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <time.h>
 
 static inline uint64_t bench_ns(void)
@@ -16,6 +17,29 @@ static inline uint64_t bench_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Time of this thread on a processor: on a busy machine waiting for one is not the operation's doing. */
+static inline uint64_t bench_cpu_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline int bench_ascending(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* Sorts x. n > 0. */
+static inline double bench_median(double *x, unsigned n)
+{
+	qsort(x, n, sizeof(*x), bench_ascending);
+	return x[n / 2];
 }
 
 static inline void bench_number(const char *key, double value)

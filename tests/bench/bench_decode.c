@@ -36,13 +36,6 @@ static double decode_ms(const char *how, unsigned prompt, unsigned tokens)
 	return at ? 1e3 * strtod(strchr(at, ':') + 1, NULL) / (tokens - 1) : NAN;
 }
 
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
 /* Prints ebbd's time with --local's as the ceiling; good: the ratio that is wanted, at most. */
 static void compare(const char *name, const char *settings, unsigned prompt, unsigned tokens, unsigned rounds, double good,
 		    const char *goal)
@@ -55,9 +48,9 @@ static void compare(const char *name, const char *settings, unsigned prompt, uns
 		local[i] = decode_ms("--local", prompt, tokens);
 		ours[i] = decode_ms(how, prompt, tokens);
 	}
-	qsort(ours, rounds, sizeof(*ours), by_value);
-	qsort(local, rounds, sizeof(*local), by_value);
-	bench_report(name, ours[rounds / 2], "ms/token", local[rounds / 2], goal, ours[rounds / 2] <= good * local[rounds / 2]);
+	double theirs = bench_median(local, rounds), mine = bench_median(ours, rounds);
+
+	bench_report(name, mine, "ms/token", theirs, goal, mine <= good * theirs);
 }
 
 static pid_t start_daemon(void)

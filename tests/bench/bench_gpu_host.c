@@ -59,15 +59,6 @@ static uint32_t draw(uint32_t below)
 	return (uint32_t)(seed >> 20) % below;
 }
 
-/* Time of this thread on a processor: on a busy machine waiting for one is not the operation's doing. */
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static void check(int rc)
 {
 	if (rc) {
@@ -259,19 +250,6 @@ static void read_span(const char *at, size_t n)
 	sink += s[0][0] + s[0][1] + s[0][2] + s[0][3];
 }
 
-static int ascending(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
-static double median(double *x, unsigned n)
-{
-	qsort(x, n, sizeof(*x), ascending);
-	return x[n / 2];
-}
-
 /* --- attend --------------------------------------------------------------------------------------------------------------- */
 
 /* Reads the pages of one layer's lanes as attend does, K rows then V rows, page after page, and does nothing with them. */
@@ -302,9 +280,9 @@ static uint64_t attend_layer(struct cache *c, uint32_t layer, uint32_t observe)
 
 	for (uint32_t i = 0; i < c->shape->sessions; i++)
 		((struct gpu_table *)(void *)c->table[i])->observe = observe;
-	start = now_ns();
+	start = bench_cpu_ns();
 	check(gpu_attend(c->step, NULL, layer, &c->q, &c->out, 0.125f, NULL));
-	return now_ns() - start;
+	return bench_cpu_ns() - start;
 }
 
 /*
@@ -321,12 +299,12 @@ static void attend_round(struct cache *c, const struct gpu_slab *other, uint64_t
 
 		ns[0] += attend_layer(c, l, 1);
 		ns[1] += attend_layer(c, (l + c->layers / 2u) % c->layers, 0);
-		start = now_ns();
+		start = bench_cpu_ns();
 		read_span((const char *)other->base + l * layer_bytes, layer_bytes);
-		ns[2] += now_ns() - start;
-		start = now_ns();
+		ns[2] += bench_cpu_ns() - start;
+		start = bench_cpu_ns();
 		read_pages(c, (l + c->layers / 4u) % c->layers);
-		ns[3] += now_ns() - start;
+		ns[3] += bench_cpu_ns() - start;
 	}
 }
 
@@ -357,16 +335,16 @@ static void bench_attend(const struct shape *shape)
 		cost[r] = 100.0 * (with[r] / without[r] - 1.0);
 	}
 	judged = c.bytes >= 64u << 20;
-	w = median(share, ROUNDS);
-	p = (double)c.bytes * (double)((48u << 20) / c.bytes + 1u) / median(plain, ROUNDS);
+	w = bench_median(share, ROUNDS);
+	p = (double)c.bytes * (double)((48u << 20) / c.bytes + 1u) / bench_median(plain, ROUNDS);
 	snprintf(name, sizeof(name), "host attend+heat %s", shape->name);
 	bench_report(name, w * p, "GB/s", p, judged ? ">= 60 %" : "", judged ? w >= 0.6 : -1);
 	snprintf(name, sizeof(name), "host attend+heat %s: time", shape->name);
 	bench_report(name, (double)c.bytes / (w * p) / 1e3 / c.layers, "us/layer", (double)c.bytes / p / 1e3 / c.layers, "", -1);
 	snprintf(name, sizeof(name), "plain read of its pages %s", shape->name);
-	bench_report(name, median(paged, ROUNDS) * p, "GB/s", p, "", -1);
+	bench_report(name, bench_median(paged, ROUNDS) * p, "GB/s", p, "", -1);
 	snprintf(name, sizeof(name), "host heat costs %s", shape->name);
-	bench_report(name, median(cost, ROUNDS), "% of attend", (double)NAN, "", -1);
+	bench_report(name, bench_median(cost, ROUNDS), "% of attend", (double)NAN, "", -1);
 	gpu_slab_free(c.pool.dev, &other);
 	cache_free(&c);
 }
@@ -427,18 +405,18 @@ static void bench_select(const struct shape *shape)
 
 		set_heat(&c);
 		memset(flush, (int)r, FLUSH);	/* the arrays leave the caches */
-		t0 = now_ns();
+		t0 = bench_cpu_ns();
 		check(gpu_select(c.pool.dev, NULL, c.pool.map, turn, shape->sessions, GPU_SETTLE | GPU_FOLD | GPU_NEXT, NULL));
-		t1 = now_ns();
+		t1 = bench_cpu_ns();
 		memcpy(b, a, copied);
-		t2 = now_ns();
+		t2 = bench_cpu_ns();
 		sink += b[r];
 		ours[r] = 2.0 * (double)copied / (double)(t1 - t0);
 		plain[r] = 2.0 * (double)copied / (double)(t2 - t1);
 	}
 	free(flush);
 	{
-		double w = median(ours, ROUNDS), p = median(plain, ROUNDS);
+		double w = bench_median(ours, ROUNDS), p = bench_median(plain, ROUNDS);
 
 		snprintf(name, sizeof(name), "host select %s", shape->name);
 		bench_report(name, w, "GB/s", p, ">= 50 %", w >= 0.5 * p);
@@ -487,17 +465,17 @@ static void bench_compact(const struct shape *shape)
 			}
 		}
 		check(gpu_select(c.pool.dev, NULL, c.pool.map, turn, shape->sessions, GPU_REMOVE, NULL));
-		t0 = now_ns();
+		t0 = bench_cpu_ns();
 		check(gpu_select(c.pool.dev, NULL, c.pool.map, turn, shape->sessions, GPU_COMPACT, NULL));
-		t1 = now_ns();
+		t1 = bench_cpu_ns();
 		memcpy(b, a, copied);
-		t2 = now_ns();
+		t2 = bench_cpu_ns();
 		sink += b[r];
 		ours[r] = 2.0 * (double)copied / (double)(t1 - t0);
 		plain[r] = 2.0 * (double)copied / (double)(t2 - t1);
 	}
 	{
-		double w = median(ours, ROUNDS), p = median(plain, ROUNDS);
+		double w = bench_median(ours, ROUNDS), p = bench_median(plain, ROUNDS);
 
 		snprintf(name, sizeof(name), "host compact %s", shape->name);
 		bench_report(name, w, "GB/s", p, ">= 50 %", w >= 0.5 * p);

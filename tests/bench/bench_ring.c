@@ -38,18 +38,11 @@ struct result {
 
 static struct result *result;
 
-static int by_size(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return x < y ? -1 : x > y;
-}
-
 static double quantile(struct result *r, double q)
 {
 	if (!r->n)
 		return NAN;
-	qsort(r->value, r->n, sizeof(*r->value), by_size);
+	qsort(r->value, r->n, sizeof(*r->value), bench_ascending);
 	return r->value[(unsigned)(q * (r->n - 1))];
 }
 

@@ -30,14 +30,6 @@ static uint32_t place(struct lanes *l, uint32_t bytes)
 	return id;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 static uint32_t draw(void)
 {
 	static uint64_t seed = 88172645463325252ull;
@@ -98,13 +90,6 @@ static void heat_up(const struct lanes *l)
 			((float *)(void *)at(l, block[i]))[GPU_BLOCK_SLOTS + s] = (float)(draw() % 100000u) * 1e-5f;
 }
 
-static int ascending(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
 /* Bytes a slot that nobody can avoid. */
 static uint32_t floor_of(const struct evict_rule *rule)
 {
@@ -139,19 +124,17 @@ static void bench(struct gpu_device *dev, const char *name, const char *merge, u
 		uint64_t t0, t1, t2;
 
 		heat_up(&l);
-		t0 = now_ns();
+		t0 = bench_cpu_ns();
 		assert(!gpu_select(dev, NULL, l.map, &turn, 1, GPU_SETTLE | GPU_FOLD | GPU_NEXT, NULL));
-		t1 = now_ns();
+		t1 = bench_cpu_ns();
 		memcpy(b, a, half);
-		t2 = now_ns();
+		t2 = bench_cpu_ns();
 		ours[r] = (double)(t1 - t0) / (LANES * slots);
 		plain[r] = (double)(t2 - t1) / (LANES * slots);
 	}
-	qsort(ours, ROUNDS, sizeof(*ours), ascending);
-	qsort(plain, ROUNDS, sizeof(*plain), ascending);
 	snprintf(title, sizeof(title), "select %s%s%s, %u slots, floor %u bytes a slot", name, rule.merge ? " + " : "", rule.merge ? merge : "",
 		 slots, floor_of(&rule));
-	bench_report(title, ours[ROUNDS / 2], "ns/slot", plain[ROUNDS / 2], "", -1);
+	bench_report(title, bench_median(ours, ROUNDS), "ns/slot", bench_median(plain, ROUNDS), "", -1);
 	gpu_map_free(dev, l.map);
 	free(l.memory);
 	free(a);

@@ -54,10 +54,10 @@ static void bench_select(void)
 	pool_at = 0;
 	make_tables(&b, false);
 	settle_all(&b, plan, turn, sh.live);
-	for (struct gpu_turn &x : turn)
+	for (struct gpu_turn &x : turn) {
 		x.pos = (int32_t)sh.live;
-	for (struct gpu_turn &x : turn)
 		x.appended = 0;
+	}
 	for (int r = 0; r < REPLAYS; r++)
 		t.push_back(time_events([&] {
 			must(gpu_select(dev, stream, map, turn.data(), sh.sessions, GPU_SETTLE | GPU_FOLD | GPU_NEXT, NULL), "select");
