@@ -544,16 +544,9 @@ static void a_step_that_never_ends_holds_up_nobody(void **state)
 
 static int start(void **state)
 {
-	(void)state;
+	*state = &d;
 	report = traffic_reports(3);
 	td_start(&d, "drain = 0s\nlog_level = notice\n[pool p]\ndevice = %D\nsize = 64M\nslab = 256K\n[session]\nwindow = 16\n");
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	td_stop(&d);
 	return 0;
 }
 
@@ -575,5 +568,5 @@ int main(void)
 		WITH_NEIGHBOUR(a_step_that_never_ends_holds_up_nobody),
 	};
 
-	return cmocka_run_group_tests(tests, start, stop);
+	return cmocka_run_group_tests(tests, start, td_teardown);
 }

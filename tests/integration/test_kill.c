@@ -133,16 +133,9 @@ static void a_stopped_client_holds_up_nobody(void **state)
 
 static int start(void **state)
 {
-	(void)state;
+	*state = &d;
 	report = traffic_reports(1 + AT_A_TIME);
 	td_start(&d, "drain = 0s\n[pool p]\ndevice = %D\nsize = 128M\nslab = 1M\n[session]\nwindow = 16\n");
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	td_stop(&d);
 	return 0;
 }
 
@@ -153,5 +146,5 @@ int main(void)
 		cmocka_unit_test(a_stopped_client_holds_up_nobody),
 	};
 
-	return cmocka_run_group_tests(tests, start, stop);
+	return cmocka_run_group_tests(tests, start, td_teardown);
 }

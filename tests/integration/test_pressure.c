@@ -148,19 +148,12 @@ static int start(void **state)
 {
 	char conf[200];
 
-	(void)state;
+	*state = &d;
 	report = traffic_reports(20);
 	/* A GPU's slabs are 2 MiB at least, and each client has one or more of its own. */
 	snprintf(conf, sizeof(conf), "drain = 0s\n[pool p]\ndevice = %%D\nsize = %s\nslab = 256K\n[session]\nwindow = 16\nsinks = 4\n",
 		 strcmp(td_device(), "host") ? "32M" : "8M");
 	td_start(&d, conf);
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	td_stop(&d);
 	return 0;
 }
 
@@ -173,5 +166,5 @@ int main(void)
 		cmocka_unit_test(a_prompt_larger_than_the_pool),
 	};
 
-	return cmocka_run_group_tests(tests, start, stop);
+	return cmocka_run_group_tests(tests, start, td_teardown);
 }

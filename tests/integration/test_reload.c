@@ -134,16 +134,9 @@ static void a_hundred_hangups_in_a_row(void **state)
 
 static int start(void **state)
 {
-	(void)state;
+	*state = &d;
 	report = traffic_reports(4);
 	td_start(&d, POOL "[session]\nbudget = 300\nwindow = 16\n");
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	td_stop(&d);
 	return 0;
 }
 
@@ -156,5 +149,5 @@ int main(void)
 		cmocka_unit_test(a_hundred_hangups_in_a_row),
 	};
 
-	return cmocka_run_group_tests(tests, start, stop);
+	return cmocka_run_group_tests(tests, start, td_teardown);
 }

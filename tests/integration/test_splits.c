@@ -338,15 +338,8 @@ static void the_operator_may_name_a_table(void **state)
 
 static int start(void **state)
 {
-	(void)state;
+	*state = &d;
 	td_start(&d, "drain = 0s\n[pool p]\ndevice = host\nsize = 64M\n[session]\nfloor = 40\n");
-	return 0;
-}
-
-static int stop(void **state)
-{
-	(void)state;
-	td_stop(&d);
 	return 0;
 }
 
@@ -361,5 +354,5 @@ int main(void)
 		cmocka_unit_test(the_operator_may_name_a_table),
 	};
 
-	return cmocka_run_group_tests_name("splits", tests, start, stop);
+	return cmocka_run_group_tests_name("splits", tests, start, td_teardown);
 }

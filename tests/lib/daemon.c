@@ -193,6 +193,12 @@ void td_stop(struct td *d)
 	assert_int_equal(WEXITSTATUS(status), 0);
 }
 
+int td_teardown(void **state)
+{
+	td_stop(*state);
+	return 0;
+}
+
 static const json_t *walk(const json_t *at, const char *path)
 {
 	char key[64];

@@ -33,6 +33,7 @@ void td_configure(struct td *d, const char *ini);	/* writes the file anew; SIGHU
 void td_signal(const struct td *d, int sig);
 /* SIGTERM, wait, remove the folder. Fails the test unless the daemon ends with exit code 0. */
 void td_stop(struct td *d);
+int td_teardown(void **state);	/* td_stop() as a cmocka teardown; the setup has set *state to the struct td */
 /* SIGKILL and wait; the folder stays until td_stop() or td_forget(). */
 void td_kill(struct td *d);
 void td_forget(struct td *d);
