@@ -237,6 +237,7 @@ static uint32_t body_bytes(const struct wire_msg *msg)
 	case WIRE_SLAB:
 	case WIRE_DROP: return sizeof(msg->u.slab);
 	case WIRE_OPENED: return sizeof(msg->u.opened);
+	case WIRE_MARKED:
 	case WIRE_CLOSED: return sizeof(msg->u.close);
 	case WIRE_ANSWER: return sizeof(msg->u.answer);
 	default: return (uint32_t)strnlen(msg->u.text, WIRE_TEXT - 1) + 1;
@@ -458,6 +459,19 @@ static void on_close(struct client *c, const struct wire_msg *m)
 	session_end(s);
 }
 
+static void on_mark(struct client *c, const struct wire_msg *m)
+{
+	uint32_t index = m->u.mark.session;
+	struct session *s = index < WIRE_MAX_SESSIONS ? c->session[index] : NULL;
+	char why[WIRE_TEXT] = "no such session is open";
+	int rc = -ENOENT;
+
+	if (s && !s->closing && !s->opening)
+		rc = marks_set(s, m->head.seq, &m->u.mark, why, sizeof(why));
+	if (rc)
+		client_fail(c, m->head.seq, rc, "%s", why);
+}
+
 static void on_ask(struct client *c, const struct wire_msg *m)
 {
 	struct wire_msg reply = { .head = { .type = WIRE_ANSWER, .seq = m->head.seq } };
@@ -501,6 +515,7 @@ void client_message(struct client *c, size_t bytes)
 	static const struct { uint16_t type; size_t body; } known[] = {
 		{ WIRE_HELLO, sizeof(struct wire_hello) }, { WIRE_OPEN, sizeof(struct wire_open) }, { WIRE_CLOSE, 8 },
 		{ WIRE_DROPPED, sizeof(struct wire_slab) }, { WIRE_ASK, 1 }, { WIRE_LANES, offsetof(struct wire_lanes, text) },
+		{ WIRE_MARK, offsetof(struct wire_mark, range) },
 	};
 	struct wire_msg *m = c->in;
 	size_t body = SIZE_MAX;
@@ -523,6 +538,7 @@ void client_message(struct client *c, size_t bytes)
 	case WIRE_CLOSE: on_close(c, m); break;
 	case WIRE_DROPPED: on_dropped(c, m); break;
 	case WIRE_LANES: on_lanes(c, m); break;
+	case WIRE_MARK: on_mark(c, m); break;
 	default: m->u.text[WIRE_TEXT - 1] = 0; on_ask(c, m); break;
 	}
 }

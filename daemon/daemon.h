@@ -6,6 +6,7 @@
  *   client.c   takes records out of rings and messages out of sockets
  *   session.c  looks at a session's words; when the session is the daemon's:
  *   turn.c     plans the turn (evict/) and queues it
+ *   mark.c     what a client says of its tokens: tags, pins, drops
  *   budget.c   shares the session's slots over its lanes (evict/split.h)
  *   serve.c    runs the queued turns of a pool on its device (gpu/) as one batch, then publishes the grants
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
@@ -52,6 +53,7 @@ struct session_lane {
 	uint32_t fresh;		/* of the window granted, tokens that go to new slots */
 	uint32_t n_pages, n_blocks;
 	uint32_t held;			/* n_pages before the plan under way */
+	uint32_t dropped;		/* tokens that its client had it drop, in all: it can never hold more than the others */
 };
 
 struct session {
@@ -64,6 +66,7 @@ struct session {
 	bool claimed, closing, opening;
 	bool measuring;			/* the turn's first half is under way: what the split must know before it can be planned */
 	bool pages_changed;		/* this turn must publish ids too, not only lanes and next slots */
+	bool freed;			/* so much that whole slabs may be empty */
 	bool starved;			/* wanted new pages and got none, at its last turn */
 	uint64_t opened_ns;
 
@@ -95,8 +98,10 @@ struct session {
 	uint32_t budget;		/* slots per lane, in force: the mean over the lanes */
 	uint32_t live_max;
 	uint64_t live, evicted, windows;
+	uint64_t dropped;		/* of evicted: because the client said so */
 	uint64_t bytes;			/* of pages and runs, private ones too */
 
+	struct marks *marks;		/* mark.c's; NULL: the client has said nothing of its tokens */
 	struct record *record;		/* NULL: it is not recorded */
 	bool record_kv;
 	struct session *next_due;
@@ -236,6 +241,16 @@ void budget_plan(struct session *s);				/* s->budget and its lanes' shares, for 
 uint32_t budget_of(const struct session *s, uint32_t lane);	/* slots that the lane may hold */
 /* Reads the table that the key `lanes` names. "": none. 0 and *out (free()), or an error with a sentence. */
 int budget_lanes(const char *path, struct lanes **out, char *why, size_t why_bytes);
+
+/* --- mark.c */
+/* A MARK message, answered now or when its turn has passed: 0; or nothing of it is taken, with a sentence: -EINVAL, -ENOTSUP, -EBUSY, -ENOMEM. */
+int marks_set(struct session *s, uint32_t seq, const struct wire_mark *w, char *why, size_t why_bytes);
+bool marks_begin(struct session *s);				/* a turn begins; true if it must drop, and so has two halves */
+bool marks_dropping(const struct session *s);			/* the turn's first half drops */
+void marks_turn(const struct session *s, struct gpu_turn *turn);	/* what select must know of them */
+void marks_dropped(struct session *s);				/* between the halves: what is left of its lanes */
+void marks_published(struct session *s);			/* the turn has been published: answer */
+void marks_free(struct session *s);
 
 /* --- serve.c */
 void serve_queue(struct session *s);				/* its turn is planned */

@@ -160,6 +160,7 @@ static void session_row(void *arg, struct session *s)
 	set(o, "slots_live", live_now(s));
 	set(o, "slots_full", (uint64_t)tokens_now(s) * s->table.n_lanes);
 	set(o, "slots_evicted", s->evicted);
+	set(o, "slots_dropped", s->dropped);
 	set(o, "used_bytes", s->bytes);
 	set(o, "window", s->table.window);
 	set(o, "windows", s->windows);

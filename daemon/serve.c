@@ -89,19 +89,20 @@ static void select_batch(struct pool *pool, struct session **batch, unsigned n, 
 			.slot_type = s->slot_type,
 			.head_dim = s->head_dim,
 		};
-		if (s->measuring)
+		marks_turn(s, &turn[i]);
+		if (s->measuring && budget_measures(s))
 			budget_measure(s, &turn[i]);
 	}
 	must(gpu_select(pool->dev, pool->stream, pool->map, turn, n, what, NULL), "select", pool);
 }
 
 /* Most turns neither compact nor come in halves (turn.c). What is alike goes in one call. */
-enum { PLAIN, COMPACTING, MEASURING, DECIDED, DECIDED_COMPACTING, N_KINDS };
+enum { PLAIN, COMPACTING, MEASURING, DROPPING, DECIDED, DECIDED_COMPACTING, N_KINDS };
 
 static unsigned kind_of(const struct session *s)
 {
 	if (!(s->what & GPU_NEXT))
-		return MEASURING;
+		return s->what & GPU_DROP ? DROPPING : MEASURING;
 	if (s->what & GPU_FOLD)
 		return s->what & GPU_COMPACT ? COMPACTING : PLAIN;
 	return s->what & GPU_COMPACT ? DECIDED_COMPACTING : DECIDED;
@@ -113,6 +114,7 @@ static void select_all(struct pool *pool, struct session *list)
 		[PLAIN] = GPU_SETTLE | GPU_FOLD | GPU_NEXT,
 		[COMPACTING] = GPU_SETTLE | GPU_FOLD | GPU_REMOVE | GPU_COMPACT | GPU_NEXT,
 		[MEASURING] = GPU_SETTLE | GPU_FOLD,
+		[DROPPING] = GPU_SETTLE | GPU_DROP | GPU_FOLD,
 		[DECIDED] = GPU_NEXT,
 		[DECIDED_COMPACTING] = GPU_REMOVE | GPU_COMPACT | GPU_NEXT,
 	};
@@ -181,7 +183,8 @@ void serve_done(struct daemon *d, unsigned index)
 			turn_decide(s);
 			continue;
 		}
-		freed |= s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
+		freed |= s->freed || s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
+		s->freed = false;
 		turn_release(s);
 		s->state = SESSION_PUBLISH;
 		if (s->closing) {
@@ -243,4 +246,5 @@ void serve_publish(struct session *s)
 		}
 	client_grant_record(c, s);
 	client_wake(c);
+	marks_published(s);
 }

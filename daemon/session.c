@@ -40,6 +40,7 @@ static uint32_t run_bytes(size_t bytes)
 static void free_struct(struct session *s)
 {
 	budget_free(s);
+	marks_free(s);
 	free(s->move_src);
 	free(s->lane);
 	free(s->page);

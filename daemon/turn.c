@@ -81,6 +81,14 @@ bool turn_reserve(struct session *s, uint32_t lane, uint32_t slots)
 	return true;
 }
 
+/* Slots that the lane has memory for, always. What was dropped will never come back, so a lane that must hold every token needs less. */
+static uint32_t lane_floor(const struct session *s, uint32_t lane)
+{
+	uint32_t most = s->spec.max_slots - s->lane[lane].dropped;
+
+	return s->spec.floor < most ? s->spec.floor : most;
+}
+
 void turn_free(struct session *s)
 {
 	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++)
@@ -193,7 +201,7 @@ static void turn_queue(struct session *s)
 	serve_queue(s);
 }
 
-/* A turn in two halves: what the split must know is taken behind the fold, and turn_decide() plans the rest. */
+/* A turn in two halves: what the plan must know is found out around the fold, and turn_decide() plans the rest. */
 static void turn_measure(struct session *s)
 {
 	const uint32_t mean = evict_budget(&s->spec, s->tokens, s->cap), sinks = s->asked.sinks, window = s->table.window;
@@ -201,7 +209,7 @@ static void turn_measure(struct session *s)
 
 	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++)
 		s->plan[lane] = (struct gpu_plan){ .keep = s->lane[lane].live, .recent = recent < most ? recent : most };
-	s->what = GPU_SETTLE | GPU_FOLD;
+	s->what = GPU_SETTLE | GPU_FOLD | (marks_dropping(s) ? GPU_DROP : 0);
 	s->measuring = true;
 	turn_queue(s);
 }
@@ -213,6 +221,7 @@ void turn_decide(struct session *s)
 	uint32_t grant, left = s->max_tokens - s->tokens, slab;
 	int rc;
 
+	marks_dropped(s);
 	if (s->cap && !pressure_short(s->pool))
 		s->cap = 0;
 	state = (struct evict_state){ s->tokens, s->want, s->cap };
@@ -268,9 +277,11 @@ void turn_decide(struct session *s)
 
 void turn_begin(struct session *s, uint32_t begun, uint32_t want)
 {
+	const bool drops = marks_begin(s);
+
 	settle(s, begun);
 	s->want = want;
-	if (budget_measures(s) && s->tokens)
+	if (drops || (budget_measures(s) && s->tokens))
 		turn_measure(s);
 	else
 		turn_decide(s);
@@ -294,6 +305,6 @@ void turn_release(struct session *s)
 	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++) {
 		uint32_t slots = s->lane[lane].live + s->lane[lane].fresh;
 
-		lane_release(s, lane, slots > s->spec.floor ? slots : s->spec.floor);
+		lane_release(s, lane, slots > lane_floor(s, lane) ? slots : lane_floor(s, lane));
 	}
 }

@@ -22,6 +22,7 @@
 #ifndef EVICT_RULE_H
 #define EVICT_RULE_H
 
+#include "evict/mark.h"
 #include "evict/math.h"
 #include "evict/merge.h"
 #include "evict/trait.h"
@@ -434,8 +435,8 @@ EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t
 
 /*
  * The order in which slots leave, smallest key first, as one 64-bit number:
- * 2 bits of protection (0 none, 1 pinned prompt, 2 recent, 3 sink), 32 bits of rank, 30 bits of position.
- * So ties go to the lower position, and protected slots leave only when nothing else is left.
+ * 2 bits of protection (0 none, 1 pinned, 2 recent, 3 sink), 32 bits of rank, 30 bits of position. Pinned is a pinned prompt, or what
+ * the client pins: evict_marked_key() (evict/mark.h). So ties go to the lower position, and protected slots leave only when nothing else is left.
  */
 EVICT_FN uint64_t evict_tier(const struct evict_rule *rule, uint32_t recent, int32_t now, int32_t pos)
 {

@@ -162,10 +162,11 @@ int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struc
 
 enum {
 	GPU_SETTLE = 1,	/* give the window's `appended` tokens their positions, credit 0 */
-	GPU_FOLD = 2,	/* fold heat into credit, zero the heat */
-	GPU_REMOVE = 4,	/* mark the live - keep least valuable slots (private position = -1) */
-	GPU_COMPACT = 8,/* move the survivors of slots >= keep into the holes below keep, both ascending */
-	GPU_NEXT = 16,	/* name the `victims` least valuable slots, least first, and write the lane's header */
+	GPU_DROP = 2,	/* slots that the marks drop leave; the others close up, and the lane's header says how many (fresh: 0) */
+	GPU_FOLD = 4,	/* fold heat into credit, zero the heat */
+	GPU_REMOVE = 8,	/* mark the live - keep least valuable slots (private position = -1) */
+	GPU_COMPACT = 16,/* move the survivors of slots >= keep into the holes below keep, both ascending */
+	GPU_NEXT = 32,	/* name the `victims` least valuable slots, least first, and write the lane's header */
 };
 
 struct gpu_plan {		/* one lane */
@@ -193,11 +194,19 @@ struct gpu_turn {		/* one session at its window's end */
 	uint32_t stats_heat[EVICT_MAX_HEAT];	/* which of the table's heat arrays is the first and the second; >= n_heat: zeros */
 	uint32_t stats_near;	/* heat_near: positions >= now - stats_near, and the sinks */
 	struct evict_lane_stats *lane_stats;
+	/*
+	 * What the client said of its tokens (evict/mark.h), by position: [n_marks], readable by the device; NULL: nothing. Positions from
+	 * n_marks on have no mark. With DROP, which comes without REMOVE, COMPACT and NEXT (they need a plan that knows what is left):
+	 * live[n_lanes], gpu_host_alloc()ed, gets the lanes' live slots behind it; lane / n_kv_heads is the layer.
+	 */
+	const uint32_t *marks;
+	uint32_t n_marks, n_kv_heads;
+	uint32_t *live;
 };
 
 struct gpu_turn_stats {		/* per session, host memory that the device can write: gpu_host_alloc() */
 	double credit_kept;	/* sum of credit[0] over what stays unnamed */
-	double credit_leaving;	/* over the removed and the named */
+	double credit_leaving;	/* over the removed and the named; the dropped are in neither */
 };
 
 int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out);	/* zeroed */
@@ -212,6 +221,9 @@ int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule);
 /* gpu_can_measure - 1 if gpu_select() of this device takes statistics of lanes; on CUDA it does not yet. */
 int gpu_can_measure(const struct gpu_device *dev);
 
+/* gpu_can_mark - 1 if gpu_select() of this device knows marks; on CUDA it does not yet. */
+int gpu_can_mark(const struct gpu_device *dev);
+
 /*
  * gpu_select - run the operations of `what` (in the order of the enum) over every lane of the sessions.
  * Value of a slot = evict_key() of its rank: protected ones only when nothing else is left, ties to the lower position.
@@ -220,8 +232,8 @@ int gpu_can_measure(const struct gpu_device *dev);
  * Heat arrays that a table lacks (observe = 0) count as 0; those that the policy does not read (they are there for statistics) are
  * zeroed by the fold, too. Kernels follow only private tables.
  * @stats: [n], may be NULL; valid once the stream has got there.
- * Errors: -EINVAL a plan or rule that does not fit the table, -ENOTSUP a rule that the device cannot run (gpu_can_select()), or
- * statistics that it cannot take (gpu_can_measure()).
+ * Errors: -EINVAL a plan or rule that does not fit the table, -ENOTSUP a rule that the device cannot run (gpu_can_select()),
+ * statistics that it cannot take (gpu_can_measure()), or marks that it does not know (gpu_can_mark()).
  */
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       unsigned what, struct gpu_turn_stats *stats);

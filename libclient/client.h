@@ -9,6 +9,7 @@
  *   session.c  open, close, statistics
  *   batch.c    batches, and the operations of a step
  *   lane.c     looking into a lane
+ *   mark.c     tags, pins and drops
  *   step.c     begin and end of a step: the hand-over
  *   local.c    sessions without a daemon
  *   ask.c      questions
@@ -192,5 +193,7 @@ int ebbi_local_open(struct ebb *ebb, const struct ebb_session_options *options, 
 void ebbi_local_close(struct ebb_session *session);
 /* Memory for the tokens up to `tokens`. 0, -ENOMEM, ... */
 int ebbi_local_grow(struct ebb_session *session, uint64_t tokens);
+/* Marks that have been checked. */
+int ebbi_local_mark(struct ebb_session *session, const struct ebb_mark *mark, uint32_t n);
 
 #endif

@@ -133,6 +133,52 @@ struct ebb_stats {
 void ebb_session_stats(const struct ebb_session *session, struct ebb_stats *out);
 uint32_t ebb_session_tokens(const struct ebb_session *session);
 
+/* --- what tokens are: tags, pins, drops ----------------------------------------------------------------------------------------------- */
+
+/*
+ * Positions count from 0 over the session's life; a token keeps its own whatever is evicted. A call needs a step boundary: no step of the
+ * session's batch is open. It waits for the daemon, which ends the session's window and plans it anew, and when it returns all of it holds.
+ * That costs as much as a window's end, so say what is to be said in one call of ebb_session_mark(), not token by token.
+ *
+ *	EBB_TAG		the tokens' modality: 0 is text, 1 .. EBB_MAX_TAG what the client likes (1 an image, 2 the next one, 3 audio, ...).
+ *			Policies that know modalities use it (look-m, vl-cache, csp); to all others it means nothing. Tokens that have not come yet
+ *			can be tagged, and should be: before they are appended.
+ *	EBB_PIN		protected like a pinned prompt: of the unpinned tokens that are neither sinks nor recent all leave before the first
+ *			of these does. More pins than the budget has room for do not enlarge it: the least valuable pinned leave then. What has
+ *			been evicted or dropped does not come back. Also for tokens to come.
+ *	EBB_UNPIN	takes that back.
+ *	EBB_DROP	the tokens leave every lane of layers value .. n_layers-1, at once, pinned or not, whatever the policy; other layers
+ *			keep them. Only tokens that have been appended. What a lane held is gone for good, later queries do not see it, and
+ *			its pages go back to the pool, as far as they do not belong to the floor that the session is sure of (sinks, window, the
+ *			key `floor`; under policy full every token to come, but not those that were dropped).
+ *
+ * For methods that choose tokens before or while the prompt goes in (FastV, VisionZip, PruMerge, SparseVLM): append the prompt, then drop
+ * what the method gives up from the layer on at which it does.
+ */
+enum ebb_mark_what { EBB_TAG = 1, EBB_PIN = 2, EBB_UNPIN = 3, EBB_DROP = 4 };
+
+#define EBB_MAX_TAG 255u
+
+struct ebb_mark {
+	enum ebb_mark_what what;
+	uint32_t first, n;	/* positions first .. first + n - 1; below max_tokens, for EBB_DROP below ebb_session_tokens() */
+	uint32_t value;		/* EBB_TAG: the tag; EBB_DROP: the first layer; else ignored */
+};
+
+/*
+ * ebb_session_mark - say these things, in their order. @mark: [n], borrowed.
+ * Errors: -EINVAL a position, tag or layer out of range (nothing of the call was done); -EBUSY a step is open; -ENOTSUP the device of the
+ * pool does not know marks yet (CUDA), or the session is recorded; -ENOMEM; -EPIPE. ebb_local() evicts nothing, so tags and pins change
+ * nothing there; a drop does what it says, but the memory stays the session's.
+ */
+int ebb_session_mark(struct ebb_session *session, const struct ebb_mark *mark, uint32_t n);
+
+/* The same for one range. */
+int ebb_session_tag(struct ebb_session *session, uint32_t first, uint32_t n, uint32_t tag);
+int ebb_session_pin(struct ebb_session *session, uint32_t first, uint32_t n);
+int ebb_session_unpin(struct ebb_session *session, uint32_t first, uint32_t n);
+int ebb_session_drop(struct ebb_session *session, uint32_t first, uint32_t n, uint32_t from_layer);
+
 /* --- steps ------------------------------------------------------------------------------------------------------------------- */
 
 struct ebb_batch_options {

@@ -199,7 +199,7 @@ void ebb_session_stats(const struct ebb_session *s, struct ebb_stats *out)
 	out->live_slots = wire_load64(&s->words->live);
 	out->evicted = wire_load64(&s->words->evicted);
 	if (s->ebb->local)
-		out->live_slots = (uint64_t)s->begun * s->n_layers * s->shape.n_kv_heads;
+		out->live_slots = (uint64_t)s->begun * s->n_layers * s->shape.n_kv_heads - out->evicted;	/* dropped ones */
 }
 
 uint32_t ebb_session_tokens(const struct ebb_session *s)

@@ -15,6 +15,8 @@
  *                                 <-  CLOSED (the session's pages are back) or FAILED
  *                                 <-  DROP: unmap this slab
  *      DROPPED                    ->
+ *      MARK                       ->          (tags, pins, drops of a session)
+ *                                 <-  MARKED: they hold (the last message of a call: once a turn has passed) or FAILED
  *      ASK                        ->
  *                                 <-  ANSWER + memfd with JSON, or FAILED
  *
@@ -63,8 +65,9 @@
 #define WIRE_CQ_ENTRIES 1024u
 
 enum wire_type {
-	WIRE_HELLO = 1, WIRE_OPEN, WIRE_CLOSE, WIRE_DROPPED, WIRE_ASK, WIRE_LANES,
+	WIRE_HELLO = 1, WIRE_OPEN, WIRE_CLOSE, WIRE_DROPPED, WIRE_ASK, WIRE_LANES, WIRE_MARK,
 	WIRE_WELCOME = 65, WIRE_POOL, WIRE_SLAB, WIRE_OPENED, WIRE_CLOSED, WIRE_DROP, WIRE_ANSWER, WIRE_FAILED,
+	WIRE_MARKED,
 };
 
 /* fds of WELCOME, in this order */
@@ -113,6 +116,29 @@ struct wire_lanes {
 	char text[WIRE_TEXT];
 };
 
+/* What is said of a range of positions. */
+enum wire_mark_what {
+	WIRE_TAG = 1,			/* their modality is `value` */
+	WIRE_PIN = 2, WIRE_UNPIN = 3,	/* protected like a pinned prompt; no longer */
+	WIRE_LEAVE = 4,			/* the lanes of layers `value` and above lose them */
+};
+
+#define WIRE_MAX_RANGES 24u
+
+struct wire_range {
+	uint32_t first, count;		/* positions; below max_tokens, and where they shall leave below what has begun */
+	uint16_t what, zero;
+	uint32_t value;
+};
+
+struct wire_mark {
+	uint32_t session;
+	uint32_t n;			/* ranges, taken in their order */
+	uint32_t more;			/* 1: another message of the same call follows: answered at once; 0: answered when all of it holds */
+	uint32_t zero;
+	struct wire_range range[WIRE_MAX_RANGES];
+};
+
 struct wire_opened {
 	uint32_t session;		/* index into wire_shared.session; unique among this client's open sessions */
 	uint32_t pool;			/* index */
@@ -138,8 +164,9 @@ struct wire_msg {
 		struct wire_pool pool;
 		struct wire_open open;
 		struct wire_lanes lanes;
+		struct wire_mark mark;
 		struct wire_opened opened;
-		struct { uint32_t session, zero; } close;
+		struct { uint32_t session, zero; } close;	/* CLOSE, CLOSED, MARKED */
 		struct wire_slab slab;
 		char text[WIRE_TEXT];	/* ASK: the question; FAILED: the reason. NUL-terminated */
 		struct { uint64_t bytes; } answer;

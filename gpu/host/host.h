@@ -74,7 +74,7 @@ struct host_select {
 	unsigned what;
 	int want_stats;
 	double kept, leaving;		/* returned */
-	uint64_t *keys;			/* scratch for live keys, twice; with REMOVE or COMPACT */
+	uint64_t *keys;			/* scratch for live keys, twice; with DROP, REMOVE or COMPACT */
 	uint64_t *heap;			/* scratch for victims + 1 keys and slots */
 	int staged;			/* evict_is_staged() */
 	char *stage;			/* the scratch that host_stage() divides, for staged policies and merges */

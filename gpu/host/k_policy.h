@@ -35,6 +35,17 @@ struct zeros {
 	float x[EVICT_MAX_HEAT][GPU_BLOCK_SLOTS];
 };
 
+static int32_t pos_at(const struct selection *s, uint32_t slot)
+{
+	return credit_pos(&s->v, slot / GPU_BLOCK_SLOTS)[slot % GPU_BLOCK_SLOTS];
+}
+
+/* What the client said of the token at this position (evict/mark.h). */
+VFN uint32_t mark_of(const struct selection *s, int32_t pos)
+{
+	return s->turn->marks && (uint32_t)pos < s->turn->n_marks ? s->turn->marks[pos] : 0;
+}
+
 static void block_arrays(const struct selection *s, uint32_t b, struct zeros *zeros, struct arrays *a)
 {
 	a->pos = credit_pos(&s->v, b);
@@ -196,11 +207,6 @@ static struct evict_figures lane_values(const struct selection *s, uint32_t n, i
 	return f;
 }
 
-static int32_t pos_at(const struct selection *s, uint32_t slot)
-{
-	return credit_pos(&s->v, slot / GPU_BLOCK_SLOTS)[slot % GPU_BLOCK_SLOTS];
-}
-
 /* Slots 0 .. n-1 in the order of their positions: by bytes, least significant first. key: room for 2n. */
 static void by_position(const struct selection *s, uint32_t n, uint64_t *key, uint32_t *order)
 {
@@ -276,7 +282,7 @@ static uint64_t lane_cut(const struct selection *s, uint32_t n, const float *val
 	for (uint32_t i = 0; i < n; i++) {
 		int32_t pos = pos_at(s, i);
 
-		if (!evict_tier(&s->turn->rule, s->plan->recent, s->lane.now, pos))
+		if (!evict_tier(&s->turn->rule, s->plan->recent, s->lane.now, pos) && !(mark_of(s, pos) & EVICT_MARK_PINNED))
 			key[count++] = evict_place(value[i], pos);
 	}
 	spared = (uint32_t)(evict_share(&s->turn->rule) * (float)count);

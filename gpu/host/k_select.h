@@ -96,6 +96,13 @@ VFN void prefetch_block(const struct selection *s, uint32_t b, int fold)
 	prefetch((const char *)credit_pos(&s->v, b), gpu_block_bytes(s->turn->n_credit));
 }
 
+/* Keys of one block, in the light of the marks. */
+static void mark_keys(const struct selection *s, const int32_t *pos, uint32_t n, uint64_t *keys)
+{
+	for (uint32_t i = 0; i < n; i++)
+		keys[i] = evict_marked_key(keys[i], mark_of(s, pos[i]));
+}
+
 /*
  * Goes over slots 0 .. n-1 block by block. keys: for all n slots, or NULL. With `offer` the keys go to the heap. ranks: they may be
  * counted (a staged policy that folds has none yet).
@@ -118,6 +125,8 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 		if (fold && stats & EVICT_STATS_HEAT)
 			stats_of_heat(s, &a, here, s->sums, &s->turn->lane_stats[s->sel->lane]);
 		run_policy(s, &a, here, fold, to);
+		if (to && s->turn->marks)
+			mark_keys(s, a.pos, here, to);
 		if (fold && s->t->n_heat > evict_n_heat(s->turn->rule.policy))
 			zero_other_heat(s, &a, here);
 		if (stats & EVICT_STATS_RANK && ranks)
@@ -238,12 +247,12 @@ VFN void prefetch_slot(const struct selection *s, uint32_t slot)
 #define MOVES_AHEAD 8u
 
 /* Survivors from `keep` on go into the holes below, both ascending. There are as many of the one as of the other. */
-static void compact(struct selection *s)
+static void compact(struct selection *s, uint32_t keep)
 {
 	uint32_t *hole = (uint32_t *)s->sel->keys, *from = hole + s->live;
-	uint32_t n = list_slots(s, s->plan->keep, s->live, 0, from, s->live);
+	uint32_t n = list_slots(s, keep, s->live, 0, from, s->live);
 
-	n = list_slots(s, 0, s->plan->keep, 1, hole, n);
+	n = list_slots(s, 0, keep, 1, hole, n);
 	for (uint32_t i = 0; i < n; i++) {
 		if (i + MOVES_AHEAD < n) {
 			prefetch_slot(s, from[i + MOVES_AHEAD]);
@@ -253,11 +262,33 @@ static void compact(struct selection *s)
 	}
 }
 
+static struct gpu_lane *header_of(const struct selection *s)
+{
+	char *at = s->turn->priv;
+
+	return (struct gpu_lane *)(void *)(at + gpu_table_lanes()) + s->sel->lane;
+}
+
+/* The header's window is over: all that is left is in slots below its new length, whatever was appended. */
+static void drop_slots(struct selection *s)
+{
+	const uint32_t layer = s->sel->lane / s->turn->n_kv_heads;
+	uint32_t keep = s->live;
+
+	for (uint32_t i = 0; i < s->live; i++)
+		if (evict_mark_drops(mark_of(s, pos_at(s, i)), layer)) {
+			credit_pos(&s->v, i / GPU_BLOCK_SLOTS)[i % GPU_BLOCK_SLOTS] = -1;
+			keep--;
+		}
+	compact(s, keep);
+	*header_of(s) = (struct gpu_lane){ .len = keep };
+	s->turn->live[s->sel->lane] = s->live = s->lane.live = keep;
+}
+
 static void name_next(struct selection *s)
 {
 	struct gpu_table *t = s->turn->priv;
 	char *at = s->turn->priv;
-	struct gpu_lane *lane = (struct gpu_lane *)(void *)(at + gpu_table_lanes()) + s->sel->lane;
 	uint32_t *next = (uint32_t *)(void *)(at + gpu_table_next(t)) + (size_t)s->sel->lane * t->window;
 
 	heap_sort(s);
@@ -268,7 +299,7 @@ static void name_next(struct selection *s)
 		if (evict_n_credit(s->turn->rule.policy))
 			s->sel->leaving += (double)credit_of(&s->v, s->slot[i] / GPU_BLOCK_SLOTS, 0)[s->slot[i] % GPU_BLOCK_SLOTS];
 	}
-	*lane = (struct gpu_lane){ .len = s->plan->keep, .fresh = s->plan->fresh };
+	*header_of(s) = (struct gpu_lane){ .len = s->plan->keep, .fresh = s->plan->fresh };
 }
 
 /* A policy that needs to know the whole lane first: fold and ranking are passes of their own. keys and offer as in sweep(). */
@@ -339,6 +370,8 @@ static void select_lane(struct host_select *sel)
 	open_lane(&s, sel);
 	if (sel->what & GPU_SETTLE)
 		settle(&s);
+	if (sel->what & GPU_DROP)
+		drop_slots(&s);
 	if (!rest && s.plan->keep == s.live) {		/* the common case: one pass */
 		if (fold || next || sel->want_stats)
 			go_over_first(&s, s.live, fold, NULL, next, sel->want_stats);
@@ -350,7 +383,7 @@ static void select_lane(struct host_select *sel)
 		else if (sel->what & GPU_COMPACT && sel->want_stats)
 			leave_marked(&s);
 		if (sel->what & GPU_COMPACT)
-			compact(&s);
+			compact(&s, s.plan->keep);
 		if (next)
 			go_over(&s, s.plan->keep, 0, NULL, 1, 0);
 	}

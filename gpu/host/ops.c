@@ -308,6 +308,8 @@ static int check_turn(const struct gpu_turn *turn, unsigned what, struct select_
 	    turn->n_credit > GPU_MAX_CREDIT || t->n_heat > GPU_MAX_HEAT ||
 	    (turn->stats && (!turn->lane_stats || !(what & GPU_FOLD))))
 		return -EINVAL;
+	if (what & GPU_DROP && (what & (GPU_REMOVE | GPU_COMPACT | GPU_NEXT) || !turn->marks || !turn->live || !turn->n_kv_heads))
+		return -EINVAL;
 	for (uint32_t i = 0; i < turn->n_lanes; i++) {
 		const struct gpu_plan *p = &turn->plan[i];
 		uint32_t live = gpu_live(lane[i], turn->appended);
@@ -364,7 +366,7 @@ static int host_select(struct gpu_device *base, gpu_stream s, const struct gpu_m
 		return -EINVAL;
 	workers = size.slots * 32u < ALONE_BYTES ? 1 : dev->n_threads;
 	sums_bytes = (size.lanes * 2u * sizeof(double) + 63u) / 64u * 64u;
-	job.keys_bytes = what & (GPU_REMOVE | GPU_COMPACT) ? ((size_t)size.live * 16u + 63u) / 64u * 64u : 0;
+	job.keys_bytes = what & (GPU_DROP | GPU_REMOVE | GPU_COMPACT) ? ((size_t)size.live * 16u + 63u) / 64u * 64u : 0;
 	job.heap_bytes = ((size_t)size.victims * 12u + 8u + 63u) / 64u * 64u;
 	job.worker_bytes = job.keys_bytes + job.heap_bytes + (size.stage_bytes + 63u) / 64u * 64u;
 	pthread_mutex_lock(&dev->select_lock);

@@ -238,7 +238,7 @@ static void random_bytes_do_no_harm(void **state)
 		raw_connect(&r, d.socket);
 		if (i % 2) {
 			raw_hello(&r);
-			u.m.head = (struct wire_head){ (uint32_t)bytes, (uint16_t)(1 + draw(5)), 0, draw(5), 0 };
+			u.m.head = (struct wire_head){ (uint32_t)bytes, (uint16_t)(1 + draw(7)), 0, draw(5), 0 };
 		}
 		for (unsigned k = draw(4); k > 0; k--)
 			(void)!send(r.sock, &u, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);

@@ -48,13 +48,18 @@ static struct evict_slot slot_view(const struct lane_turn *t, uint32_t at, int w
 	return view;
 }
 
+static uint32_t mark_at(const struct lane_turn *t, int32_t pos)
+{
+	return t->turn->marks && pos >= 0 && (uint32_t)pos < t->turn->n_marks ? t->turn->marks[pos] : 0;
+}
+
 static int tier(const struct lane_turn *t, const struct evict_slot *slot)
 {
 	if (slot->pos < t->turn->rule.sinks)
 		return 3;
 	if ((int64_t)slot->pos >= (int64_t)t->view.now - t->plan->recent)
 		return 2;
-	return slot->pos < t->turn->rule.pinned;
+	return slot->pos < t->turn->rule.pinned || mark_at(t, slot->pos) >> 8 & 1;
 }
 
 /* --- traits --------------------------------------------------------------------------------------------------------------------- */
@@ -565,6 +570,27 @@ static void compact(struct oracle_session *s, struct oracle_lane *lane, uint32_t
 	}
 }
 
+/* Slots whose mark names this layer, or one below it, are gone; returns how many are left. */
+static uint32_t drop(struct lane_turn *t, uint32_t live)
+{
+	const uint32_t layer = t->view.lane / t->turn->n_kv_heads;
+	uint32_t left = live;
+
+	for (uint32_t at = 0; at < live; at++) {
+		const uint32_t from = mark_at(t, t->lane->slot[at].own_pos) >> 9;
+
+		if (from && from - 1 <= layer) {
+			t->lane->slot[at].own_pos = -1;
+			left--;
+		}
+	}
+	compact(t->s, t->lane, left, live);
+	t->lane->meaningful = left;
+	t->lane->head = (struct gpu_lane){ left, 0 };
+	t->turn->live[t->view.lane] = left;
+	return left;
+}
+
 static double worth(const struct lane_turn *t, uint32_t at)
 {
 	return evict_n_credit(t->turn->rule.policy) ? (double)t->lane->slot[at].credit[0] : 0.0;
@@ -642,13 +668,14 @@ static void select_lane(struct lane_turn *t, unsigned what, struct gpu_turn_stat
 	struct oracle_session *s = t->s;
 	struct oracle_lane *lane = t->lane;
 	const struct gpu_plan *plan = t->plan;
-	const uint32_t live = gpu_live(lane->head, t->turn->appended);
-	uint32_t at;
+	uint32_t live = gpu_live(lane->head, t->turn->appended), at;
 
-	assert(live <= s->max_slots && plan->keep <= live && plan->victims <= plan->keep);
-	t->view.live = live;
+	assert(live <= s->max_slots && (what & GPU_DROP || plan->keep <= live) && plan->victims <= plan->keep);
 	if (what & GPU_SETTLE)
 		settle(t);
+	if (what & GPU_DROP)
+		live = drop(t, live);
+	t->view.live = live;
 	if (what & GPU_FOLD)
 		fold(t, live);
 	if (what & GPU_REMOVE)

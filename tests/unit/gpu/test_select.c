@@ -12,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include <errno.h>
 #include <math.h>
 
 #include "evict/evict.h"
@@ -114,7 +115,7 @@ static void expect_open(struct world *w, const struct turns *t, unsigned what)
 		struct world_session *s = &w->session[i];
 
 		s->shared_stays = 1;
-		if (what & GPU_COMPACT)
+		if (what & (GPU_COMPACT | GPU_DROP))
 			s->open_to = t->live_max[i];
 		if (!(what & GPU_NEXT))
 			continue;
@@ -302,6 +303,121 @@ static void turns_follow_one_another(void **state)
 	}
 }
 
+/* --- marks ------------------------------------------------------------------------------------------------------------------------ */
+
+enum { MAX_MARKS = 4096 };
+
+/* Tags, pins and drops at random, for some of the positions that there are. */
+static void draw_marks(struct world *w, struct turns *t, uint32_t mark[N][MAX_MARKS], uint32_t live[N][MAX_LANES], int drops)
+{
+	memset(live, 0xee, N * MAX_LANES * sizeof(uint32_t));
+	for (unsigned i = 0; i < N; i++) {
+		const uint32_t end = (uint32_t)t->turn[i].pos + t->turn[i].appended;
+
+		t->turn[i].marks = mark[i];
+		t->turn[i].n_marks = end < MAX_MARKS ? world_below(&w->random, end + 9) : MAX_MARKS;
+		t->turn[i].n_kv_heads = w->spec.shape.n_kv_heads;
+		t->turn[i].live = live[i];
+		for (uint32_t pos = 0; pos < MAX_MARKS; pos++) {
+			mark[i][pos] = world_below(&w->random, 3) ? 0 : world_below(&w->random, 4);
+			if (!world_below(&w->random, 5))
+				mark[i][pos] |= EVICT_MARK_PINNED;
+			/* Session 1 loses everything in layer 1. */
+			if (drops && (i == 1 || !world_below(&w->random, 3)))
+				mark[i][pos] = evict_mark_drop(mark[i][pos], i == 1 ? 1 : world_below(&w->random, 3));
+		}
+		if (drops && i == 1)
+			t->turn[i].n_marks = MAX_MARKS;
+	}
+}
+
+static void pins_and_tags_are_exact_for_every_policy(void **state)
+{
+	static uint32_t mark[N][MAX_MARKS], live[N][MAX_LANES];
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	if (!gpu_can_mark(world_device()))
+		skip();
+	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++)
+		for (unsigned i = 0; i < 3; i++) {
+			struct world *w = settled_world(policy, GPU_BF16, 64, policy * 3 + i, appended);
+
+			turns_new(w, &t, policy, i != 1, appended);
+			draw_marks(w, &t, mark, live, 0);
+			if (i == 2)	/* nothing but pins: the least valuable go all the same */
+				for (unsigned k = 0; k < N * MAX_MARKS; k++)
+					mark[k / MAX_MARKS][k % MAX_MARKS] |= EVICT_MARK_PINNED;
+			world_put(w);
+			select_and_check(w, &t, ALL, 1);
+			world_free(w);
+		}
+}
+
+static void dropped_slots_leave_the_named_layers_and_the_rest_closes_up(void **state)
+{
+	static uint32_t mark[N][MAX_MARKS], live[N][MAX_LANES], got[N][MAX_LANES];
+	static const uint32_t policies[] = { EVICT_full, EVICT_h2o, EVICT_roco, EVICT_snapkv, EVICT_vatp, EVICT_rkv };
+	const unsigned halves[2] = { GPU_SETTLE | GPU_DROP | GPU_FOLD, GPU_REMOVE | GPU_COMPACT | GPU_NEXT };
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	if (!gpu_can_mark(world_device()))
+		skip();
+	for (unsigned number = 0; number < 24; number++) {
+		const uint32_t policy = policies[number % 6];
+		struct world *w = settled_world(policy, number / 6, 64, number, appended);
+
+		turns_new(w, &t, policy, 0, appended);
+		draw_marks(w, &t, mark, live, 1);
+		world_put(w);
+		assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, halves[0], NULL), 0);
+		memcpy(got, live, sizeof(got));
+		for (unsigned i = 0; i < N; i++)
+			oracle_select(&w->session[i].model, &t.turn[i], halves[0], NULL);
+		expect_open(w, &t, halves[0]);
+		world_check(w, 0.0, 0.0);
+		for (unsigned i = 0; i < N; i++)
+			for (uint32_t l = 0; l < w->session[i].model.table.n_lanes; l++)
+				assert_int_equal(got[i][l], live[i][l]);
+		for (uint32_t l = w->spec.shape.n_kv_heads; l < w->session[1].model.table.n_lanes; l++)
+			assert_int_equal(got[1][l], 0);
+		turns_new(w, &t, policy, 1, appended);		/* plans for what is left */
+		for (unsigned i = 0; i < N; i++)
+			for (uint32_t l = 0; l < w->session[i].model.table.n_lanes; l++)
+				t.live_max[i] = w->session[i].open_to > t.live_max[i] ? w->session[i].open_to : t.live_max[i];
+		select_and_check(w, &t, halves[1], 1);
+		world_free(w);
+	}
+}
+
+static void drops_that_do_not_fit_a_turn_are_refused(void **state)
+{
+	static uint32_t mark[N][MAX_MARKS], live[N][MAX_LANES];
+	const int refusal = gpu_can_mark(world_device()) ? -EINVAL : -ENOTSUP;
+	uint32_t appended[N];
+	struct turns t;
+	struct world *w = settled_world(EVICT_h2o, GPU_BF16, 64, 0, appended);
+
+	(void)state;
+	turns_new(w, &t, EVICT_h2o, 0, appended);
+	draw_marks(w, &t, mark, live, 1);
+	world_put(w);
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP | GPU_NEXT, NULL), refusal);
+	t.turn[1].live = NULL;
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), refusal);
+	t.turn[1].live = live[1];
+	t.turn[1].marks = NULL;
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), refusal);
+	t.turn[1].marks = mark[1];
+	t.turn[2].n_kv_heads = 0;
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), refusal);
+	world_check(w, 0.0, 0.0);
+	world_free(w);
+}
+
 /* Bits that a hostile client may leave as heat. */
 static void hostile_heat_counts_as_nothing(void **state)
 {
@@ -425,6 +541,9 @@ static int run(void)
 		cmocka_unit_test(the_steps_of_a_turn_may_be_separate_calls),
 		cmocka_unit_test(a_steady_turn_names_victims_and_moves_nothing),
 		cmocka_unit_test(turns_follow_one_another),
+		cmocka_unit_test(pins_and_tags_are_exact_for_every_policy),
+		cmocka_unit_test(dropped_slots_leave_the_named_layers_and_the_rest_closes_up),
+		cmocka_unit_test(drops_that_do_not_fit_a_turn_are_refused),
 		cmocka_unit_test(hostile_heat_counts_as_nothing),
 		cmocka_unit_test(shared_memory_is_not_believed),
 		cmocka_unit_test(equal_credit_leaves_by_position),
