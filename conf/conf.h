@@ -108,12 +108,15 @@ void conf_help(FILE *to, int roff);
 
 /*
  * conf_each - walk the configuration for `ebbctl config`: fn(section, key, value as text, unit or "", reload class) per key.
- * reload class: "live" (SIGHUP; open sessions follow), "next" (SIGHUP; sessions opened later: what a session's tables are built
- * from), "restart". section is "daemon", "session" or "pool NAME".
+ * reload class: "live" (SIGHUP; open sessions follow), "next" (SIGHUP; sessions opened later: what a session's tables are sized
+ * by), "restart". section is "daemon", "session" or "pool NAME".
  */
 void conf_each(const struct conf *conf,
 	       void (*fn)(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload),
 	       void *arg);
+
+/* conf_each_setting - the keys of a session and their values as text; with @chosen only those that were given explicitly. */
+void conf_each_setting(const struct conf_session *session, int chosen, void (*fn)(void *arg, const char *key, const char *value), void *arg);
 
 /* Text of the amounts and sizes, as conf_load() reads them: "25%", "256", "256M". */
 void conf_amount_text(struct conf_amount amount, char *out, size_t bytes);

@@ -184,6 +184,20 @@ void conf_help(FILE *to, int roff)
 
 /* --- ebbctl config ---------------------------------------------------------------------------------------------------------- */
 
+void conf_each_setting(const struct conf_session *session, int chosen, void (*fn)(void *arg, const char *key, const char *value), void *arg)
+{
+	char value[CONF_VALUE_TEXT];
+	unsigned first, n;
+
+	conf_section_keys(CONF_SESSION, &first, &n);
+	for (unsigned i = 0; i < n; i++) {
+		if (chosen && !(session->given >> i & 1))
+			continue;
+		conf_key_text(&conf_keys[first + i], session, value, sizeof(value));
+		fn(arg, conf_keys[first + i].name, value);
+	}
+}
+
 void conf_each(const struct conf *conf,
 	       void (*fn)(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload),
 	       void *arg)

@@ -33,6 +33,11 @@ void ctl_source_free(struct ctl_source *source);
  */
 int ctl_ask(struct ctl_source *source, const char *question, json_t **out, char *why, size_t why_bytes);
 
+/*
+ * ctl_set - ebb_set(): other settings for a session. Returns 1 in force, 0 later, or an error as ctl_ask().
+ */
+int ctl_set(struct ctl_source *source, uint64_t id, const char *settings, char *why, size_t why_bytes);
+
 /* The next frame of a file; false when there is none. Always true with a daemon. */
 bool ctl_source_next(struct ctl_source *source);
 
@@ -80,6 +85,7 @@ void ctl_line(FILE *to, const char *line, const struct ctl_style *style);
 
 void ctl_show_status(const json_t *status, FILE *to, const struct ctl_style *style);
 void ctl_show_sessions(const json_t *sessions, FILE *to, const struct ctl_style *style);
+void ctl_show_session(const json_t *session, FILE *to, const struct ctl_style *style);
 void ctl_show_lanes(const json_t *lanes, FILE *to, const struct ctl_style *style);
 void ctl_show_clients(const json_t *clients, FILE *to, const struct ctl_style *style);
 void ctl_show_pools(const json_t *pools, FILE *to, const struct ctl_style *style);

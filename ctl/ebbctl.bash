@@ -3,7 +3,7 @@
 _ebbctl()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} word command= i
-	local commands='status sessions lanes clients pools policies config watch version help'
+	local commands='status sessions session lanes clients pools policies config watch version help'
 	local options='--socket --json --help --version'
 
 	COMPREPLY=()
@@ -30,6 +30,11 @@ _ebbctl()
 		*) command=$word && break ;;
 		esac
 	done
+	if [[ $command == session && $cur != -* && $prev != session ]]; then
+		mapfile -t COMPREPLY < <(compgen -W "set policy= merge= split= budget= recent= sinks= floor= observe= prefill= pin_prompt= seed=" -- "$cur")
+		compopt -o nospace 2>/dev/null
+		return
+	fi
 	[[ -z $command || $command == watch ]] && options+=' --interval --count'
 	if [[ $cur == -* || -n $command ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")

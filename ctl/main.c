@@ -19,6 +19,7 @@ struct command {
 static const struct command commands[] = {
 	{ "status", "pools, clients, sessions and totals", ctl_show_status },
 	{ "sessions", "every sequence: policy, budget, tokens, live slots, memory", ctl_show_sessions },
+	{ "session", "one of them, \"session ID\": its settings; \"session ID set KEY=VALUE ...\" changes some", ctl_show_session },
 	{ "lanes", "of a session, \"lanes ID\": what each layer and head may hold, and holds", ctl_show_lanes },
 	{ "clients", "every connected process", ctl_show_clients },
 	{ "pools", "memory by device", ctl_show_pools },
@@ -33,6 +34,7 @@ enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 
 struct arguments {
 	const char *socket, *from, *command, *object;	/* object: what a command is about, or NULL */
+	char settings[512];		/* session ID set: with spaces between them */
 	bool json, help, version;
 	struct ctl_watch_options watch;
 };
@@ -83,6 +85,16 @@ static bool read_count(const char *text, unsigned *out)
 	return true;
 }
 
+static bool add_setting(struct arguments *a, const char *pair)
+{
+	size_t used = strlen(a->settings);
+
+	if (!strchr(pair, '=') || *pair == '=' || used + strlen(pair) + 2 > sizeof(a->settings))
+		return false;
+	snprintf(a->settings + used, sizeof(a->settings) - used, "%s%s", used ? " " : "", pair);
+	return true;
+}
+
 /* 0, or the exit code of wrong use. */
 static int read_arguments(int argc, char **argv, struct arguments *a)
 {
@@ -119,13 +131,21 @@ static int read_arguments(int argc, char **argv, struct arguments *a)
 		}
 	}
 	a->command = optind < argc ? argv[optind++] : "";
-	if (strcmp(a->command, "lanes") == 0) {
+	if (strcmp(a->command, "lanes") == 0 || strcmp(a->command, "session") == 0) {
 		unsigned id;
 
 		if (optind >= argc || !read_count(argv[optind], &id))
-			return wrong_use("lanes takes the id of a session, as \"ebbctl sessions\" shows it, not",
+			return wrong_use(*a->command == 'l' ? "lanes takes the id of a session, as \"ebbctl sessions\" shows it, not" :
+					 "session takes the id of one, as \"ebbctl sessions\" shows it, not",
 					 optind < argc ? argv[optind] : "nothing");
 		a->object = argv[optind++];
+	}
+	if (strcmp(a->command, "session") == 0 && optind < argc && strcmp(argv[optind], "set") == 0) {
+		if (++optind == argc)
+			return wrong_use("session ID set takes KEY=VALUE pairs, as [session] of ebbd.ini has them, not", "nothing");
+		for (; optind < argc; optind++)
+			if (!add_setting(a, argv[optind]))
+				return wrong_use("set takes KEY=VALUE pairs of 500 bytes in all, not", argv[optind]);
 	}
 	if (optind < argc)
 		return wrong_use("too much:", argv[optind]);
@@ -166,6 +186,26 @@ static int show_version(struct ctl_source *source, const struct arguments *a)
 	return 0;
 }
 
+static int set_session(struct ctl_source *source, const struct arguments *a)
+{
+	char why[1024];
+	json_t *answer;
+	int rc = ctl_set(source, strtoull(a->object, NULL, 10), a->settings, why, sizeof(why));
+
+	if (rc < 0) {
+		fprintf(stderr, "ebbctl: %s\n", why);
+		return 1;
+	}
+	if (a->json) {
+		answer = json_pack("{s:I, s:b}", "id", (json_int_t)strtoll(a->object, NULL, 10), "in_force", rc);
+		print_json(answer);
+		json_decref(answer);
+	} else {
+		printf("session %s: %s\n", a->object, rc ? "in force" : "takes effect when its step is over");
+	}
+	return 0;
+}
+
 static int run(struct ctl_source *source, const struct command *command, const struct arguments *a)
 {
 	struct ctl_style style;
@@ -177,6 +217,8 @@ static int run(struct ctl_source *source, const struct command *command, const s
 		return show_version(source, a);
 	if (strcmp(command->name, "watch") == 0)
 		return ctl_watch(source, &a->watch);
+	if (*a->settings)
+		return set_session(source, a);
 	if (ctl_ask(source, question, &answer, why, sizeof(why)) != 0) {
 		fprintf(stderr, "ebbctl: %s\n", why);
 		return 1;

@@ -176,6 +176,34 @@ static void heads_cell(struct ctl_table *table, const json_t *values, size_t fir
 	ctl_cell(table, text);
 }
 
+/* Its row, then its settings; what it chose itself (or was given by hand) does not follow the configuration. */
+void ctl_show_session(const json_t *session, FILE *to, const struct ctl_style *style)
+{
+	static const struct ctl_column columns[] = { { "KEY", 0 }, { "VALUE", 0 }, { "FROM", 0 }, { "COMING", 0 } };
+	json_t *settings = json_object_get(session, "settings"), *chosen = json_object_get(session, "chosen");
+	const json_t *coming = json_object_get(session, "coming");
+	struct ctl_table *table = ctl_table_new(columns, COUNT_OF(columns));
+	const char *key, *next;
+	char because[CTL_CELL];
+	json_t *rows = json_array(), *value;
+
+	(void)json_array_append(rows, (json_t *)session);
+	ctl_show_sessions(rows, to, style);
+	json_decref(rows);
+	fputc('\n', to);
+	json_object_foreach(settings, key, value) {
+		next = json_is_object(coming) ? ctl_string(coming, key) : json_string_value(value);
+		ctl_cell(table, key);
+		ctl_cell(table, json_string_value(value));
+		ctl_cell(table, json_object_get(chosen, key) ? "session" : "ebbd.ini");
+		ctl_cell(table, next && strcmp(next, json_string_value(value)) != 0 ? next : "");
+	}
+	ctl_table_print(table, to, style, 0);
+	ctl_table_free(table);
+	if (*ctl_string(session, "kept_because"))
+		fprintf(to, "\nIts last change was not made: %s\n", ctl_clean(ctl_string(session, "kept_because"), because));
+}
+
 void ctl_show_lanes(const json_t *lanes, FILE *to, const struct ctl_style *style)
 {
 	static const struct ctl_column columns[] = { { "LAYER", 1 }, { "MAY HOLD, BY KV HEAD", 0 }, { "HOLDS", 0 } };

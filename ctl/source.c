@@ -118,27 +118,56 @@ static void explain(const struct ctl_source *source, int err, const char *said, 
 	}
 }
 
-static int ask_daemon(struct ctl_source *source, const char *question, char **text, char *why, size_t why_bytes)
+static int connect_to(struct ctl_source *source, char *why, size_t why_bytes)
 {
 	char said[512] = "";
 	struct ebb_options options = { .socket = source->socket, .name = "ebbctl", .why = said, .why_bytes = sizeof(said) };
-	int err;
+	int err = source->ebb ? 0 : ebb_connect(&source->ebb, &options);
 
-	if (!source->ebb) {
-		err = ebb_connect(&source->ebb, &options);
-		if (err != 0) {
-			source->ebb = NULL;
-			explain(source, err, said, why, why_bytes);
-			return err;
-		}
-	}
-	err = ebb_ask(source->ebb, question, text);
 	if (err != 0) {
-		explain(source, err, ebb_error(source->ebb), why, why_bytes);
-		ebb_close(source->ebb);		/* the next question starts afresh */
 		source->ebb = NULL;
+		explain(source, err, said, why, why_bytes);
 	}
 	return err;
+}
+
+/* The next question starts afresh. */
+static void give_up(struct ctl_source *source, int err, char *why, size_t why_bytes)
+{
+	explain(source, err, ebb_error(source->ebb), why, why_bytes);
+	ebb_close(source->ebb);
+	source->ebb = NULL;
+}
+
+static int ask_daemon(struct ctl_source *source, const char *question, char **text, char *why, size_t why_bytes)
+{
+	int err = connect_to(source, why, why_bytes);
+
+	if (err != 0)
+		return err;
+	err = ebb_ask(source->ebb, question, text);
+	if (err != 0)
+		give_up(source, err, why, why_bytes);
+	return err;
+}
+
+int ctl_set(struct ctl_source *source, uint64_t id, const char *settings, char *why, size_t why_bytes)
+{
+	int rc;
+
+	if (source->from) {
+		snprintf(why, why_bytes, "%s: a file takes no settings", source->from);
+		return -EINVAL;
+	}
+	rc = connect_to(source, why, why_bytes);
+	if (rc != 0)
+		return rc;
+	rc = ebb_set(source->ebb, id, settings);
+	if (rc == -EACCES || rc == -ENOENT || rc == -EINVAL || rc == -ENOTSUP || rc == -ENOSPC)
+		snprintf(why, why_bytes, "%s", ebb_error(source->ebb));
+	else if (rc < 0)
+		give_up(source, rc, why, why_bytes);
+	return rc;
 }
 
 int ctl_ask(struct ctl_source *source, const char *question, json_t **out, char *why, size_t why_bytes)

@@ -90,7 +90,7 @@ int budget_lanes(const char *path, struct lanes **out, char *why, size_t why_byt
 }
 
 /* The client's own table, else the operator's. */
-static int find_table(struct session *s, char *why, size_t why_bytes)
+static int find_table(struct session *s, const struct session *was, char *why, size_t why_bytes)
 {
 	const struct client *c = s->client;
 	const struct lanes *mine = c->d->lanes;
@@ -98,7 +98,11 @@ static int find_table(struct session *s, char *why, size_t why_bytes)
 	char said[256];
 	int rc;
 
-	if (c->lanes) {
+	if (was && was->split && was->split->table) {
+		memcpy(b->table, was->split->table, s->table.n_lanes * sizeof(float));
+		return 0;
+	}
+	if (!was && c->lanes) {
 		rc = evict_lanes_parse(c->lanes, c->lanes_bytes, s->n_layers, s->n_kv_heads, b->table, said, sizeof(said));
 		if (rc)
 			snprintf(why, why_bytes, "the table of lanes, %s", said);
@@ -120,15 +124,15 @@ static int find_table(struct session *s, char *why, size_t why_bytes)
 
 /* --- a session's ------------------------------------------------------------------------------------------------------------------ */
 
-int budget_new(struct session *s, char *why, size_t why_bytes)
+int budget_new(struct session *s, const struct session *was, char *why, size_t why_bytes)
 {
 	const uint32_t n = s->table.n_lanes;
-	struct evict_split split;
+	const struct evict_split split = s->how;
 	struct budget *b;
 	void *stats;
-	int rc = evict_split_parse(s->asked.split, &split, why, why_bytes);
+	int rc = 0;
 
-	if (rc || split.id == EVICT_SPLIT_uniform || evict_policies[s->spec.rule.policy].never_evicts)
+	if (split.id == EVICT_SPLIT_uniform || evict_policies[s->spec.rule.policy].never_evicts)
 		return rc;
 	b = s->split = calloc(1, sizeof(*b));
 	if (!b)
@@ -147,7 +151,7 @@ int budget_new(struct session *s, char *why, size_t why_bytes)
 			return rc;
 		b->stats = stats;
 	}
-	return b->table ? find_table(s, why, why_bytes) : 0;
+	return b->table ? find_table(s, was, why, why_bytes) : 0;
 }
 
 void budget_free(struct session *s)
@@ -170,13 +174,11 @@ int budget_heat(struct session *s, char *why, size_t why_bytes)
 {
 	const struct evict_split_info *info;
 	struct gpu_table *t = &s->table;
-	struct evict_split split;
-	int rc = evict_split_parse(s->asked.split, &split, why, why_bytes);
 
 	s->stats_heat[0] = s->stats_heat[1] = GPU_MAX_HEAT;	/* none */
-	if (rc || evict_policies[s->spec.rule.policy].never_evicts)
-		return rc;
-	info = &evict_splits[split.id];
+	if (evict_policies[s->spec.rule.policy].never_evicts)
+		return 0;
+	info = &evict_splits[s->how.id];
 	if (info->needs & EVICT_NEEDS_STATS && !gpu_can_measure(s->pool->dev)) {
 		snprintf(why, why_bytes, "split %s does not run on the device of pool %s yet", info->name, s->pool->name);
 		return -ENOTSUP;

@@ -240,6 +240,7 @@ static uint32_t body_bytes(const struct wire_msg *msg)
 	case WIRE_MARKED:
 	case WIRE_CLOSED: return sizeof(msg->u.close);
 	case WIRE_ANSWER: return sizeof(msg->u.answer);
+	case WIRE_CHANGED: return sizeof(msg->u.changed);
 	default: return (uint32_t)strnlen(msg->u.text, WIRE_TEXT - 1) + 1;
 	}
 }
@@ -472,6 +473,48 @@ static void on_mark(struct client *c, const struct wire_msg *m)
 		client_fail(c, m->head.seq, rc, "%s", why);
 }
 
+/* Whose sessions a client may change: its own user's; root and the daemon's user may all. */
+static bool may_change(const struct client *c, const struct session *s)
+{
+	return c->uid == 0 || c->uid == geteuid() || c->uid == s->client->uid;
+}
+
+static void on_change(struct client *c, const struct wire_msg *m)
+{
+	const struct wire_change *change = &m->u.change;
+	struct wire_msg reply = { .head = { .type = WIRE_CHANGED, .seq = m->head.seq } };
+	struct session *s = change->id ? session_find(c->d, change->id) :
+			    change->session < WIRE_MAX_SESSIONS ? c->session[change->session] : NULL;
+	char settings[WIRE_TEXT], why[WIRE_TEXT] = "";
+	struct conf_session asked;
+	int rc;
+
+	if (!s || s->closing || s->client->gone || (!may_change(c, s) && s->client != c)) {
+		client_fail(c, m->head.seq, s && !s->closing ? -EACCES : -ENOENT, s && !s->closing ?
+			    "the session is another user's: its own user, root and the daemon's user may change it" :
+			    "there is no such session (see: ebbctl sessions)");
+		return;
+	}
+	memcpy(settings, change->settings, sizeof(settings));
+	settings[sizeof(settings) - 1] = '\0';
+	asked = *change_asked(s);
+	rc = conf_settings(&asked, settings, session_check, why, sizeof(why));
+	if (!rc)
+		rc = change_prepare(s, &asked, why, sizeof(why));
+	if (rc) {
+		client_fail(c, m->head.seq, rc, "%s", *why ? why : "the daemon is out of memory");
+		return;
+	}
+	session_claim(s, 0);	/* if it is idle now, this is its turn; else the end of its step is */
+	serve_run(c->d, pool_index(c->d, s->pool));
+	if (*s->kept) {
+		client_fail(c, m->head.seq, -ENOSPC, "%s; the session keeps what it had", s->kept);
+		return;
+	}
+	reply.u.changed.in_force = !s->coming && !s->turning;
+	client_send(c, &reply, -1, false);
+}
+
 static void on_ask(struct client *c, const struct wire_msg *m)
 {
 	struct wire_msg reply = { .head = { .type = WIRE_ANSWER, .seq = m->head.seq } };
@@ -481,8 +524,8 @@ static void on_ask(struct client *c, const struct wire_msg *m)
 	int fd;
 
 	if (!json) {
-		client_fail(c, m->head.seq, -EINVAL, "'%.40s' is not a question; ask status, sessions, clients, pools, policies, config or "
-			    "lanes ID",
+		client_fail(c, m->head.seq, -EINVAL, "'%.40s' is not a question; ask status, sessions, clients, pools, policies, config, "
+			    "session ID or lanes ID (of an open session)",
 			    m->u.text);
 		return;
 	}
@@ -516,6 +559,7 @@ void client_message(struct client *c, size_t bytes)
 		{ WIRE_HELLO, sizeof(struct wire_hello) }, { WIRE_OPEN, sizeof(struct wire_open) }, { WIRE_CLOSE, 8 },
 		{ WIRE_DROPPED, sizeof(struct wire_slab) }, { WIRE_ASK, 1 }, { WIRE_LANES, offsetof(struct wire_lanes, text) },
 		{ WIRE_MARK, offsetof(struct wire_mark, range) },
+		{ WIRE_CHANGE, offsetof(struct wire_change, settings) },
 	};
 	struct wire_msg *m = c->in;
 	size_t body = SIZE_MAX;
@@ -539,6 +583,7 @@ void client_message(struct client *c, size_t bytes)
 	case WIRE_DROPPED: on_dropped(c, m); break;
 	case WIRE_LANES: on_lanes(c, m); break;
 	case WIRE_MARK: on_mark(c, m); break;
+	case WIRE_CHANGE: on_change(c, m); break;
 	default: m->u.text[WIRE_TEXT - 1] = 0; on_ask(c, m); break;
 	}
 }

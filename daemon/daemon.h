@@ -7,6 +7,7 @@
  *   session.c  looks at a session's words; when the session is the daemon's:
  *   turn.c     plans the turn (evict/) and queues it
  *   mark.c     what a client says of its tokens: tags, pins, drops
+ *   change.c   gives an open session other settings, with the turn that comes next
  *   budget.c   shares the session's slots over its lanes (evict/split.h)
  *   serve.c    runs the queued turns of a pool on its device (gpu/) as one batch, then publishes the grants
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
@@ -72,6 +73,7 @@ struct session {
 
 	struct conf_session asked;	/* with the bits of what the client gave */
 	struct evict_spec spec;
+	struct evict_split how;		/* what asked.split says */
 	uint32_t n_layers, n_kv_heads, group, head_dim, slot_type;
 	uint32_t max_tokens;
 	uint32_t n_credit;
@@ -102,6 +104,11 @@ struct session {
 	uint64_t bytes;			/* of pages and runs, private ones too */
 
 	struct marks *marks;		/* mark.c's; NULL: the client has said nothing of its tokens */
+	struct session *coming;		/* change.c: what it becomes at its next turn, or NULL; only what settings decide is filled in */
+	struct session *turning;	/* what this turn makes of it, with new blocks; once `turned`, what it was, with the old ones; or NULL */
+	bool turned;
+	char kept[160];			/* why its last change was not made; "": it was, or there was none */
+
 	struct record *record;		/* NULL: it is not recorded */
 	bool record_kv;
 	struct session *next_due;
@@ -218,20 +225,42 @@ int session_open(struct client *c, uint32_t seq, const struct wire_open *open, c
 void session_look(struct session *s);				/* is it our turn? then plan and queue it */
 void session_claim(struct session *s, uint32_t cap);		/* ask for it, to hold it to `cap` slots a lane (0: no cap) */
 void session_end(struct session *s);				/* free everything; answers CLOSE if that was asked */
+/* What follows from s->asked: spec, table, sizes. 0, or an error with a sentence. */
+int session_spec(struct session *s, char *why, size_t why_bytes);
+void session_free(struct session *s);				/* the struct and what only it points to; no pages */
 void session_follow(struct session *s);				/* the daemon's defaults have changed */
+struct session *session_find(struct daemon *d, uint64_t id);	/* NULL: there is none */
 struct pool *session_pool(struct daemon *d, const char *name);	/* "": the first; NULL: there is none of that name */
 int session_check(const char *key, const char *text, char *why, size_t why_bytes);	/* conf_check of the keys policy, merge and split */
+
+/* --- change.c: other settings for an open session */
+/*
+ * Prepares them: they take effect at the session's next turn, in place of what an earlier call prepared. @asked: copied.
+ * 0, -ENOMEM, or -EINVAL or -ENOTSUP with a sentence; then nothing has changed.
+ */
+const struct conf_session *change_asked(const struct session *s);	/* the settings that it has, or will have */
+int change_prepare(struct session *s, const struct conf_session *asked, char *why, size_t why_bytes);
+void change_amounts(struct session *s);				/* before a turn is planned: what it may plan with already */
+void change_reserve(struct session *s);				/* after: memory for the rest, or the change is off */
+void change_run(struct session *s);				/* behind the turn's select: on the device, and then here */
+void change_release(struct session *s);				/* after the turn: the blocks that it had before go back */
 
 /* --- turn.c */
 void turn_begin(struct session *s, uint32_t begun, uint32_t want);	/* it is ours: settle what was begun, plan and queue the turn */
 void turn_decide(struct session *s);				/* plan the turn, or its second half, and queue it */
 void turn_release(struct session *s);				/* after a turn: pages that it no longer needs go back */
 bool turn_reserve(struct session *s, uint32_t lane, uint32_t slots);	/* make a lane's memory fit; else false, and it may have grown */
+/* A block or page of the client's (or, with priv, the daemon's) memory, counted in s->bytes. */
+bool turn_take(struct session *s, bool priv, uint32_t bytes, uint32_t *id);
+void turn_give(struct session *s, bool priv, uint32_t bytes, uint32_t id);
 void turn_free(struct session *s);				/* lanes and tables */
 
 /* --- budget.c */
-/* Makes s->split for what it asked, with its client's or the operator's table. 0, -ENOMEM, or -EINVAL with a sentence. */
-int budget_new(struct session *s, char *why, size_t why_bytes);
+/*
+ * Makes s->split for what it asked (s->how). A split that needs a table gets, when the session opens (@was: NULL), the one that its
+ * client has just handed over, later the one that the session has; else the operator's. 0, -ENOMEM, or -EINVAL with a sentence.
+ */
+int budget_new(struct session *s, const struct session *was, char *why, size_t why_bytes);
 /* Adds to the table what heat the split needs. 0, or -EINVAL or -ENOTSUP with a sentence. */
 int budget_heat(struct session *s, char *why, size_t why_bytes);
 bool budget_measures(const struct session *s);			/* the split needs statistics before a turn is planned */
@@ -253,6 +282,8 @@ void marks_published(struct session *s);			/* the turn has been published: answe
 void marks_free(struct session *s);
 
 /* --- serve.c */
+void serve_must(int rc, const char *what, const struct pool *pool);	/* a device that fails has lost us: ends the process if rc */
+void serve_write_ids(struct session *s);			/* of its pages and blocks, into the private table */
 void serve_queue(struct session *s);				/* its turn is planned */
 void serve_run(struct daemon *d, unsigned pool);		/* start what is queued, unless the device is busy */
 void serve_done(struct daemon *d, unsigned pool);		/* the device has finished */

@@ -165,6 +165,7 @@ static void session_row(void *arg, struct session *s)
 	set(o, "window", s->table.window);
 	set(o, "windows", s->windows);
 	set_text(o, "state", s->closing ? "closing" : s->claimed ? "claimed" : states[s->state]);
+	json_object_set_new(o, "changing", json_boolean(s->coming || s->turning));
 	json_object_set_new(o, "pressure", json_boolean(s->cap || s->starved));
 	json_object_set_new(o, "age_s", json_real(seconds_since(s->opened_ns)));
 	json_array_append_new(arg, o);
@@ -178,45 +179,63 @@ static json_t *sessions(struct daemon *d)
 	return list;
 }
 
-struct wanted {
-	uint64_t id;
-	struct session *found;
-};
-
-static void find_session(void *arg, struct session *s)
-{
-	struct wanted *w = arg;
-
-	if (s->id == w->id)
-		w->found = s;
-}
-
 /* "lanes ID": one session, lane by lane, layers first. NULL: there is no such session. */
 static json_t *lanes(struct daemon *d, const char *id)
 {
-	struct wanted w = { .id = strtoull(id, NULL, 10) };
+	struct session *found = session_find(d, strtoull(id, NULL, 10));
 	json_t *o, *budget, *live;
 	uint32_t used;
 
-	each_session(d, find_session, &w);
-	if (!w.found)
+	if (!found)
 		return NULL;
 	o = json_object();
 	budget = json_array();
 	live = json_array();
-	used = tokens_now(w.found) - w.found->tokens;
-	set(o, "id", w.found->id);
-	set_text(o, "split", w.found->asked.split);
-	set(o, "layers", w.found->n_layers);
-	set(o, "kv_heads", w.found->n_kv_heads);
-	for (uint32_t lane = 0; lane < w.found->table.n_lanes; lane++) {
-		const struct session_lane *l = &w.found->lane[lane];
+	used = tokens_now(found) - found->tokens;
+	set(o, "id", found->id);
+	set_text(o, "split", found->asked.split);
+	set(o, "layers", found->n_layers);
+	set(o, "kv_heads", found->n_kv_heads);
+	for (uint32_t lane = 0; lane < found->table.n_lanes; lane++) {
+		const struct session_lane *l = &found->lane[lane];
 
-		json_array_append_new(budget, json_integer(budget_of(w.found, lane)));
+		json_array_append_new(budget, json_integer(budget_of(found, lane)));
 		json_array_append_new(live, json_integer(l->live + (used < l->fresh ? used : l->fresh)));
 	}
 	json_object_set_new(o, "budget", budget);
 	json_object_set_new(o, "live", live);
+	return o;
+}
+
+static void add_setting(void *arg, const char *key, const char *value)
+{
+	set_text(arg, key, value);
+}
+
+static json_t *settings_of(const struct conf_session *asked, bool chosen)
+{
+	json_t *o = json_object();
+
+	conf_each_setting(asked, chosen, add_setting, o);
+	return o;
+}
+
+/* "session ID": one session, and its settings. NULL: there is no such session. */
+static json_t *session(struct daemon *d, const char *id)
+{
+	struct session *found = session_find(d, strtoull(id, NULL, 10));
+	json_t *list, *o;
+
+	if (!found)
+		return NULL;
+	list = json_array();
+	session_row(list, found);
+	o = json_incref(json_array_get(list, 0));
+	json_decref(list);
+	json_object_set_new(o, "settings", settings_of(&found->asked, false));
+	json_object_set_new(o, "chosen", settings_of(&found->asked, true));
+	json_object_set_new(o, "coming", change_asked(found) == &found->asked ? json_null() : settings_of(change_asked(found), false));
+	set_text(o, "kept_because", found->kept);
 	return o;
 }
 
@@ -364,5 +383,7 @@ char *report_json(struct daemon *d, const char *question)
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (strcmp(known[i].name, question) == 0)
 			return text_of(known[i].make(d));
+	if (strncmp(question, "session ", 8) == 0)
+		return text_of(session(d, question + 8));
 	return strncmp(question, "lanes ", 6) == 0 ? text_of(lanes(d, question + 6)) : NULL;
 }

@@ -15,7 +15,7 @@
 #define BATCH 64	/* sessions handed to one gpu_select() call */
 
 /* A device that fails has lost our context: nothing here can be trusted any more. systemd starts us afresh. */
-static void must(int rc, const char *what, const struct pool *pool)
+void serve_must(int rc, const char *what, const struct pool *pool)
 {
 	if (!rc)
 		return;
@@ -49,26 +49,33 @@ static void move_pages(struct pool *pool, struct session *s)
 	uint32_t pages = s->n_moves[0], blocks = s->n_moves[1];
 
 	if (pages)
-		must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src, s->move_dst, pages, s->page_bytes), "move", pool);
+		serve_must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src, s->move_dst, pages, s->page_bytes), "move", pool);
 	if (blocks)
-		must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src + pages, s->move_dst + pages, blocks,
+		serve_must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src + pages, s->move_dst + pages, blocks,
 			      s->block_bytes), "move", pool);
 	s->client->d->count.moves += pages + blocks;
+}
+
+void serve_write_ids(struct session *s)
+{
+	const struct pool *pool = s->pool;
+	size_t ids = (size_t)s->table.n_lanes * (s->table.max_pages + 2 * (size_t)s->table.max_blocks);
+
+	serve_must(gpu_write(pool->dev, pool->stream, (char *)pool_at(pool, s->private_id) + gpu_table_pages(&s->table), s->page,
+			     ids * sizeof(*s->page)), "write", pool);
 }
 
 /* What the device must know before it selects: the header (once) and the ids (when they changed). */
 static void write_private(struct pool *pool, struct session *s)
 {
 	char *priv = pool_at(pool, s->private_id);
-	size_t ids = (size_t)s->table.n_lanes * (s->table.max_pages + 2 * (size_t)s->table.max_blocks);
 
 	if (s->opening) {
-		must(gpu_scrub(pool->dev, pool->stream, priv, gpu_table_pages(&s->table)), "scrub", pool);
-		must(gpu_write(pool->dev, pool->stream, priv, &s->table, sizeof(s->table)), "write", pool);
+		serve_must(gpu_scrub(pool->dev, pool->stream, priv, gpu_table_pages(&s->table)), "scrub", pool);
+		serve_must(gpu_write(pool->dev, pool->stream, priv, &s->table, sizeof(s->table)), "write", pool);
 	}
 	if (s->pages_changed)
-		must(gpu_write(pool->dev, pool->stream, priv + gpu_table_pages(&s->table), s->page, ids * sizeof(*s->page)),
-		     "write", pool);
+		serve_write_ids(s);
 }
 
 static void select_batch(struct pool *pool, struct session **batch, unsigned n, unsigned what)
@@ -93,7 +100,7 @@ static void select_batch(struct pool *pool, struct session **batch, unsigned n, 
 		if (s->measuring && budget_measures(s))
 			budget_measure(s, &turn[i]);
 	}
-	must(gpu_select(pool->dev, pool->stream, pool->map, turn, n, what, NULL), "select", pool);
+	serve_must(gpu_select(pool->dev, pool->stream, pool->map, turn, n, what, NULL), "select", pool);
 }
 
 /* Most turns neither compact nor come in halves (turn.c). What is alike goes in one call. */
@@ -139,7 +146,7 @@ static void publish_table(struct pool *pool, struct session *s)
 {
 	size_t bytes = s->pages_changed ? gpu_table_bytes(&s->table) : gpu_table_pages(&s->table);
 
-	must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy", pool);
+	serve_must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy", pool);
 	s->pages_changed = false;
 }
 
@@ -159,14 +166,16 @@ void serve_run(struct daemon *d, unsigned index)
 		}
 		select_all(pool, list);
 		for (struct session *s = list; s; s = s->next_due)
-			if (!s->measuring)
+			if (!s->measuring) {
+				change_run(s);
 				publish_table(pool, s);
+			}
 		int rc = gpu_notify(pool->dev, pool->stream, d->done_fd[index]);
 
 		if (rc == 1)
 			serve_done(d, index);
 		else
-			must(rc, "notify", pool);
+			serve_must(rc, "notify", pool);
 	}
 }
 

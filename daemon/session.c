@@ -37,8 +37,12 @@ static uint32_t run_bytes(size_t bytes)
 	return (uint32_t)((bytes + POOL_EXTENT_BYTES - 1) / POOL_EXTENT_BYTES * POOL_EXTENT_BYTES);
 }
 
-static void free_struct(struct session *s)
+void session_free(struct session *s)
 {
+	if (!s)
+		return;
+	session_free(s->coming);
+	session_free(s->turning);
 	budget_free(s);
 	marks_free(s);
 	free(s->move_src);
@@ -103,7 +107,7 @@ void session_claim(struct session *s, uint32_t cap)
 
 /* --- opening ---------------------------------------------------------------------------------------------------------------------- */
 
-static int set_spec(struct session *s, char *why, size_t why_bytes)
+int session_spec(struct session *s, char *why, size_t why_bytes)
 {
 	const struct conf_session *a = &s->asked;
 	struct evict_spec *spec = &s->spec;
@@ -113,6 +117,8 @@ static int set_spec(struct session *s, char *why, size_t why_bytes)
 
 	if (!rc)
 		rc = evict_merge_parse(a->merge, &spec->rule, why, why_bytes);
+	if (!rc)
+		rc = evict_split_parse(a->split, &s->how, why, why_bytes);
 	if (rc)
 		return rc;
 	info = &evict_policies[spec->rule.policy];
@@ -185,6 +191,15 @@ static int check_shape(const struct wire_open *o, const struct pool *pool, char 
 	return 0;
 }
 
+struct session *session_find(struct daemon *d, uint64_t id)
+{
+	for (unsigned i = 0; i < d->max_clients; i++)
+		for (uint32_t k = 0; d->client[i] && k < WIRE_MAX_SESSIONS; k++)
+			if (d->client[i]->session[k] && d->client[i]->session[k]->id == id)
+				return d->client[i]->session[k];
+	return NULL;
+}
+
 struct pool *session_pool(struct daemon *d, const char *name)
 {
 	if (!*name)
@@ -231,7 +246,7 @@ static struct session *session_alloc(struct client *c, struct pool *pool, const 
 	s->table_id = s->private_id = s->old_table_id = POOL_NO_ID;
 	*rc = conf_settings(&s->asked, o->settings, session_check, why, why_bytes);
 	if (!*rc)
-		*rc = set_spec(s, why, why_bytes);
+		*rc = session_spec(s, why, why_bytes);
 	if (*rc)
 		goto fail;
 	ids = (size_t)s->table.n_lanes * (s->table.max_pages + 2 * (size_t)s->table.max_blocks);
@@ -244,14 +259,14 @@ static struct session *session_alloc(struct client *c, struct pool *pool, const 
 	}
 	s->block = s->page + (size_t)s->table.n_lanes * s->table.max_pages;
 	s->credit = s->block + (size_t)s->table.n_lanes * s->table.max_blocks;
-	*rc = budget_new(s, why, why_bytes);
+	*rc = budget_new(s, NULL, why, why_bytes);
 	if (*rc)
 		goto fail;
 	return s;
 fail:
 	if (*rc == -ENOMEM)
 		snprintf(why, why_bytes, "the daemon is out of memory");
-	free_struct(s);
+	session_free(s);
 	return NULL;
 }
 
@@ -286,7 +301,7 @@ int session_open(struct client *c, uint32_t seq, const struct wire_open *open, c
 	rc = take_floor(s) ? record_open(s, why, why_bytes) : -ENOSPC;
 	if (rc) {
 		turn_free(s);
-		free_struct(s);
+		session_free(s);
 		client_trim(c, pool_index(d, pool));
 		pool_trim(pool, &pool->self, NULL, NULL);
 		if (rc == -ENOSPC)
@@ -336,15 +351,17 @@ void session_end(struct session *s)
 		m.u.close.session = s->index;
 		client_send(c, &m, -1, false);
 	}
-	free_struct(s);
+	session_free(s);
 	pressure_retry(d);
 }
 
 void session_follow(struct session *s)
 {
-	if (!conf_follow(&s->asked, &s->client->d->conf.session))
+	struct conf_session asked = *change_asked(s);
+	char why[WIRE_TEXT] = "";
+
+	if (s->closing || !conf_follow(&asked, &s->client->d->conf.session))
 		return;
-	/* What can change under way: how much, not what is collected or how it is laid out. */
-	s->spec.budget = (struct evict_amount){ s->asked.budget.count, s->asked.budget.ppm };
-	s->spec.recent = (struct evict_amount){ s->asked.recent.count, s->asked.recent.ppm };
+	if (change_prepare(s, &asked, why, sizeof(why)))
+		log_line(LOG_WARN, "session_keeps session=%llu because=\"%s\"", (unsigned long long)s->id, why);
 }

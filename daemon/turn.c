@@ -17,9 +17,14 @@ static struct pool_owner *owner_of(const struct session *s)
 
 /* --- memory of a session ------------------------------------------------------------------------------------------------ */
 
-static bool take(struct session *s, struct pool_owner *owner, uint32_t bytes, uint32_t *id)
+static struct pool_owner *memory_of(const struct session *s, bool priv)
 {
-	*id = pool_page(s->pool, owner, bytes);
+	return priv ? &s->pool->self : owner_of(s);
+}
+
+bool turn_take(struct session *s, bool priv, uint32_t bytes, uint32_t *id)
+{
+	*id = pool_page(s->pool, memory_of(s, priv), bytes);
 	if (*id == POOL_NO_ID)
 		return false;
 	s->bytes += bytes;
@@ -27,9 +32,9 @@ static bool take(struct session *s, struct pool_owner *owner, uint32_t bytes, ui
 	return true;
 }
 
-static void give(struct session *s, struct pool_owner *owner, uint32_t bytes, uint32_t id)
+void turn_give(struct session *s, bool priv, uint32_t bytes, uint32_t id)
 {
-	pool_page_free(s->pool, owner, id);
+	pool_page_free(s->pool, memory_of(s, priv), id);
 	s->bytes -= bytes;
 }
 
@@ -54,11 +59,11 @@ static void lane_release(struct session *s, uint32_t lane, uint32_t slots)
 	struct session_lane *l = &s->lane[lane];
 
 	while (l->n_pages > gpu_pages_for(slots))
-		give(s, owner_of(s), s->page_bytes, page_row(s, lane)[--l->n_pages]);
+		turn_give(s, false, s->page_bytes, page_row(s, lane)[--l->n_pages]);
 	while (l->n_blocks > gpu_blocks_for(slots)) {
 		l->n_blocks--;
-		give(s, owner_of(s), s->block_bytes, block_row(s, lane)[l->n_blocks]);
-		give(s, &s->pool->self, s->credit_bytes, credit_row(s, lane)[l->n_blocks]);
+		turn_give(s, false, s->block_bytes, block_row(s, lane)[l->n_blocks]);
+		turn_give(s, true, s->credit_bytes, credit_row(s, lane)[l->n_blocks]);
 	}
 }
 
@@ -68,13 +73,13 @@ bool turn_reserve(struct session *s, uint32_t lane, uint32_t slots)
 	struct session_lane *l = &s->lane[lane];
 
 	for (; l->n_pages < gpu_pages_for(slots); l->n_pages++)
-		if (!take(s, owner_of(s), s->page_bytes, &page_row(s, lane)[l->n_pages]))
+		if (!turn_take(s, false, s->page_bytes, &page_row(s, lane)[l->n_pages]))
 			return false;
 	for (; l->n_blocks < gpu_blocks_for(slots); l->n_blocks++) {
-		if (!take(s, owner_of(s), s->block_bytes, &block_row(s, lane)[l->n_blocks]))
+		if (!turn_take(s, false, s->block_bytes, &block_row(s, lane)[l->n_blocks]))
 			return false;
-		if (!take(s, &s->pool->self, s->credit_bytes, &credit_row(s, lane)[l->n_blocks])) {
-			give(s, owner_of(s), s->block_bytes, block_row(s, lane)[l->n_blocks]);
+		if (!turn_take(s, true, s->credit_bytes, &credit_row(s, lane)[l->n_blocks])) {
+			turn_give(s, false, s->block_bytes, block_row(s, lane)[l->n_blocks]);
 			return false;
 		}
 	}
@@ -222,6 +227,7 @@ void turn_decide(struct session *s)
 	int rc;
 
 	marks_dropped(s);
+	change_amounts(s);
 	if (s->cap && !pressure_short(s->pool))
 		s->cap = 0;
 	state = (struct evict_state){ s->tokens, s->want, s->cap };
@@ -266,6 +272,7 @@ void turn_decide(struct session *s)
 			s->live_max = p->keep + p->fresh;
 	}
 	d->count.compactions += !!(s->what & GPU_COMPACT);
+	change_reserve(s);
 	s->granted = s->tokens + grant;
 	s->windows++;
 	s->client->windows++;
@@ -281,6 +288,7 @@ void turn_begin(struct session *s, uint32_t begun, uint32_t want)
 
 	settle(s, begun);
 	s->want = want;
+	change_amounts(s);
 	if (drops || (budget_measures(s) && s->tokens))
 		turn_measure(s);
 	else
@@ -302,6 +310,7 @@ void turn_release(struct session *s)
 		pool_run_free(s->pool, owner_of(s), s->old_table_id);
 		s->old_table_id = POOL_NO_ID;
 	}
+	change_release(s);
 	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++) {
 		uint32_t slots = s->lane[lane].live + s->lane[lane].fresh;
 

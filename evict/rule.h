@@ -71,6 +71,7 @@ struct evict_rule {
 	uint32_t policy;		/* enum evict_policy */
 	int32_t sinks;			/* positions 0 .. sinks-1 are protected */
 	int32_t pinned;			/* positions 0 .. pinned-1 are protected (the prompt); 0: none */
+	int32_t since;			/* the policy knows of slots from this position on (it was taken up then): older ones count as this old */
 	uint32_t seed;			/* for policies that draw */
 	uint32_t group;			/* query heads per KV head, over which heat is summed; 0 counts as 1 */
 	float param[EVICT_MAX_PARAMS];	/* the policy's own, in the order of its table entry */
@@ -90,6 +91,7 @@ struct evict_figures {
 struct evict_lane {
 	uint32_t lane;
 	int32_t now;			/* position of the next token to come */
+	int32_t since;			/* the rule's */
 	uint32_t appended;		/* tokens of the window that ended */
 	uint32_t observe;		/* every so many-th query is observed; 0: none */
 	uint32_t queries;		/* of the window's tokens, how many were */
@@ -120,10 +122,10 @@ EVICT_FN float evict_group(const struct evict_rule *rule)
 	return (float)(rule->group ? rule->group : 1u);
 }
 
-/* Tokens since the slot's own, itself included: the queries that can have looked at it. */
+/* Tokens since the slot's own, itself included: the queries that can have looked at it, as far as the policy was there. */
 EVICT_FN float evict_age(const struct evict_lane *lane, const struct evict_slot *slot)
 {
-	return (float)(lane->now - slot->pos);
+	return (float)(lane->now - (slot->pos > lane->since ? slot->pos : lane->since));
 }
 
 /* Of those, the observed ones: at least 1. */
@@ -246,6 +248,45 @@ EVICT_FN uint32_t evict_n_trait(uint32_t policy)
 #undef EVICT_CASE
 	default: return 0;
 	}
+}
+
+/* Traits of the rule that are a row's own: computed once, when a slot is settled. */
+EVICT_FN uint32_t evict_n_trait_once(const struct evict_rule *rule)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < evict_n_trait(rule->policy); i++)
+		n += (uint32_t)evict_trait_once(rule->trait[i]);
+	return n;
+}
+
+/*
+ * What a policy's first credit is, where other policies keep the same: 1 a running sum of heat (decayed or not), 2 the mean of recent
+ * queries; 0: something of its own.
+ */
+EVICT_FN uint32_t evict_credit_kind(uint32_t policy)
+{
+	switch (policy) {
+	case EVICT_h2o: case EVICT_vatp: case EVICT_d2o: return 1;
+	case EVICT_snapkv: case EVICT_cam: case EVICT_nacl: case EVICT_rkv: return 2;
+	default: return 0;
+	}
+}
+
+/*
+ * A session's policy changes from `a` to `b`: how many credits, from the first, mean the same to both and stay. Those of one policy
+ * with the same heat and traits, whatever its other parameters; the first of two that keep the same kind of the same heat; else none.
+ */
+EVICT_FN uint32_t evict_credits_kept(const struct evict_rule *a, const struct evict_rule *b)
+{
+	const uint32_t p = a->policy, q = b->policy;
+
+	for (uint32_t i = 0; i < evict_n_heat(p) && i < evict_n_heat(q); i++)
+		if (a->heat[i] != b->heat[i])
+			return 0;
+	if (p == q)
+		return evict_n_credit(p);
+	return evict_credit_kind(p) && evict_credit_kind(p) == evict_credit_kind(q);
 }
 
 /* Arrays of a credit block. */
@@ -424,6 +465,7 @@ EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t
 	memset(&lane, 0, sizeof(lane));
 	lane.lane = number;
 	lane.now = pos + (int32_t)appended;
+	lane.since = rule->since;
 	lane.appended = appended;
 	lane.observe = observe;
 	lane.queries = evict_queries(observe, pos, appended);

@@ -197,11 +197,17 @@ int gpu_can_mark(const struct gpu_device *dev)
 	return !dev->info.is_cuda;
 }
 
+int gpu_can_restart(const struct gpu_device *dev, const struct evict_rule *rule)
+{
+	return !dev->info.is_cuda || !evict_n_trait_once(rule);
+}
+
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       unsigned what, struct gpu_turn_stats *stats)
 {
 	for (unsigned i = 0; i < n; i++)
 		if (!gpu_can_select(dev, &turn[i].rule) || (turn[i].stats && !gpu_can_measure(dev)) ||
+		    (what & GPU_TRAITS && !gpu_can_restart(dev, &turn[i].rule)) ||
 		    ((turn[i].marks || what & GPU_DROP) && !gpu_can_mark(dev)))
 			return -ENOTSUP;
 	return dev->ops->select(dev, s, map, turn, n, what, stats);

@@ -167,6 +167,7 @@ enum {
 	GPU_REMOVE = 8,	/* mark the live - keep least valuable slots (private position = -1) */
 	GPU_COMPACT = 16,/* move the survivors of slots >= keep into the holes below keep, both ascending */
 	GPU_NEXT = 32,	/* name the `victims` least valuable slots, least first, and write the lane's header */
+	GPU_TRAITS = 64,/* after SETTLE: compute the traits that are a row's own (evict_trait_once()) of every live slot anew */
 };
 
 struct gpu_plan {		/* one lane */
@@ -217,6 +218,9 @@ void gpu_host_free(struct gpu_device *dev, void *ptr);
  * whole, figures, pooled values (evict/rule.h: what makes a policy staged) and merges (evict/merge.h) yet.
  */
 int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule);
+
+/* gpu_can_restart - 1 if gpu_select() of this device has GPU_TRAITS for the rule; on CUDA only if there is nothing to compute. */
+int gpu_can_restart(const struct gpu_device *dev, const struct evict_rule *rule);
 
 /* gpu_can_measure - 1 if gpu_select() of this device takes statistics of lanes; on CUDA it does not yet. */
 int gpu_can_measure(const struct gpu_device *dev);

@@ -122,6 +122,23 @@ int ebb_session_open(struct ebb *ebb, const struct ebb_session_options *options,
 /* Leaves its batch if it is in one. Waits for the device's work on it. NULL is fine. 0 or -EPIPE; the session is gone either way. */
 int ebb_session_close(struct ebb_session *session);
 
+/*
+ * ebb_session_set - other settings for an open session: "policy=tova split=ada budget=20%". Keys and values as for opening it; what is not
+ * named stays. Not window, slots, lanes and record, by which its memory is laid out. At any time; it takes effect when the daemon next has the
+ * session: at once between steps, else at the end of the step under way (its window ends with it). Steps go on as before.
+ * Returns 1 in force, 0 it will be, or
+ *   -EINVAL, -ENOTSUP  with a sentence that names the setting; nothing has changed
+ *   -ENOSPC            the pool has no room for what the new policy keeps of a slot; nothing has changed. (If that turns out only
+ *                      later the session goes on as it was, and says so: ebb_ask() "session ID", kept_because.)
+ */
+int ebb_session_set(struct ebb_session *session, const char *settings);
+
+/*
+ * ebb_set - the same for any session by its id (ebb_ask() "sessions"): what `ebbctl session ID set` uses. Also -ENOENT there is none,
+ * -EACCES it is another user's: its own user, root and the daemon's user may change it.
+ */
+int ebb_set(struct ebb *ebb, uint64_t id, const char *settings);
+
 struct ebb_stats {
 	uint32_t tokens;	/* appended so far = position of the next token */
 	uint32_t budget;	/* slots a lane may hold now */
@@ -262,7 +279,7 @@ int ebb_lane_write(struct ebb_session *session, uint32_t lane, const float *heat
 /* --- asking the daemon -------------------------------------------------------------------------------------------------------- */
 
 /*
- * ebb_ask - what `ebbctl` uses: "status", "sessions", "clients", "pools", "policies", "config", "lanes ID" (of a session).
+ * ebb_ask - what `ebbctl` uses: "status", "sessions", "clients", "pools", "policies", "config", "session ID", "lanes ID".
  * @json: returned, NUL-terminated; free with free(). Errors: -EINVAL unknown question, -EPIPE.
  */
 int ebb_ask(struct ebb *ebb, const char *question, char **json);

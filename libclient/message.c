@@ -39,8 +39,9 @@ static int body_bytes(uint16_t type)
 	case WIRE_SLAB:
 	case WIRE_DROP: return sizeof(struct wire_slab);
 	case WIRE_OPENED: return sizeof(struct wire_opened);
-	case WIRE_ANSWER: return sizeof(uint64_t);
 	case WIRE_MARKED: return 2 * sizeof(uint32_t);
+	case WIRE_ANSWER:
+	case WIRE_CHANGED: return sizeof(uint64_t);
 	case WIRE_CLOSED:
 	case WIRE_FAILED: return 0;
 	default: return -1;

@@ -190,6 +190,39 @@ int ebb_session_close(struct ebb_session *s)
 	return rc;
 }
 
+static int change(struct ebb *ebb, uint64_t id, uint32_t index, const char *settings)
+{
+	struct wire_msg msg = { .u.change = { .id = id, .session = index } };
+	int rc;
+
+	if (strlen(settings) >= WIRE_TEXT)
+		return ebbi_error(ebb, -EINVAL, "settings have at most %u bytes", WIRE_TEXT - 1);
+	rc = ebbi_alive(ebb);
+	if (rc)
+		return rc;
+	memcpy(msg.u.change.settings, settings, strlen(settings));
+	rc = ebbi_request(ebb, &msg, WIRE_CHANGE, sizeof(msg.u.change), WIRE_CHANGED, NULL);
+	return rc ? rc : msg.u.changed.in_force != 0;
+}
+
+int ebb_session_set(struct ebb_session *s, const char *settings)
+{
+	if (!s || !settings)
+		return -EINVAL;
+	if (s->ebb->local)
+		return ebbi_error(s->ebb, -ENOTSUP, "there is no daemon: a session of ebb_local() keeps its settings");
+	return change(s->ebb, 0, s->index, settings);
+}
+
+int ebb_set(struct ebb *ebb, uint64_t id, const char *settings)
+{
+	if (!ebb || !settings || !id)
+		return -EINVAL;
+	if (ebb->local)
+		return ebbi_error(ebb, -ENOTSUP, "there is no daemon");
+	return change(ebb, id, 0, settings);
+}
+
 void ebb_session_stats(const struct ebb_session *s, struct ebb_stats *out)
 {
 	if (!s || !out)

@@ -17,6 +17,8 @@
  *      DROPPED                    ->
  *      MARK                       ->          (tags, pins, drops of a session)
  *                                 <-  MARKED: they hold (the last message of a call: once a turn has passed) or FAILED
+ *      CHANGE                     ->          (other settings for an open session)
+ *                                 <-  CHANGED, or FAILED
  *      ASK                        ->
  *                                 <-  ANSWER + memfd with JSON, or FAILED
  *
@@ -65,9 +67,9 @@
 #define WIRE_CQ_ENTRIES 1024u
 
 enum wire_type {
-	WIRE_HELLO = 1, WIRE_OPEN, WIRE_CLOSE, WIRE_DROPPED, WIRE_ASK, WIRE_LANES, WIRE_MARK,
+	WIRE_HELLO = 1, WIRE_OPEN, WIRE_CLOSE, WIRE_DROPPED, WIRE_ASK, WIRE_LANES, WIRE_MARK, WIRE_CHANGE,
 	WIRE_WELCOME = 65, WIRE_POOL, WIRE_SLAB, WIRE_OPENED, WIRE_CLOSED, WIRE_DROP, WIRE_ANSWER, WIRE_FAILED,
-	WIRE_MARKED,
+	WIRE_MARKED, WIRE_CHANGED,
 };
 
 /* fds of WELCOME, in this order */
@@ -139,6 +141,13 @@ struct wire_mark {
 	struct wire_range range[WIRE_MAX_RANGES];
 };
 
+struct wire_change {
+	uint64_t id;			/* of any session, as ebbctl shows it; 0: this client's own, by index */
+	uint32_t session;
+	uint32_t zero;
+	char settings[WIRE_TEXT];	/* key=value pairs; keys not named stay as they are */
+};
+
 struct wire_opened {
 	uint32_t session;		/* index into wire_shared.session; unique among this client's open sessions */
 	uint32_t pool;			/* index */
@@ -165,11 +174,13 @@ struct wire_msg {
 		struct wire_open open;
 		struct wire_lanes lanes;
 		struct wire_mark mark;
+		struct wire_change change;
 		struct wire_opened opened;
 		struct { uint32_t session, zero; } close;	/* CLOSE, CLOSED, MARKED */
 		struct wire_slab slab;
 		char text[WIRE_TEXT];	/* ASK: the question; FAILED: the reason. NUL-terminated */
 		struct { uint64_t bytes; } answer;
+		struct { uint32_t in_force, zero; } changed;	/* 0: it will be, with the session's next turn */
 	} u;
 };
 

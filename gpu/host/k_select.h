@@ -372,6 +372,10 @@ static void select_lane(struct host_select *sel)
 		settle(&s);
 	if (sel->what & GPU_DROP)
 		drop_slots(&s);
+	for (uint32_t slot = 0; sel->what & GPU_TRAITS && slot < s.live; slot++)
+		settle_traits(&s, slot);
+	if (sel->what == GPU_TRAITS)
+		return;
 	if (!rest && s.plan->keep == s.live) {		/* the common case: one pass */
 		if (fold || next || sel->want_stats)
 			go_over_first(&s, s.live, fold, NULL, next, sel->want_stats);

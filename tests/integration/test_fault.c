@@ -79,6 +79,13 @@ static int live_once(struct ebb *ebb)
 	for (int i = 0; !rc && i < 130; i++) {
 		uint32_t n = 1;
 
+		if (i == 110) {		/* no memory for it: it stays as it was */
+			rc = ebb_session_set(s, "policy=roco split=ada");
+			rc = rc == -ENOMEM || rc == 1 ? 0 : rc ? rc : -EPROTO;
+		}
+		if (rc)
+			break;
+
 		rc = ebb_step_begin(b, &n, 3000);
 		for (uint32_t layer = 0; !rc && layer < 2; layer++) {
 			rc = ebb_append(b, layer, &K, &V);
