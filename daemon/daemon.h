@@ -279,6 +279,7 @@ bool marks_dropping(const struct session *s);			/* the turn's first half drops *
 void marks_turn(const struct session *s, struct gpu_turn *turn);	/* what select must know of them */
 void marks_dropped(struct session *s);				/* between the halves: what is left of its lanes */
 void marks_published(struct session *s);			/* the turn has been published: answer */
+uint32_t marks_tagged(const struct session *s);		/* position behind the last token with a tag other than 0 */
 void marks_free(struct session *s);
 
 /* --- serve.c */

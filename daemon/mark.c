@@ -1,7 +1,7 @@
 /*
- * Marks: what a client says of the tokens of its session (evict/mark.h). They come in messages at a step boundary; the last message of a
- * call claims the session, and is answered when a turn that knew them has been published. So tags and pins hold from the answer on, and what was
- * dropped is gone and its memory back.
+ * Marks: what a client says of the tokens of its session (evict/mark.h). They come in messages at a step boundary; the last message
+ * of a call claims the session, and is answered when a turn that knew them has been published. So tags and pins hold from the answer
+ * on, and what was dropped is gone and its memory back.
  *
  * A turn that drops has two halves, as a turn that measures has: only the device knows which positions a lane still holds, so the plan is
  * made when it has said what is left.
@@ -19,6 +19,7 @@ enum marks_call { MARKS_NONE, MARKS_ASKED, MARKS_AT_TURN };	/* none; not seen by
 struct marks {
 	uint32_t *word;			/* [max_tokens], by position */
 	uint32_t *live;			/* [n_lanes]: what a turn that drops has left */
+	uint32_t tagged;		/* position behind the last token whose tag is not 0 */
 	bool drops;			/* some word says drop */
 	bool dropping;			/* the turn's first half under way does it */
 	enum marks_call call;
@@ -33,7 +34,8 @@ static int marks_new(struct session *s)
 
 	if (!m)
 		return -ENOMEM;
-	if (gpu_host_alloc(dev, s->max_tokens * sizeof(*m->word), &word) || gpu_host_alloc(dev, s->table.n_lanes * sizeof(*m->live), &live)) {
+	if (gpu_host_alloc(dev, s->max_tokens * sizeof(*m->word), &word) ||
+	    gpu_host_alloc(dev, s->table.n_lanes * sizeof(*m->live), &live)) {
 		if (word)
 			gpu_host_free(dev, word);
 		free(m);
@@ -84,6 +86,10 @@ static void set_range(struct marks *m, const struct wire_range *r)
 		}
 	}
 	m->drops |= r->what == WIRE_LEAVE && r->count;
+	if (r->what == WIRE_TAG && r->first + r->count >= m->tagged)
+		m->tagged = r->first + r->count;
+	while (m->tagged && !evict_mark_tag(m->word[m->tagged - 1]))
+		m->tagged--;
 }
 
 static int check(const struct session *s, const struct wire_mark *w, char *why, size_t why_bytes)
@@ -107,8 +113,8 @@ static int check(const struct session *s, const struct wire_mark *w, char *why, 
 
 		if (range_ok(s, r, begun))
 			continue;
-		snprintf(why, why_bytes, "found %u of %u tokens from position %u on; allowed: positions below %u (below %u to drop), tags 0 to "
-			 "%u, layers below %u", r->what, r->count, r->first, s->max_tokens, begun, EVICT_MAX_TAG, s->n_layers);
+		snprintf(why, why_bytes, "found %u of %u tokens from position %u on; allowed: positions below %u (below %u to drop), "
+			 "tags 0 to %u, layers below %u", r->what, r->count, r->first, s->max_tokens, begun, EVICT_MAX_TAG, s->n_layers);
 		return -EINVAL;
 	}
 	return 0;
@@ -172,6 +178,11 @@ void marks_turn(const struct session *s, struct gpu_turn *turn)
 	turn->n_marks = s->max_tokens;
 	turn->n_kv_heads = s->n_kv_heads;
 	turn->live = s->marks->live;
+}
+
+uint32_t marks_tagged(const struct session *s)
+{
+	return s->marks ? s->marks->tagged : 0;
 }
 
 bool marks_dropping(const struct session *s)

@@ -241,6 +241,7 @@ void serve_publish(struct session *s)
 	w->budget = s->budget;
 	w->live_max = s->live_max;
 	w->table_id = s->table_id;
+	w->heat_from = evict_has_late_heat(s->spec.rule.policy) ? marks_tagged(s) : 0;
 	wire_store64(&w->granted, s->granted);
 	/*
 	 * A window that was used up without a claim is the client's again from the store above on: it may swap begun forward before we

@@ -266,6 +266,30 @@ const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 		.source = "D2O, arXiv 2406.13035",
 		.heat = { EVICT_HEAT_SUM },
 	},
+	[EVICT_look_m] = {
+		.name = "look-m",
+		.text = "accumulated attention, every token of text before any other; victims are merged into their nearest survivor",
+		.merge = EVICT_MERGE_pivot,
+		.source = "LOOK-M, arXiv 2406.18139",
+		.heat = { EVICT_HEAT_SUM },
+	},
+	[EVICT_vl_cache] = {
+		.name = "vl-cache",
+		.text = "accumulated attention of the queries behind the last image alone",
+		.source = "VL-Cache, arXiv 2410.23317",
+		.heat = { EVICT_HEAT_SUM },
+	},
+	[EVICT_csp] = {
+		.name = "csp",
+		.text = "recent attention, with budgets of their own for the newest token's modality and the others",
+		.source = "CSP, arXiv 2412.04652",
+		.heat = { EVICT_HEAT_SUM },
+		.n_params = 2,
+		.param = {
+			{ .name = "cross", .text = "share of the slots for tokens of another modality than the newest", .def = 0.1f, .max = 1.0f },
+			QUERIES,
+		},
+	},
 };
 
 int evict_parse_in(const struct evict_policy_info *table, uint32_t n_table, const char *text, struct evict_rule *rule, char *why,

@@ -15,6 +15,7 @@
  *	evict_NAME_figure	-> lane->rank	sum and maximum over the lane before the ranking
  *	evict_NAME_share	-> lane->cut	of the slots that may leave, the share with the largest figure is spared
  *	evict_NAME_pool, _kernel, _mean	-> slot->pooled		a value pooled over neighbours in position order
+ *	evict_NAME_worth	-> slot->place		how many slots of the same side of the lane are worth more
  *
  * EVICT_POLICIES and the lists below it name them all, evict/policies.c describes them to people. docs/add-a-policy.md
  * walks through adding one.
@@ -48,7 +49,8 @@ enum evict_heat {
 	X(snapkv, 1, 1, 0) X(morphkv, 1, 1, 0) X(rkv, 1, 1, 1) X(gkv, 1, 1, 1)			\
 	X(raas, 1, 1, 0) X(lazy, 1, 2, 0) X(nacl, 1, 1, 0) X(l2norm, 0, 0, 1)			\
 	X(vatp, 1, 1, 1) X(keydiff, 0, 0, 1) X(lagkv, 0, 0, 1) X(expected, 1, 2, 1)		\
-	X(cam, 1, 1, 0) X(d2o, 1, 1, 0)
+	X(cam, 1, 1, 0) X(d2o, 1, 1, 0)								\
+	X(look_m, 1, 1, 0) X(vl_cache, 1, 1, 0) X(csp, 1, 1, 0)
 
 /* Those that also have a figure over the heat, a figure before the ranking, a cut by it, a pooled value. */
 #define EVICT_WITH_HEAT_FIGURE(X) X(keyformer) X(gkv)
@@ -56,8 +58,14 @@ enum evict_heat {
 #define EVICT_WITH_CUT(X) X(roco) X(nacl)
 #define EVICT_WITH_POOL(X) X(snapkv) X(rkv) X(gkv)
 
+/* Those that rank by place (no pooled value then), those that look at the tag of a slot, and those that collect no heat from queries up to the last
+   token that has one. */
+#define EVICT_WITH_PLACE(X) X(csp)
+#define EVICT_WITH_TAG(X) X(look_m) X(csp)
+#define EVICT_WITH_LATE_HEAT(X) X(vl_cache)
+
 /* Those that compute a number once per lane and window, before the fold: evict_NAME_constant() -> lane->constant. */
-#define EVICT_WITH_CONSTANT(X) X(h2o) X(tova) X(keyformer) X(snapkv) X(morphkv) X(rkv) X(nacl) X(vatp) X(cam)
+#define EVICT_WITH_CONSTANT(X) X(h2o) X(tova) X(keyformer) X(snapkv) X(morphkv) X(rkv) X(nacl) X(vatp) X(cam) X(csp)
 
 /* Those whose first parameter is an exponent of age, 0 by default: the host compiles the loop without it as well. */
 #define EVICT_WITH_AGE(X) X(h2o) X(vatp)
@@ -92,6 +100,7 @@ struct evict_lane {
 	uint32_t lane;
 	int32_t now;			/* position of the next token to come */
 	int32_t since;			/* the rule's */
+	uint32_t tag;			/* of the newest token */
 	uint32_t appended;		/* tokens of the window that ended */
 	uint32_t observe;		/* every so many-th query is observed; 0: none */
 	uint32_t queries;		/* of the window's tokens, how many were */
@@ -108,7 +117,7 @@ struct evict_slot {
 	float heat[EVICT_MAX_HEAT];	/* this window's, cleaned: finite and >= 0; for fold and the heat figure */
 	float credit[EVICT_MAX_CREDIT];	/* read by rank, updated by fold */
 	float trait[EVICT_MAX_TRAIT];
-	float pooled;			/* for rank */
+	float pooled, place;		/* for rank */
 };
 
 /* Heat comes from a client: NaN, Inf and negative numbers count as nothing. */
@@ -217,6 +226,9 @@ EVICT_FN void evict_##name##_fold(const struct evict_rule *rule, const struct ev
 #include "evict/policy_expected.h"
 #include "evict/policy_cam.h"
 #include "evict/policy_d2o.h"
+#include "evict/policy_look_m.h"
+#include "evict/policy_vl_cache.h"
+#include "evict/policy_csp.h"
 
 /* --- dispatch: one switch per function ---------------------------------------------------------------------------------------- */
 
@@ -335,6 +347,30 @@ EVICT_FN int evict_has_age(uint32_t policy)
 	default: return 0;
 	}
 }
+
+EVICT_FN int evict_has_place(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_PLACE(EVICT_YES)
+	default: return 0;
+	}
+}
+
+EVICT_FN int evict_has_tag(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_TAG(EVICT_YES)
+	default: return 0;
+	}
+}
+
+EVICT_FN int evict_has_late_heat(uint32_t policy)
+{
+	switch (policy) {
+	EVICT_WITH_LATE_HEAT(EVICT_YES)
+	default: return 0;
+	}
+}
 #undef EVICT_YES
 
 /* Whether the lane has to be gone over before its slots can be ranked: otherwise fold and rank are one pass. */
@@ -345,7 +381,7 @@ EVICT_FN int evict_is_staged(const struct evict_rule *rule)
 	for (uint32_t i = 0; i < evict_n_trait(p); i++)
 		if (!evict_trait_once(rule->trait[i]))
 			return 1;
-	return evict_has_heat_figure(p) || evict_has_figure(p) || evict_has_cut(p) || evict_has_pool(p);
+	return evict_has_heat_figure(p) || evict_has_figure(p) || evict_has_cut(p) || evict_has_pool(p) || evict_has_place(p);
 }
 
 EVICT_FN void evict_fold(const struct evict_rule *rule, const struct evict_lane *lane, struct evict_slot *slot)
@@ -445,6 +481,22 @@ EVICT_FN int evict_pool_mean(const struct evict_rule *rule)
 	EVICT_WITH_POOL(EVICT_CASE)
 #undef EVICT_CASE
 	default: return 0;
+	}
+}
+
+/*
+ * place = of the live slots on the same side (those with the tag of the newest token, or the others) that may leave, how many are worth more, or as
+ * much at a higher position. Of a protected slot: 0.
+ */
+EVICT_FN float evict_worth(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	(void)lane;
+	(void)slot;
+	switch (rule->policy) {
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_worth(rule, lane, slot);
+	EVICT_WITH_PLACE(EVICT_CASE)
+#undef EVICT_CASE
+	default: return 0.0f;
 	}
 }
 

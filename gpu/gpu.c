@@ -157,6 +157,9 @@ int gpu_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *sh
 	if (!shape->n_kv_heads || shape->group < 1 || shape->group > 16 || shape->head_dim < 64 || shape->head_dim > 256 ||
 	    shape->head_dim % 16 || shape->slot_type > GPU_Q8)
 		return -EINVAL;
+	for (unsigned i = 0; i < n_seqs; i++)
+		if (seq[i].heat_from > 0 && !gpu_can_mark(step->dev))
+			return -ENOTSUP;
 	return step->dev->ops->step_set(step, s, shape, map, seq, n_seqs, live_max);
 }
 

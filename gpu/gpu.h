@@ -116,6 +116,7 @@ struct gpu_seq {
 	uint32_t n;		/* tokens of this step; 0 is allowed */
 	uint32_t used;		/* tokens of the window appended before this step */
 	int32_t pos;		/* position of the step's first token */
+	int32_t heat_from;	/* queries at lower positions add no heat, whatever the table says; on CUDA always 0, so far (gpu_can_mark()) */
 };
 
 /* Rows of a caller's tensor: row r, head h, channel c at data[r * stride + h * head_dim + c] (elements). */
@@ -129,6 +130,7 @@ struct gpu_tensor {
  * A step: the list of sessions, on the device. max_rows bounds the rows (tokens) of a step.
  * gpu_step_set - announce the step that the following operations work on.
  * @live_max: an upper bound of any lane's live slots in this step (sizes launches and scratch).
+ * Errors: -EINVAL, -ENOMEM, -ENOTSUP a heat_from on CUDA.
  */
 int gpu_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, struct gpu_step **out);
 void gpu_step_free(struct gpu_device *dev, struct gpu_step *step);
@@ -153,7 +155,7 @@ int gpu_attend(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct
 
 /*
  * gpu_observe - heat only, for engines that ran another attention kernel: adds exp(scale * q.k - lse) of the step's last
- * `last` queries of each session (0: of all) to the slots they may see. @lse: as attend returns it. Ignores `observe`.
+ * `last` queries of each session (0: of all) to the slots they may see. @lse: as attend returns it. Ignores `observe`, but not heat_from.
  */
 int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
 		float scale, uint32_t last);

@@ -219,7 +219,7 @@ struct wire_session {
 	uint32_t budget;	/* slots per lane */
 	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
 	uint32_t table_id;	/* page id of the shared table: it may move between windows, read it after each new grant */
-	uint32_t zero;
+	uint32_t heat_from;	/* queries at lower positions shall add no heat */
 	uint64_t pad2[2];
 };
 

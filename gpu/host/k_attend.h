@@ -367,9 +367,9 @@ static void heat_add(const struct lane_view *v, const struct gpu_table *t, const
 }
 
 /* Does the query at this position give heat? */
-VFN uint64_t observed(const struct gpu_table *t, int32_t pos)
+VFN uint64_t observed(const struct host_item *it, const struct gpu_table *t, int32_t pos)
 {
-	return t->n_heat && t->observe && (uint32_t)pos % t->observe == 0;
+	return t->n_heat && t->observe && (uint32_t)pos % t->observe == 0 && pos >= it->seq->heat_from;
 }
 
 static void attend_one(const struct host_item *it, const struct lane_view *v, uint32_t live)
@@ -380,7 +380,7 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 	struct host_room room = host_room(it->scratch, sh, live, 1);
 	struct one a = { .v = *v, .d = d, .heads = g, .live = live, .pages = gpu_pages_for(live), .q = room.q, .l = room.logits,
 			 .o = room.out, .ld = host_row_floats(live), .limit = it->seq->pos };
-	struct probs p = { .e = a.l, .ld = a.ld, .queries = 1, .group = g, .seen = observed(t, it->seq->pos) };
+	struct probs p = { .e = a.l, .ld = a.ld, .queries = 1, .group = g, .seen = observed(it, t, it->seq->pos) };
 	float inv[FEW_HEADS], x[HOST_MAX_DIM];
 
 	for (uint32_t h = 0; h < g; h++) {

@@ -237,7 +237,7 @@ static void attend_block(struct block *b, const struct gpu_table *t)
 	}
 	p.inv = inv;
 	for (uint32_t i = 0; i < b->queries; i++)
-		p.seen |= observed(t, it->seq->pos + (int32_t)(b->first + i)) << i;
+		p.seen |= observed(it, t, it->seq->pos + (int32_t)(b->first + i)) << i;
 	heat_add(&b->v, t, &p, b->live);
 	block_values(b);
 	block_store(b, inv);
@@ -288,7 +288,8 @@ static void observe_item(const struct host_item *it)
 				vf_store(l + s, vf_exp(vf_load(l + s) - lse));
 		}
 		p.queries = b.queries;
-		p.seen = (1ull << b.queries) - 1u;
+		for (uint32_t j = 0; j < b.queries; j++)
+			p.seen |= (uint64_t)(b.limit[j] >= it->seq->heat_from) << j;
 		heat_add(&b.v, t, &p, live);
 	}
 }

@@ -28,7 +28,8 @@ struct arrays {
 	const int32_t *pos;
 	float *heat[EVICT_MAX_HEAT];
 	float *credit[EVICT_MAX_ARRAYS + 1];	/* credits, then traits */
-	const float *pooled;
+	const float *pooled;		/* or places */
+	const uint32_t *mark;		/* for policies that look at tags */
 };
 
 struct zeros {
@@ -46,6 +47,8 @@ VFN uint32_t mark_of(const struct selection *s, int32_t pos)
 	return s->turn->marks && (uint32_t)pos < s->turn->n_marks ? s->turn->marks[pos] : 0;
 }
 
+static const uint32_t no_marks[GPU_BLOCK_SLOTS];
+
 static void block_arrays(const struct selection *s, uint32_t b, struct zeros *zeros, struct arrays *a)
 {
 	a->pos = credit_pos(&s->v, b);
@@ -53,6 +56,7 @@ static void block_arrays(const struct selection *s, uint32_t b, struct zeros *ze
 		a->heat[k] = k < s->t->n_heat ? block_heat(&s->v, b, k) : zeros->x[k];
 	for (uint32_t k = 0; k < s->turn->n_credit; k++)
 		a->credit[k] = credit_of(&s->v, b, k);
+	a->mark = no_marks;
 	a->pooled = s->stage.pooled + (size_t)b * GPU_BLOCK_SLOTS;	/* looked at by policies that pool alone */
 }
 
@@ -95,6 +99,7 @@ VFN void block_policy(uint32_t policy, uint32_t nh, uint32_t nc, uint32_t nt, in
 	float *restrict h0 = a->heat[0], *restrict h1 = a->heat[1];
 	float *restrict c0 = a->credit[0], *restrict c1 = a->credit[1];
 	const float *restrict t0 = a->credit[nc], *restrict t1 = a->credit[nc + 1], *restrict pooled = a->pooled;
+	const uint32_t *restrict mark = a->mark;
 	const uint32_t recent = s->plan->recent;
 
 	for (uint32_t i = 0; i < n; i++) {
@@ -110,6 +115,10 @@ VFN void block_policy(uint32_t policy, uint32_t nh, uint32_t nc, uint32_t nt, in
 			slot.trait[1] = t1[i];
 		if (evict_has_pool(policy))
 			slot.pooled = pooled[i];
+		if (evict_has_place(policy))
+			slot.place = pooled[i];
+		if (evict_has_tag(policy))
+			slot.tag = evict_mark_tag(mark[i]);
 		if (fold) {
 			if (nh > 0) {
 				slot.heat[0] = evict_clean(h0[i]);
@@ -167,7 +176,7 @@ static void run_policy(const struct selection *s, const struct arrays *a, uint32
 
 /* --- before the ranking: figures and pooled values ----------------------------------------------------------------------------- */
 
-/* value[i] of the slots of one block; which: 0 the heat figure, 1 the figure, 2 what is pooled. */
+/* value[i] of the slots of one block; which: 0 the heat figure, 1 the figure, 2 what is pooled, 3 what places go by. */
 static void block_values_of(const struct selection *s, const struct arrays *a, uint32_t n, int which, float *value)
 {
 	const struct evict_rule *rule = &s->turn->rule;
@@ -179,7 +188,8 @@ static void block_values_of(const struct selection *s, const struct arrays *a, u
 		for (uint32_t k = 0; k < nh; k++)
 			slot.heat[k] = evict_clean(a->heat[k][i]);
 		value[i] = which == 0 ? evict_heat_figure(rule, &s->lane, &slot) :
-			   which == 1 ? evict_figure(rule, &s->lane, &slot) : evict_pool(rule, &s->lane, &slot);
+			   which == 1 ? evict_figure(rule, &s->lane, &slot) :
+			   which == 2 ? evict_pool(rule, &s->lane, &slot) : evict_worth(rule, &s->lane, &slot);
 	}
 }
 
@@ -207,14 +217,15 @@ static struct evict_figures lane_values(const struct selection *s, uint32_t n, i
 	return f;
 }
 
-/* Slots 0 .. n-1 in the order of their positions: by bytes, least significant first. key: room for 2n. */
-static void by_position(const struct selection *s, uint32_t n, uint64_t *key, uint32_t *order)
+/*
+ * Sorts order[i] by the upper halves of key[i], by bytes, least significant first; equal ones stay as they were. largest: of the upper
+ * halves. key: room for 2n; key[i]'s lower half is order[i].
+ */
+static void sort_by_key(uint64_t *key, uint32_t n, uint32_t largest, uint32_t *order)
 {
 	uint64_t *from = key, *to = key + n, *other;
 
-	for (uint32_t i = 0; i < n; i++)
-		from[i] = (uint64_t)(uint32_t)pos_at(s, i) << 32 | i;
-	for (int shift = 32; shift < 64 && (uint64_t)(uint32_t)s->lane.now >> (shift - 32); shift += 8) {
+	for (int shift = 32; shift < 64 && (uint64_t)largest >> (shift - 32); shift += 8) {
 		uint32_t bin[256] = { 0 }, at = 0, count;
 
 		for (uint32_t i = 0; i < n; i++)
@@ -232,6 +243,36 @@ static void by_position(const struct selection *s, uint32_t n, uint64_t *key, ui
 	}
 	for (uint32_t i = 0; i < n; i++)
 		order[i] = (uint32_t)from[i];
+}
+
+/* Slots 0 .. n-1 in the order of their positions. key: room for 2n. */
+static void by_position(const struct selection *s, uint32_t n, uint64_t *key, uint32_t *order)
+{
+	for (uint32_t i = 0; i < n; i++)
+		key[i] = (uint64_t)(uint32_t)pos_at(s, i) << 32 | i;
+	sort_by_key(key, n, (uint32_t)s->lane.now, order);
+}
+
+static int may_leave(const struct selection *s, int32_t pos)
+{
+	return !evict_tier(&s->turn->rule, s->plan->recent, s->lane.now, pos) && !(mark_of(s, pos) & EVICT_MARK_PINNED);
+}
+
+/* See evict_worth(). value[] and place[] by slot; key, order: scratch. */
+static void places(const struct selection *s, uint32_t n, const float *value, uint64_t *key, uint32_t *order, float *place)
+{
+	uint32_t above[2] = { 0 };
+
+	by_position(s, n, key, order);
+	for (uint32_t i = 0; i < n; i++)
+		key[i] = (uint64_t)evict_order(value[order[i]]) << 32 | order[i];
+	sort_by_key(key, n, UINT32_MAX, order);
+	for (uint32_t i = n; i-- > 0;) {
+		const int32_t pos = pos_at(s, order[i]);
+		const int side = evict_mark_tag(mark_of(s, pos)) == s->lane.tag;
+
+		place[order[i]] = may_leave(s, pos) ? (float)above[side]++ : 0.0f;
+	}
 }
 
 /* See evict_kernel(). value[] by slot; pooled[] too. */
@@ -282,7 +323,7 @@ static uint64_t lane_cut(const struct selection *s, uint32_t n, const float *val
 	for (uint32_t i = 0; i < n; i++) {
 		int32_t pos = pos_at(s, i);
 
-		if (!evict_tier(&s->turn->rule, s->plan->recent, s->lane.now, pos) && !(mark_of(s, pos) & EVICT_MARK_PINNED))
+		if (may_leave(s, pos))
 			key[count++] = evict_place(value[i], pos);
 	}
 	spared = (uint32_t)(evict_share(&s->turn->rule) * (float)count);
@@ -306,6 +347,10 @@ static void before_ranking(struct selection *s, uint32_t n)
 		(void)lane_values(s, n, 2, st->value);
 		by_position(s, n, st->key, st->order);
 		pool_neighbours(st->order, st->value, n, evict_kernel(&s->turn->rule), evict_pool_mean(&s->turn->rule), st->pooled);
+	}
+	if (evict_has_place(policy)) {
+		(void)lane_values(s, n, 3, st->value);
+		places(s, n, st->value, st->key, st->order, st->pooled);
 	}
 }
 

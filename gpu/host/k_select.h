@@ -96,11 +96,18 @@ VFN void prefetch_block(const struct selection *s, uint32_t b, int fold)
 	prefetch((const char *)credit_pos(&s->v, b), gpu_block_bytes(s->turn->n_credit));
 }
 
-/* Keys of one block, in the light of the marks. */
-static void mark_keys(const struct selection *s, const int32_t *pos, uint32_t n, uint64_t *keys)
+/* The marks of one block's slots. */
+static void read_marks(const struct selection *s, const int32_t *pos, uint32_t n, uint32_t *mark)
 {
 	for (uint32_t i = 0; i < n; i++)
-		keys[i] = evict_marked_key(keys[i], mark_of(s, pos[i]));
+		mark[i] = mark_of(s, pos[i]);
+}
+
+/* Keys of one block, in the light of the marks. */
+static void mark_keys(const uint32_t *mark, uint32_t n, uint64_t *keys)
+{
+	for (uint32_t i = 0; i < n; i++)
+		keys[i] = evict_marked_key(keys[i], mark[i]);
 }
 
 /*
@@ -110,6 +117,7 @@ static void mark_keys(const struct selection *s, const int32_t *pos, uint32_t n,
 static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int offer, int sum, int ranks)
 {
 	uint64_t own[GPU_BLOCK_SLOTS];
+	uint32_t mark[GPU_BLOCK_SLOTS];
 	struct zeros zeros = { 0 };
 	struct arrays a = { 0 };
 
@@ -124,9 +132,13 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 			prefetch_block(s, b + 1, fold);
 		if (fold && stats & EVICT_STATS_HEAT)
 			stats_of_heat(s, &a, here, s->sums, &s->turn->lane_stats[s->sel->lane]);
+		if (to && s->turn->marks) {
+			read_marks(s, a.pos, here, mark);
+			a.mark = mark;
+		}
 		run_policy(s, &a, here, fold, to);
 		if (to && s->turn->marks)
-			mark_keys(s, a.pos, here, to);
+			mark_keys(mark, here, to);
 		if (fold && s->t->n_heat > evict_n_heat(s->turn->rule.policy))
 			zero_other_heat(s, &a, here);
 		if (stats & EVICT_STATS_RANK && ranks)
@@ -353,6 +365,7 @@ static void open_lane(struct selection *s, struct host_select *sel)
 	s->live = gpu_live(s->v.lane, turn->appended);
 	s->lane = evict_lane_at(&turn->rule, sel->lane, turn->pos, turn->appended, s->t->n_heat ? s->t->observe : 0,
 				s->live);
+	s->lane.tag = evict_mark_tag(mark_of(s, s->lane.now - 1));
 	if (sel->staged || turn->rule.merge)
 		s->stage = host_stage(sel->stage, turn, s->live);
 	s->room = s->plan->victims;

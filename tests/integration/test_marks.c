@@ -1,7 +1,8 @@
 /*
- * Tags, pins and drops through the real daemon. What is dropped is gone from the named layers and nowhere else, its memory is back when the call
- * returns, and what attention then gives is what ebb_local() gives after the same drop, bit for bit. What is pinned stays. Neighbours in other
- * processes notice nothing. Host pool; the client is in this process, so that it can look into its lanes and ask the daemon.
+ * Tags, pins and drops through the real daemon. What is dropped is gone from the named layers and nowhere else, its memory is back
+ * when the call returns, and what attention then gives is what ebb_local() gives after the same drop, bit for bit. What is pinned stays,
+ * and the policies that know modalities do with tags what they say. Neighbours in other processes notice nothing. Host pool; the
+ * client is in this process, so that it can look into its lanes and ask the daemon.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -221,7 +222,6 @@ static void dropped_slots_make_room_for_new_tokens_under_a_budget(void **state)
 	must(&c, ebb_session_drop(c.session, 0, 590, 3));	/* below the floor: what is left are ten tokens */
 	step(&c, 1, pos, live);
 	for (uint32_t lane = 0; lane < LANES; lane++) {
-		/* A turn in the middle of a window finds lanes at their budget less the window's rest, or at it. */
 		if (lane / HEADS >= 3)
 			assert_int_equal(live[lane], 11);
 		else
@@ -291,6 +291,108 @@ static void more_pins_than_slots_do_not_enlarge_the_budget(void **state)
 	step(&c, 1, pos, live);
 	for (uint32_t lane = 0; lane < LANES; lane++)
 		assert_true(live[lane] >= 96 && live[lane] <= 128);
+	end(&c);
+}
+
+/* --- tags ---------------------------------------------------------------------------------------------------------------------- */
+
+/* Positions from first to end - 1 among them. */
+static uint32_t count(const int32_t *pos, uint32_t live, int32_t first, int32_t end)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < live; i++)
+		n += pos[i] >= first && pos[i] < end;
+	return n;
+}
+
+static void look_m_lets_images_go_before_text(void **state)
+{
+	static int32_t pos[LANES][MAX];
+	uint32_t live[LANES];
+	struct client c;
+
+	(void)state;
+	for (int tags = 0; tags < 2; tags++) {
+		begin(&c, 0, "policy=look-m budget=256 slots=bf16 recent=16 prefill=whole", 384);
+		if (tags)
+			must(&c, ebb_session_tag(c.session, 100, 200, 1));
+		feed(&c, 384, 64);
+		step(&c, 1, pos, live);		/* 184 of text and 200 of an image came; 256 stayed, and the new token took one's slot */
+		for (uint32_t lane = 0; lane < LANES; lane++) {
+			const uint32_t images = count(pos[lane], live[lane], 100, 300);
+
+			assert_int_equal(live[lane], 256);
+			if (tags)
+				assert_int_equal(images, 71);
+			else
+				assert_true(images > 90);
+		}
+		end(&c);
+	}
+}
+
+static void csp_keeps_a_share_for_the_other_modality(void **state)
+{
+	static int32_t pos[LANES][MAX];
+	uint32_t live[LANES];
+	struct client c;
+
+	(void)state;
+	begin(&c, 0, "policy=csp:cross=0.25 budget=256 slots=bf16 recent=32 sinks=4 prefill=whole", 576);
+	must(&c, ebb_session_tag(c.session, 50, 300, 7));
+	feed(&c, 576, 64);
+	step(&c, 1, pos, live);
+	for (uint32_t lane = 0; lane < LANES; lane++) {
+		/* 256 slots; 4 sinks and 32 recent ones are protected: a quarter of the other 220 are images. */
+		assert_int_equal(live[lane], 256);
+		assert_in_range(count(pos[lane], live[lane], 50, 350), 54, 55);
+	}
+	end(&c);
+}
+
+/* The client's attend leaves queries up to the last image out, to the token; a second image counts from when it is said that there is one. */
+static void vl_cache_takes_heat_from_behind_the_last_image(void **state)
+{
+	static const struct ebb_mark retagged[2] = { { EBB_TAG, 50, 25, 3 }, { EBB_TAG, 40, 60, 0 } };
+	static float heat[MAX];
+	struct client c;
+
+	(void)state;
+	begin(&c, 0, "policy=vl-cache budget=2048 slots=f32 split=sparsity", 300);
+	must(&c, ebb_session_tag(c.session, 20, 30, 2));
+	for (uint32_t at = 0; at < 160; at++) {
+		const struct ebb_tensor t = { .data = kv[0] }, query = { .data = q }, result = { .data = out };
+		const int seen = at < 100 ? at >= 50 : at < 120 || at >= 150;
+		uint32_t n = 1;
+		float sum = 0.0f;
+		int live;
+
+		if (at == 100) {	/* another image, which is none after all; then one to come */
+			must(&c, ebb_session_mark(c.session, retagged, 2));
+			must(&c, ebb_session_tag(c.session, 20, 30, 0));
+		}
+		if (at == 120)
+			must(&c, ebb_session_tag(c.session, 140, 10, 1));
+		if (at % 32 == 0 || at == 50 || at == 150)	/* so that the heat seen below is this query's: a call ends the window */
+			must(&c, ebb_session_tag(c.session, MAX - 1, 1, 0));
+		must(&c, ebb_step_begin(c.batch, &n, -1));
+		for (uint32_t layer = 0; layer < LAYERS; layer++) {
+			fill(kv[0], HEADS * DIM, at);
+			fill(q, HEADS * GROUP * DIM, at + 99);
+			must(&c, ebb_append(c.batch, layer, &t, &t));
+			must(&c, ebb_attend(c.batch, layer, &query, &result, 0.125f, NULL));
+		}
+		live = ebb_lane_read(c.session, 5, NULL, heat, MAX);
+		assert_int_equal(live, at + 1);
+		for (int i = 0; i < live; i++)
+			sum += heat[i];
+		if (seen)
+			assert_true(sum > 2.99f);	/* three heads, and what the window has had */
+		else if (at < 100 || at >= 128)
+			assert_true(sum == 0.0f);
+		must(&c, ebb_step_end(c.batch));
+	}
 	end(&c);
 }
 
@@ -390,7 +492,6 @@ static void hostile_marks_are_refused_by_the_daemon(void **state)
 	assert_int_equal(send_mark(&r, &mark, sizeof(mark)), 0);
 	mark.more = 0;
 	assert_int_equal(send_mark(&r, &mark, sizeof(mark)), 0);
-	/* Tokens that it has begun and never finished: the claim waits for them, the daemon for nobody. */
 	raw_close(&r);
 	td_await(&d, "status:sessions", 1);
 	assert_int_equal(td_number(&d, "sessions:0.slots_dropped"), 0);
@@ -443,6 +544,9 @@ int main(void)
 		cmocka_unit_test(dropped_slots_make_room_for_new_tokens_under_a_budget),
 		cmocka_unit_test(pinned_tokens_stay_while_others_can_go),
 		cmocka_unit_test(more_pins_than_slots_do_not_enlarge_the_budget),
+		cmocka_unit_test(look_m_lets_images_go_before_text),
+		cmocka_unit_test(csp_keeps_a_share_for_the_other_modality),
+		cmocka_unit_test(vl_cache_takes_heat_from_behind_the_last_image),
 		cmocka_unit_test(impossible_marks_are_refused_and_nothing_happens),
 		cmocka_unit_test(hostile_marks_are_refused_by_the_daemon),
 		cmocka_unit_test(neighbours_notice_nothing),

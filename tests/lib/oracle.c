@@ -306,7 +306,7 @@ void oracle_attend(const struct oracle_seq *seq, uint32_t layer, const struct gp
 
 				lse[at] = query(s, lane, k, v, live, pos, q, seq->row + t, g * group + i, scale, p + i, &out[at * d]);
 			}
-			if (!s->table.observe || (uint32_t)pos % s->table.observe)
+			if (!s->table.observe || (uint32_t)pos % s->table.observe || pos < seq->heat_from)
 				continue;
 			for (uint32_t at = 0; at < live; at++)
 				if (lane->slot[at].pos <= pos)
@@ -333,6 +333,8 @@ void oracle_observe(const struct oracle_seq *seq, uint32_t layer, const struct g
 		for (uint32_t t = last && last < seq->n ? seq->n - last : 0; t < seq->n; t++) {
 			const uint32_t row = seq->row + t;
 
+			if (seq->pos + (int32_t)t < seq->heat_from)
+				continue;
 			for (uint32_t i = 0; i < group; i++)
 				logits(s, k, live, q, row, g * group + i, scale, p + i, group);
 			for (uint32_t at = 0; at < live; at++) {

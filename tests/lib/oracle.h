@@ -37,6 +37,7 @@ struct oracle_seq {
 	struct oracle_session *session;
 	uint32_t row, n, used;
 	int32_t pos;
+	int32_t heat_from;
 };
 
 /* Allocates lanes, all zero. table and shape must be filled in. Undo with oracle_session_fini(). */

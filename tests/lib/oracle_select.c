@@ -25,14 +25,21 @@ struct lane_turn {
 	const struct gpu_plan *plan;
 	struct oracle_lane *lane;
 	struct evict_lane view;
-	float *pooled;			/* [max_slots] */
+	float *pooled;			/* [max_slots]; or places */
 };
+
+static uint32_t mark_at(const struct lane_turn *t, int32_t pos)
+{
+	return t->turn->marks && pos >= 0 && (uint32_t)pos < t->turn->n_marks ? t->turn->marks[pos] : 0;
+}
 
 static struct evict_slot slot_view(const struct lane_turn *t, uint32_t at, int with_heat)
 {
 	const struct oracle_slot *slot = &t->lane->slot[at];
 	const uint32_t n_credit = evict_n_credit(t->turn->rule.policy);
-	struct evict_slot view = { .pos = slot->own_pos, .pooled = t->pooled[at] };
+	struct evict_slot view = { .pos = slot->own_pos, .pooled = t->pooled[at], .place = t->pooled[at] };
+
+	view.tag = mark_at(t, slot->own_pos) & 255;
 
 	for (uint32_t i = 0; with_heat && i < t->s->table.n_heat; i++) {
 		const float heat = (float)slot->heat[i];
@@ -46,11 +53,6 @@ static struct evict_slot slot_view(const struct lane_turn *t, uint32_t at, int w
 			view.trait[i - n_credit] = slot->credit[i];
 	}
 	return view;
-}
-
-static uint32_t mark_at(const struct lane_turn *t, int32_t pos)
-{
-	return t->turn->marks && pos >= 0 && (uint32_t)pos < t->turn->n_marks ? t->turn->marks[pos] : 0;
 }
 
 static int tier(const struct lane_turn *t, const struct evict_slot *slot)
@@ -358,6 +360,24 @@ static void pool(const struct lane_turn *t, uint32_t n)
 	free(order);
 }
 
+/* Of the slots that may leave, on the same side as each: how many are worth more. */
+static void place(const struct lane_turn *t, uint32_t n)
+{
+	for (uint32_t at = 0; at < n; at++) {
+		const struct evict_slot view = slot_view(t, at, 0);
+		uint32_t above = 0;
+
+		for (uint32_t j = 0; j < n && !tier(t, &view); j++) {
+			const struct evict_slot other = slot_view(t, j, 0);
+			const float x = evict_worth(&t->turn->rule, &t->view, &view), y = evict_worth(&t->turn->rule, &t->view, &other);
+
+			above += !tier(t, &other) && (other.tag == t->view.tag) == (view.tag == t->view.tag) &&
+				 (y > x || (y == x && other.pos > view.pos));
+		}
+		t->pooled[at] = (float)above;
+	}
+}
+
 static void before_ranking(struct lane_turn *t, uint32_t n)
 {
 	if (evict_has_figure(t->turn->rule.policy))
@@ -366,6 +386,8 @@ static void before_ranking(struct lane_turn *t, uint32_t n)
 		t->view.cut = cut_of(t, n);
 	if (evict_has_pool(t->turn->rule.policy))
 		pool(t, n);
+	if (evict_has_place(t->turn->rule.policy))
+		place(t, n);
 }
 
 /* --- merges ------------------------------------------------------------------------------------------------------------------------- */
@@ -708,6 +730,7 @@ void oracle_select(struct oracle_session *s, const struct gpu_turn *turn, unsign
 		struct lane_turn t = { .s = s, .turn = turn, .plan = &turn->plan[l], .lane = &s->lane[l], .pooled = pooled };
 
 		t.view = (struct evict_lane){ .lane = l, .now = turn->pos + (int32_t)turn->appended, .appended = turn->appended,
+					      .tag = mark_at(&t, turn->pos + (int32_t)turn->appended - 1) & 255,
 					      .observe = s->table.n_heat ? s->table.observe : 0, .cut = UINT64_MAX };
 		for (uint32_t i = 0; i < turn->appended && t.view.observe; i++)
 			t.view.queries += ((uint32_t)turn->pos + i) % t.view.observe == 0;

@@ -71,16 +71,24 @@ struct run {
 	struct evict_rule rule;
 	struct oracle_session session;
 	struct gpu_plan plan[KV_HEADS];
+	uint32_t mark[TOKENS];
 };
+
+static int is_image(int j)
+{
+	return j >= 5 && j <= 10;
+}
 
 /* `tokens` more, from `pos` on, into new slots; then settle and fold; with victims they are named. */
 static void window(struct run *r, uint32_t pos, uint32_t tokens, uint32_t victims, uint32_t recent)
 {
-	const struct oracle_seq seq = { .session = &r->session, .row = pos, .n = tokens, .pos = (int32_t)pos };
+	const struct oracle_seq seq = { .session = &r->session, .row = pos, .n = tokens, .pos = (int32_t)pos,
+					.heat_from = evict_has_late_heat(r->rule.policy) ? 11 : 0 };
 	const struct gpu_tensor tq = { .data = q, .type = GPU_F32, .stride = HEADS * DIM };
 	const struct gpu_tensor tk = { .data = k, .type = GPU_F32, .stride = KV_HEADS * DIM };
 	const struct gpu_tensor tv = { .data = v, .type = GPU_F32, .stride = KV_HEADS * DIM };
-	struct gpu_turn turn = { .plan = r->plan, .n_lanes = KV_HEADS, .appended = tokens, .pos = (int32_t)pos, .rule = r->rule };
+	struct gpu_turn turn = { .plan = r->plan, .n_lanes = KV_HEADS, .appended = tokens, .pos = (int32_t)pos, .rule = r->rule,
+				 .marks = r->mark, .n_marks = TOKENS };
 	static double out[TOKENS * HEADS * DIM], lse[TOKENS * HEADS];
 
 	oracle_append(&seq, 0, &tk, &tv);
@@ -105,6 +113,8 @@ static void run_open(struct run *r, const char *policy, const char *merge)
 			   .heat = { r->rule.heat[0], r->rule.heat[1] }, .observe = 1 },
 		.max_slots = TOKENS, .n_credit = evict_n_arrays(r->rule.policy),
 	};
+	for (int j = 0; j < TOKENS; j++)
+		r->mark[j] = is_image(j) ? 1 + (uint32_t)j % 3 : 0;
 	oracle_session_init(&r->session);
 	for (int l = 0; l < KV_HEADS; l++)
 		r->session.lane[l].head.fresh = TOKENS;
@@ -454,6 +464,35 @@ static void f_expected(int lane, double *value)
 	}
 }
 
+/* Images: tokens 5 to 10. The newest token is text. */
+FORMULA(look_m, sum_of(lane, 0, 24, j) - (is_image(j) ? 10000 : 0))
+FORMULA(vl_cache, sum_of(lane, 11, 24, j))
+
+/* Lists of text and of images, and at every place whose turn it is: the one that is further behind its share. */
+static void f_csp_of(int lane, double cross, double *value)
+{
+	double x[TOKENS];
+
+	f_recent(lane, x);
+	for (int j = 0; j < TOKENS; j++) {
+		int above = 0;
+
+		for (int i = 0; i < TOKENS; i++)
+			above += is_image(i) == is_image(j) && (x[i] > x[j] || (x[i] == x[j] && i > j));
+		value[j] = -(above + 0.5) / (is_image(j) ? cross : 1 - cross);
+	}
+}
+
+static void f_csp(int lane, double *value)
+{
+	f_csp_of(lane, 0.1, value);
+}
+
+static void f_csp_third(int lane, double *value)
+{
+	f_csp_of(lane, 1.0 / 3.0, value);
+}
+
 static void every_rank_orders_by_its_formula(void **state)
 {
 	static const struct { const char *policy; formula f; } cases[] = {
@@ -466,7 +505,8 @@ static void every_rank_orders_by_its_formula(void **state)
 		{ "rkv:queries=8", f_rkv }, { "gkv", f_gkv }, { "raas:alpha=0.2", f_raas }, { "lazy:alpha=0.2", f_lazy },
 		{ "nacl:random=0.5,temperature=0.05,queries=8", f_nacl }, { "l2norm", f_l2norm }, { "vatp", f_vatp },
 		{ "vatp:age=1,l2=yes", f_vatp_l2 }, { "keydiff", f_keydiff }, { "expected", f_expected }, { "cam:queries=8", f_recent },
-		{ "d2o", f_h2o },
+		{ "d2o", f_h2o }, { "look-m", f_look_m }, { "vl-cache", f_vl_cache }, { "csp:queries=8", f_csp },
+		{ "csp:queries=8,cross=0.33333334", f_csp_third },
 	};
 	uint32_t seen = 0;
 
@@ -486,6 +526,30 @@ static void every_rank_orders_by_its_formula(void **state)
 	}
 	/* random has figures of its own in test_rule, lagkv below */
 	assert_int_equal(seen | 1u << EVICT_random | 1u << EVICT_lagkv, (1u << EVICT_N_POLICIES) - 1u);
+}
+
+/* Of any number that stay, images have their share, to less than one slot either way, as long as there are enough of both. */
+static void csp_gives_each_side_its_share(void **state)
+{
+	struct run r;
+
+	(void)state;
+	for (int percent = 5; percent < 100; percent += 5) {
+		char policy[64];
+
+		snprintf(policy, sizeof(policy), "csp:queries=8,cross=0.%02d", percent);
+		run_policy(&r, policy, "none", 8, 0, TOKENS, 0);
+		for (int lane = 0; lane < KV_HEADS; lane++) {
+			int images = 0;
+
+			for (int stay = 1; stay <= TOKENS; stay++) {
+				images += is_image((int)r.session.lane[lane].next[TOKENS - stay]);
+				if (images < 6 && stay - images < 18 && fabs(images - stay * percent / 100.0) >= 1.0)
+					fail_msg("cross %d%%, lane %d: %d images of %d", percent, lane, images, stay);
+			}
+		}
+		oracle_session_fini(&r.session);
+	}
 }
 
 /* --- appendix A, as printed ------------------------------------------------------------------------------------------------------------ */
@@ -707,6 +771,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_rank_orders_by_its_formula),
+		cmocka_unit_test(csp_gives_each_side_its_share),
 		cmocka_unit_test(appendix_a_is_met),
 		cmocka_unit_test(every_merge_makes_what_its_formula_says),
 		cmocka_unit_test(arithmetic_is_near_the_mathematics),

@@ -83,12 +83,15 @@ static void policies_use_only_what_they_declare(void **state)
 			for (uint32_t h = evict_n_trait(i); h < EVICT_MAX_TRAIT; h++)
 				b.trait[h] += 1.0f;
 			b.pooled += evict_has_pool(i) ? 0.0f : 1.0f;
+			b.place += evict_has_place(i) ? 0.0f : 1.0f;
+			b.tag += evict_has_tag(i) ? 0 : 1;
 			assert_true(evict_heat_figure(&rule, &lane, &a) == evict_heat_figure(&rule, &lane, &b));
 			evict_fold(&rule, &lane, &a);
 			evict_fold(&rule, &lane, &b);
 			assert_memory_equal(a.credit, b.credit, evict_n_credit(i) * sizeof(float));
 			assert_true(evict_figure(&rule, &lane, &a) == evict_figure(&rule, &lane, &b));
 			assert_true(evict_pool(&rule, &lane, &a) == evict_pool(&rule, &lane, &b));
+			assert_true(evict_worth(&rule, &lane, &a) == evict_worth(&rule, &lane, &b));
 			assert_true(evict_rank(&rule, &lane, &a) == evict_rank(&rule, &lane, &b));
 		}
 	}

@@ -16,7 +16,8 @@ static const char head[] =
 	"# Policies\n\n"
 	"Made from the tables in `evict/` and the first comment of each `evict/policy_NAME.h` (`EBB_WRITE=1 build/tests/unit/evict/test_table`); `ebbctl policies`\n"
 	"prints the same tables. Written as `policy = NAME` or `policy = NAME:key=value,key=value`, likewise `merge` and `split`, in ebbd.ini or by a client.\n\n"
-	"*Protected* under every policy: the first `sinks` tokens, the newest `recent` slots, the prompt where it is pinned (`pin_prompt`). A policy ranks the\n"
+	"*Protected* under every policy: the first `sinks` tokens, the newest `recent` slots, the prompt where it is pinned (`pin_prompt`), and what the client\n"
+	"pins (`ebb_session_pin()`). A policy ranks the\n"
 	"rest once a window; ties go to the lower position. Scores are per lane (layer and KV head), summed over the group's query heads. Two remarks hold for all\n"
 	"methods that were published for the prompt or for every token: here they run at every window's end, over what is live then; and\n"
 	"what they call a budget split is a `split` here, chosen apart.\n\n"
@@ -25,7 +26,7 @@ static const char head[] =
 static const char tail[] =
 	"\n## Said in other words, or not expressed\n\n"
 	"- **Half recent, as in H2O's paper**: the key `recent` (50% by default), for every policy.\n"
-	"- **PyramidKV, Ada-KV, HeadKV, DuoAttention, DynamicKV, CAKE, SimLayerKV, VL-Cache's budgets**: splits; their ranks are `snapkv` or `h2o`.\n"
+	"- **PyramidKV, Ada-KV, HeadKV, DuoAttention, DynamicKV, CAKE, SimLayerKV, VL-Cache's budgets**: splits; their ranks are `snapkv`, `h2o` or `vl-cache`.\n"
 	"- **Expected Attention with query statistics**: needs queries before RoPE; the daemon sees neither queries nor hidden states, and attend sees rotated ones. `expected`\n"
 	"  estimates the same log-normal mean per slot from the attention itself.\n"
 	"- **Beside kvpress** (`make check-peers`, on SmolLM2's Q, K and V): `streaming`, `l2norm`, `keydiff`, `lagkv`, `h2o:age=1` (its ObservedAttention), `tova`, `snapkv`\n"
@@ -39,7 +40,17 @@ static const char tail[] =
 	"- **Quest, RocketKV's second stage, MInference**: skip slots in attention without freeing them. Selection, not eviction.\n"
 	"- **Leverage scores, Compactor, non-causal attention (2507.08143)**: need keys before RoPE, or attention that the model does not compute.\n"
 	"- **MiniCache**: merges the caches of neighbouring layers; lanes here are independent.\n"
-	"- **LOOK-M, VL-Cache's and CSP's token scores**: need a modality tag per token (`struct evict_slot` has the field); not there yet.\n";
+	"- **Modalities** (`look-m`, `vl-cache`, `csp`): the client says what its tokens are (`ebb_session_tag()`, ranges of positions, before they are appended). Without\n"
+	"  tags everything is text: then `look-m` is `h2o` with pivot merges, `vl-cache` `h2o`, and `csp` ranks by recent attention.\n"
+	"- **CSP's two sums of a slot** (from queries of its own modality, and from others): attend adds one sum over all queries. The sides are told apart by the newest token's\n"
+	"  tag, which is the same wherever the recent queries are of one modality: at decode, and at the end of a prompt that ends in text.\n"
+	"- **FastV**: append the prompt, then `ebb_session_drop()` the image tokens that it gives up from layer 2 on: one call, and their memory is back. In the step that brings\n"
+	"  the prompt the later layers still hold all its tokens, since a step appends to every layer; an engine that leaves them out of that step's computation does its\n"
+	"  attention itself (`ebb_append()`, `ebb_observe()`).\n"
+	"- **VisionZip, PruMerge+**: choose and merge image tokens in the vision tower. The client appends what they leave; there is nothing to drop. Their contextual and merged tokens\n"
+	"  are tokens like any others, and can be pinned.\n"
+	"- **SparseVLM**: gives up more tokens with every stage of layers: one call of `ebb_session_mark()` with a drop for each stage. Its recycled tokens (merged from dropped ones\n"
+	"  between two layers) cannot be expressed: they would exist from some layer on, and a token is appended to all layers.\n";
 
 struct out {
 	char *text;
