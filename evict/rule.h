@@ -279,8 +279,8 @@ EVICT_FN uint32_t evict_n_trait_once(const struct evict_rule *rule)
 EVICT_FN uint32_t evict_credit_kind(uint32_t policy)
 {
 	switch (policy) {
-	case EVICT_h2o: case EVICT_vatp: case EVICT_d2o: return 1;
-	case EVICT_snapkv: case EVICT_cam: case EVICT_nacl: case EVICT_rkv: return 2;
+	case EVICT_h2o: case EVICT_vatp: case EVICT_d2o: case EVICT_look_m: return 1;
+	case EVICT_snapkv: case EVICT_cam: case EVICT_nacl: case EVICT_rkv: case EVICT_csp: return 2;
 	default: return 0;
 	}
 }
