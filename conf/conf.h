@@ -15,6 +15,8 @@ extern "C" {
 #endif
 
 #define CONF_MAX_POOLS 16
+#define CONF_MAX_MODELS 32
+#define CONF_MODEL_NAME 64		/* models' names, NUL included */
 #define CONF_NAME 32		/* pool names, NUL included */
 #define CONF_TEXT 128
 
@@ -39,6 +41,12 @@ struct conf_pool {
 	char device[CONF_TEXT];		/* host | cuda:N | cuda:UUID */
 	uint64_t size_bytes;
 	uint64_t slab_bytes;		/* 0: chosen from size and device; else a power of two */
+};
+
+/* What the operator says of a model, which clients name when they open a session. */
+struct conf_model {
+	char name[CONF_MODEL_NAME];
+	char lanes[CONF_TEXT];		/* path of its table of lanes; "": none */
 };
 
 /* What a session gets. Also the type of what a client asked for. */
@@ -66,6 +74,8 @@ struct conf {
 	struct conf_session session;
 	struct conf_pool pool[CONF_MAX_POOLS];
 	unsigned n_pools;
+	struct conf_model model[CONF_MAX_MODELS];
+	unsigned n_models;
 };
 
 /* Checks the value of the key `policy`, `merge` or `split` for conf, which knows none of them: 0, or -EINVAL with a sentence in why. */
@@ -83,7 +93,7 @@ int conf_load(struct conf *conf, const char *path, conf_check check, char *why, 
 /*
  * conf_reload - of @next, take into @conf what may change while the daemon runs; say what may not.
  * @report: one line per changed key ("session.budget: 25% -> 30%", "pool host.size: 256M -> 1G needs a restart").
- * Returns the number of keys taken.
+ * Models come and go as the file says. Returns the number of keys taken.
  */
 int conf_reload(struct conf *conf, const struct conf *next, char *report, size_t report_bytes);
 
@@ -100,6 +110,9 @@ int conf_settings(struct conf_session *session, const char *settings, conf_check
  */
 int conf_follow(struct conf_session *session, const struct conf_session *defaults);
 
+/* conf_was_given - whether the client said this key of [session] itself. */
+int conf_was_given(const struct conf_session *session, const char *key);
+
 /* conf_print - the whole configuration as an ini file that conf_load() reads back to the same values, with comments. */
 void conf_print(const struct conf *conf, FILE *to);
 
@@ -109,7 +122,7 @@ void conf_help(FILE *to, int roff);
 /*
  * conf_each - walk the configuration for `ebbctl config`: fn(section, key, value as text, unit or "", reload class) per key.
  * reload class: "live" (SIGHUP; open sessions follow), "next" (SIGHUP; sessions opened later: what a session's tables are sized
- * by), "restart". section is "daemon", "session" or "pool NAME".
+ * by), "restart". section is "daemon", "session", "pool NAME" or "model NAME".
  */
 void conf_each(const struct conf *conf,
 	       void (*fn)(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload),

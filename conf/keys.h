@@ -7,7 +7,7 @@
 
 #include "conf/conf.h"
 
-enum conf_section { CONF_DAEMON, CONF_POOL, CONF_SESSION, CONF_N_SECTIONS };
+enum conf_section { CONF_DAEMON, CONF_POOL, CONF_MODEL, CONF_SESSION, CONF_N_SECTIONS };
 
 enum conf_type {
 	CONF_TYPE_TEXT, CONF_TYPE_DEVICE, CONF_TYPE_POLICY, CONF_TYPE_UINT, CONF_TYPE_MODE, CONF_TYPE_TIME, CONF_TYPE_SIZE,
@@ -43,7 +43,7 @@ void conf_section_keys(enum conf_section section, unsigned *first, unsigned *n);
 const struct conf_key *conf_find(enum conf_section section, const char *name);
 
 /*
- * conf_key_set - read @text into the field of @key in @base (struct conf_daemon, conf_pool or conf_session).
+ * conf_key_set - read @text into the field of @key in @base (struct conf_daemon, conf_pool, conf_model or conf_session).
  * @check: for POLICY keys; may be NULL. @why: "found 'x'; allowed: ..." on failure; @base is then unchanged.
  * Errors: -EINVAL.
  */

@@ -18,7 +18,7 @@ enum {
 	MAX_COMPLAINTS = 10,
 	MAX_KEYS = 64,
 	MAX_LINE = 512,			/* of a line that counts; inih's own limit is lower */
-	LABEL = CONF_NAME + 8,		/* "pool NAME" */
+	LABEL = CONF_MODEL_NAME + 8,	/* "pool NAME", "model NAME" */
 };
 
 /* What the file said about one section. */
@@ -36,7 +36,7 @@ struct loader {
 
 	struct conf *conf;
 	conf_check check;
-	struct part daemon, session, pool[CONF_MAX_POOLS];
+	struct part daemon, session, pool[CONF_MAX_POOLS], model[CONF_MAX_MODELS];
 
 	struct part *part;		/* the section we are in; NULL: none, or one whose keys mean nothing */
 	enum conf_section section;
@@ -104,11 +104,12 @@ static void enter(struct loader *l, enum conf_section section, struct part *part
 	part->line = l->line;
 }
 
-static bool pool_name_is_plain(const char *name)
+/* @room: of the name, NUL included. */
+static bool name_is_plain(const char *name, size_t room)
 {
 	size_t n = strlen(name);
 
-	return n > 0 && n < CONF_NAME &&
+	return n > 0 && n < room &&
 	       strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == n;
 }
 
@@ -131,7 +132,7 @@ static void enter_pool(struct loader *l, const char *name)
 	unsigned i;
 
 	l->saw_pool = true;
-	if (!pool_name_is_plain(name)) {
+	if (!name_is_plain(name, CONF_NAME)) {
 		conf_quote(name, quoted, sizeof(quoted));
 		complain(l, l->line, "[pool NAME]: found the name %s; allowed: 1 .. %d letters, digits, and . _ -", quoted, CONF_NAME - 1);
 		return;
@@ -150,6 +151,29 @@ static void enter_pool(struct loader *l, const char *name)
 	enter(l, CONF_POOL, &l->pool[i], &conf->pool[i], label);
 }
 
+static void enter_model(struct loader *l, const char *name)
+{
+	struct conf *conf = l->conf;
+	char label[LABEL], quoted[80];
+	unsigned i;
+
+	if (!name_is_plain(name, CONF_MODEL_NAME)) {
+		conf_quote(name, quoted, sizeof(quoted));
+		complain(l, l->line, "[model NAME]: found the name %s; allowed: 1 .. %d letters, digits, and . _ -", quoted, CONF_MODEL_NAME - 1);
+		return;
+	}
+	for (i = 0; i < conf->n_models && strcmp(conf->model[i].name, name) != 0; i++)
+		;
+	if (i == CONF_MAX_MODELS) {
+		complain(l, l->line, "[model %s]: found one model more; allowed: %d models", name, CONF_MAX_MODELS);
+		return;
+	}
+	if (i == conf->n_models)
+		memcpy(conf->model[conf->n_models++].name, name, strlen(name) + 1);
+	snprintf(label, sizeof(label), "model %s", name);
+	enter(l, CONF_MODEL, &l->model[i], &conf->model[i], label);
+}
+
 static void unknown_section(struct loader *l, const char *name)
 {
 	char quoted[80];
@@ -159,8 +183,8 @@ static void unknown_section(struct loader *l, const char *name)
 		if (conf_distance(name, conf_section_names[i]) <= 2)
 			meant = conf_section_names[i];
 	conf_quote(name, quoted, sizeof(quoted));
-	complain(l, l->line, "found the section %s; allowed: [daemon], [pool NAME], [session]%s%s%s", quoted,
-		 *meant ? "; did you mean [" : "", meant, *meant ? (strcmp(meant, "pool") == 0 ? " NAME]?" : "]?") : "");
+	complain(l, l->line, "found the section %s; allowed: [daemon], [pool NAME], [model NAME], [session]%s%s%s", quoted,
+		 *meant ? "; did you mean [" : "", meant, *meant ? (strcmp(meant, "pool") == 0 || strcmp(meant, "model") == 0 ? " NAME]?" : "]?") : "");
 }
 
 /* @line: trimmed, starts with '['. */
@@ -194,6 +218,8 @@ static void section_line(struct loader *l, const char *line)
 		enter(l, CONF_SESSION, &l->session, &l->conf->session, name);
 	else if (n == 4 && memcmp(name, "pool", 4) == 0)
 		enter_pool(l, name + n + strspn(name + n, " \t"));
+	else if (n == 5 && memcmp(name, "model", 5) == 0)
+		enter_model(l, name + n + strspn(name + n, " \t"));
 	else
 		unknown_section(l, name);
 }
@@ -234,7 +260,7 @@ static int on_value(void *arg, const char *section, const char *name, const char
 		return 1;
 	if (!l->part) {
 		conf_quote(name, quoted, sizeof(quoted));
-		complain(l, l->line, "found %s before any section; allowed: first a line [daemon], [pool NAME] or [session]", quoted);
+		complain(l, l->line, "found %s before any section; allowed: first a line [daemon], [pool NAME], [model NAME] or [session]", quoted);
 		return 1;
 	}
 	key = conf_find(l->section, name);

@@ -15,6 +15,7 @@ static const char *const when[] = {
 static const char *const section_text[CONF_N_SECTIONS] = {
 	[CONF_DAEMON] = "The daemon itself.",
 	[CONF_POOL] = "One section a pool; the name after \"pool\" is yours. The first one is what clients get that name none.",
+	[CONF_MODEL] = "What is known of a model. The name after \"model\" is what clients call it: letters, digits, and . _ -",
 	[CONF_SESSION] = "What a session gets when its client does not say. A client may choose each of these keys for itself, except "
 			 "those that name a file.",
 };
@@ -51,11 +52,27 @@ static void facts(const struct conf_key *key, char *out, size_t bytes)
 		 !key->def ? "" : key->def[0] ? key->def : "empty");
 }
 
-static const void *base_of(const struct conf *conf, enum conf_section section, unsigned pool)
+static const void *base_of(const struct conf *conf, enum conf_section section, unsigned i)
 {
-	if (section == CONF_DAEMON)
-		return &conf->daemon;
-	return section == CONF_SESSION ? (const void *)&conf->session : (const void *)&conf->pool[pool];
+	switch (section) {
+	case CONF_DAEMON: return &conf->daemon;
+	case CONF_POOL: return &conf->pool[i];
+	case CONF_MODEL: return &conf->model[i];
+	default: return &conf->session;
+	}
+}
+
+/* How many sections of the kind there are, and what the i-th is called behind the kind's word: " NAME" or "". */
+static unsigned times_of(const struct conf *conf, enum conf_section section)
+{
+	return section == CONF_POOL ? conf->n_pools : section == CONF_MODEL ? conf->n_models : 1;
+}
+
+static void label_of(const struct conf *conf, enum conf_section section, unsigned i, char *out, size_t bytes)
+{
+	const char *name = section == CONF_POOL ? conf->pool[i].name : section == CONF_MODEL ? conf->model[i].name : "";
+
+	snprintf(out, bytes, "%s%s%s", conf_section_names[section], *name ? " " : "", name);
 }
 
 /* The keys of one section; @all 0: only those without a default as settings, the others as comments. */
@@ -84,14 +101,14 @@ static void print_conf(FILE *to, const struct conf *conf, bool all)
 		    "; Sizes: K, M, G, T are powers of 1024. Times: ms, s, m. A comment starts with ; at the start of a line\n"
 		    "; or behind a blank.\n");
 	for (unsigned s = 0; s < CONF_N_SECTIONS; s++) {
-		unsigned times = s == CONF_POOL ? conf->n_pools : 1;
+		for (unsigned i = 0; i < times_of(conf, (enum conf_section)s); i++) {
+			char label[CONF_MODEL_NAME + 8];
 
-		for (unsigned i = 0; i < times; i++) {
+			label_of(conf, (enum conf_section)s, i, label, sizeof(label));
 			fprintf(to, "\n");
 			if (i == 0)
 				wrap(to, "; ", section_text[s]);
-			fprintf(to, "[%s%s%s]\n", conf_section_names[s], s == CONF_POOL ? " " : "",
-				s == CONF_POOL ? conf->pool[i].name : "");
+			fprintf(to, "[%s]\n", label);
 			print_section(to, (enum conf_section)s, base_of(conf, (enum conf_section)s, i), all);
 		}
 	}
@@ -163,7 +180,8 @@ void conf_help(FILE *to, int roff)
 {
 	for (unsigned i = 0; i < conf_n_keys; i++) {
 		const struct conf_key *key = &conf_keys[i];
-		const char *name = key->section == CONF_POOL ? "pool NAME" : conf_section_names[key->section];
+		const char *name = key->section == CONF_POOL ? "pool NAME" : key->section == CONF_MODEL ? "model NAME" :
+			conf_section_names[key->section];
 
 		if (i == 0 || key->section != conf_keys[i - 1].section) {
 			if (roff) {
@@ -202,15 +220,14 @@ void conf_each(const struct conf *conf,
 	       void (*fn)(void *arg, const char *section, const char *key, const char *value, const char *unit, const char *reload),
 	       void *arg)
 {
-	char label[CONF_NAME + 8], value[CONF_VALUE_TEXT];
+	char label[CONF_MODEL_NAME + 8], value[CONF_VALUE_TEXT];
 
 	for (unsigned s = 0; s < CONF_N_SECTIONS; s++) {
-		unsigned first, n, times = s == CONF_POOL ? conf->n_pools : 1;
+		unsigned first, n;
 
 		conf_section_keys((enum conf_section)s, &first, &n);
-		for (unsigned p = 0; p < times; p++) {
-			snprintf(label, sizeof(label), "%s%s%s", conf_section_names[s], s == CONF_POOL ? " " : "",
-				 s == CONF_POOL ? conf->pool[p].name : "");
+		for (unsigned p = 0; p < times_of(conf, (enum conf_section)s); p++) {
+			label_of(conf, (enum conf_section)s, p, label, sizeof(label));
 			for (unsigned i = first; i < first + n; i++) {
 				const struct conf_key *key = &conf_keys[i];
 

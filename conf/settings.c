@@ -118,6 +118,15 @@ int conf_follow(struct conf_session *session, const struct conf_session *default
 	return changed;
 }
 
+int conf_was_given(const struct conf_session *session, const char *key)
+{
+	const struct conf_key *found = conf_find(CONF_SESSION, key);
+	unsigned first, n;
+
+	conf_section_keys(CONF_SESSION, &first, &n);
+	return found && (session->given >> (unsigned)(found - conf_keys - first) & 1) != 0;
+}
+
 /* --- SIGHUP ------------------------------------------------------------------------------------------------------------------ */
 
 struct report {
@@ -178,17 +187,49 @@ static struct conf_pool *pool_named(struct conf *conf, const char *name)
 	return NULL;
 }
 
+static const struct conf_model *model_named(const struct conf *conf, const char *name)
+{
+	for (unsigned i = 0; i < conf->n_models; i++)
+		if (strcmp(conf->model[i].name, name) == 0)
+			return &conf->model[i];
+	return NULL;
+}
+
+/* All of next's, in its order: all keys are for sessions opened later. */
+static int reload_models(struct conf *conf, const struct conf *next, struct report *r)
+{
+	static const struct conf_model none = { .name = "" };
+	char label[CONF_MODEL_NAME + 8];
+	int taken = 0;
+
+	for (unsigned i = 0; i < next->n_models + conf->n_models; i++) {
+		const struct conf_model *now = i < next->n_models ? &next->model[i] : &none;
+		const struct conf_model *was = i < next->n_models ? model_named(conf, now->name) : &conf->model[i - next->n_models];
+		struct conf_model changes;
+
+		if (now == &none && model_named(next, was->name))
+			continue;
+		changes = was ? *was : none;
+		snprintf(label, sizeof(label), "model %s", now == &none ? was->name : now->name);
+		taken += reload_section(CONF_MODEL, label, &changes, now, r);
+	}
+	memcpy(conf->model, next->model, sizeof(conf->model));
+	conf->n_models = next->n_models;
+	return taken;
+}
+
 int conf_reload(struct conf *conf, const struct conf *next, char *report, size_t report_bytes)
 {
 	struct report r = { .text = report, .bytes = report_bytes };
 	struct conf wanted = *next;
-	char label[CONF_NAME + 8];
+	char label[CONF_MODEL_NAME + 8];
 	int taken;
 
 	if (report && report_bytes)
 		report[0] = '\0';
 	taken = reload_section(CONF_DAEMON, "daemon", &conf->daemon, &next->daemon, &r);
 	taken += reload_section(CONF_SESSION, "session", &conf->session, &next->session, &r);
+	taken += reload_models(conf, next, &r);
 	for (unsigned i = 0; i < conf->n_pools; i++) {
 		const struct conf_pool *same = pool_named(&wanted, conf->pool[i].name);
 

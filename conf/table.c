@@ -5,6 +5,7 @@
 
 #define STRUCT_DAEMON struct conf_daemon
 #define STRUCT_POOL struct conf_pool
+#define STRUCT_MODEL struct conf_model
 #define STRUCT_SESSION struct conf_session
 #define FIELD_BYTES(type, field) sizeof(((type *)0)->field)
 
@@ -17,7 +18,7 @@ const struct conf_key conf_keys[] = {
 };
 
 const unsigned conf_n_keys = sizeof(conf_keys) / sizeof(conf_keys[0]);
-const char *const conf_section_names[CONF_N_SECTIONS] = { "daemon", "pool", "session" };
+const char *const conf_section_names[CONF_N_SECTIONS] = { "daemon", "pool", "model", "session" };
 const char *const conf_reload_names[] = { "live", "next", "restart" };
 
 /* The loader and conf_session.given keep a bit or a word per key. */

@@ -18,6 +18,8 @@ struct budget {
 	struct evict_split split;
 	const struct evict_split_info *info;
 	float *table;			/* [n_lanes], or NULL */
+	float *curve;			/* [n_lanes][EVICT_MAX_CURVE], or NULL */
+	struct evict_lanes lanes;	/* what table and curve are of */
 	uint32_t *share;		/* [n_lanes]: slots, in force */
 	uint32_t *target;		/* [n_lanes]: what the split last said */
 	double *work;			/* [2 * n_lanes] */
@@ -55,74 +57,162 @@ static int read_all(const char *path, char **out, size_t *bytes)
 	return 0;
 }
 
-int budget_lanes(const char *path, struct lanes **out, char *why, size_t why_bytes)
+/* One table. @model: whose it has to be; "": anybody's. */
+static int read_lanes(const char *path, const char *model, struct lanes **out, char *why, size_t why_bytes)
 {
 	char *text, said[256] = "";
 	uint32_t layers, heads;
 	struct lanes *lanes;
-	size_t bytes;
+	size_t bytes, n;
 	int rc;
 
 	*out = NULL;
-	if (!*path)
-		return 0;
 	rc = read_all(path, &text, &bytes);
 	if (rc) {
 		snprintf(why, why_bytes, "%s: %s", path, strerror(-rc));
 		return rc;
 	}
 	rc = evict_lanes_shape(text, bytes, &layers, &heads, said, sizeof(said));
-	lanes = rc ? NULL : malloc(sizeof(*lanes) + (size_t)layers * heads * sizeof(float));
+	n = rc ? 0 : (size_t)layers * heads;
+	lanes = rc ? NULL : malloc(sizeof(*lanes) + n * (1 + EVICT_MAX_CURVE) * sizeof(float));
 	if (!rc && !lanes)
 		rc = -ENOMEM;
-	if (!rc)
-		rc = evict_lanes_parse(text, bytes, layers, heads, lanes->value, said, sizeof(said));
+	if (!rc) {
+		lanes->value = (float *)(void *)(lanes + 1);
+		lanes->curve = lanes->value + n;
+		rc = evict_lanes_parse(text, bytes, layers, heads, model, &lanes->about, lanes->value, lanes->curve, said, sizeof(said));
+	}
 	free(text);
 	if (rc) {
 		snprintf(why, why_bytes, "%s: %s", path, *said ? said : strerror(-rc));
 		free(lanes);
 		return rc;
 	}
-	lanes->n_layers = layers;
-	lanes->n_kv_heads = heads;
 	*out = lanes;
 	return 0;
 }
 
-/* The client's own table, else the operator's. */
+void budget_lanes_free(struct lanes_set *set)
+{
+	free(set->session);
+	for (unsigned i = 0; i < CONF_MAX_MODELS; i++)
+		free(set->model[i]);
+	*set = (struct lanes_set){ .session = NULL };
+}
+
+int budget_lanes(const struct conf *conf, struct lanes_set *out, char *why, size_t why_bytes)
+{
+	int rc = *conf->session.lanes ? read_lanes(conf->session.lanes, "", &out->session, why, why_bytes) : 0;
+
+	for (unsigned i = 0; i < conf->n_models && !rc; i++)
+		rc = *conf->model[i].lanes ? read_lanes(conf->model[i].lanes, conf->model[i].name, &out->model[i], why, why_bytes) : 0;
+	if (rc)
+		budget_lanes_free(out);
+	return rc;
+}
+
+/* The operator's for this session: its model's, else the one for all models, if it does not say that it is another's. */
+static const struct lanes *operators(const struct session *s)
+{
+	const struct daemon *d = s->client->d;
+	const struct lanes *l = NULL;
+
+	for (unsigned i = 0; i < d->conf.n_models && *s->model; i++)
+		if (strcmp(d->conf.model[i].name, s->model) == 0)
+			l = d->lanes.model[i];
+	if (!l || l->about.n_layers != s->n_layers || l->about.n_kv_heads != s->n_kv_heads)
+		l = d->lanes.session;
+	if (!l || l->about.n_layers != s->n_layers || l->about.n_kv_heads != s->n_kv_heads ||
+	    (*s->model && *l->about.model && strcmp(s->model, l->about.model) != 0))
+		return NULL;
+	return l;
+}
+
+static int no_table(const struct session *s, char *why, size_t why_bytes)
+{
+	const struct lanes *mine = s->client->d->lanes.session;
+
+	if (mine)
+		snprintf(why, why_bytes, "split: found '%s' for a model '%s' of %u layers and %u KV heads; allowed: with the operator's table "
+			 "(ebbd.ini, lanes) %u layers and %u KV heads%s%s; or hand a table over when opening the session", s->asked.split,
+			 s->model, s->n_layers, s->n_kv_heads, mine->about.n_layers, mine->about.n_kv_heads,
+			 *mine->about.model ? " of the model " : "", mine->about.model);
+	else
+		snprintf(why, why_bytes, "split: found '%s' without a table of lanes for the model '%s'; allowed: with one, handed over when "
+			 "opening the session, or named by the operator (ebbd.ini, [model NAME] lanes)", s->asked.split, s->model);
+	return -EINVAL;
+}
+
+/* What an open session has had (@was), the client's own table, else the operator's. -ENOENT: there is none, with a sentence. */
 static int find_table(struct session *s, const struct session *was, char *why, size_t why_bytes)
 {
 	const struct client *c = s->client;
-	const struct lanes *mine = c->d->lanes;
+	const struct lanes *mine = operators(s);
 	struct budget *b = s->split;
 	char said[256];
 	int rc;
 
 	if (was && was->split && was->split->table) {
+		b->lanes = was->split->lanes;
 		memcpy(b->table, was->split->table, s->table.n_lanes * sizeof(float));
-		return 0;
-	}
-	if (!was && c->lanes) {
-		rc = evict_lanes_parse(c->lanes, c->lanes_bytes, s->n_layers, s->n_kv_heads, b->table, said, sizeof(said));
+		memcpy(b->curve, was->split->curve, s->table.n_lanes * EVICT_MAX_CURVE * sizeof(float));
+		rc = 0;
+	} else if (!was && c->lanes) {
+		rc = evict_lanes_parse(c->lanes, c->lanes_bytes, s->n_layers, s->n_kv_heads, s->model, &b->lanes, b->table, b->curve,
+				       said, sizeof(said));
 		if (rc)
 			snprintf(why, why_bytes, "the table of lanes, %s", said);
-		return rc;
-	}
-	if (mine && mine->n_layers == s->n_layers && mine->n_kv_heads == s->n_kv_heads) {
+	} else if (mine) {
+		b->lanes = mine->about;
 		memcpy(b->table, mine->value, s->table.n_lanes * sizeof(float));
-		return 0;
+		memcpy(b->curve, mine->curve, s->table.n_lanes * EVICT_MAX_CURVE * sizeof(float));
+		rc = 0;
+	} else {
+		no_table(s, why, why_bytes);
+		return -ENOENT;
 	}
-	if (mine)
-		snprintf(why, why_bytes, "split: found '%s' for a model of %u layers and %u KV heads; allowed: with the operator's table "
-			 "(ebbd.ini, lanes) %u layers and %u KV heads; or hand a table over when opening the session", s->asked.split,
-			 s->n_layers, s->n_kv_heads, mine->n_layers, mine->n_kv_heads);
-	else
-		snprintf(why, why_bytes, "split: found '%s' without a table of lanes; allowed: with one, handed over when opening the "
-			 "session, or named by the operator (ebbd.ini, lanes)", s->asked.split);
-	return -EINVAL;
+	if (!rc && b->info->needs & EVICT_NEEDS_CURVE && !b->lanes.n_budgets) {
+		snprintf(why, why_bytes, "split: found '%s' with a table of lanes that has values only; allowed: one with budgets and losses, as "
+			 "ebb-llama --calibrate makes it, or split=head", s->asked.split);
+		return -ENOENT;
+	}
+	return rc;
 }
 
 /* --- a session's ------------------------------------------------------------------------------------------------------------------ */
+
+void budget_free(struct session *s)
+{
+	if (!s->split)
+		return;
+	if (s->split->stats)
+		gpu_host_free(s->pool->dev, s->split->stats);
+	free(s->split->table);
+	free(s->split->curve);
+	free(s->split->share);
+	free(s->split->target);
+	free(s->split->work);
+	free(s->split);
+	s->split = NULL;
+}
+
+/*
+ * A client that asks for a split by name is refused where there is no table for it. `measured` as the operator's choice is for the models
+ * that have one: the others get uniform, and say so.
+ */
+static int use_table(struct session *s, const struct session *was, char *why, size_t why_bytes)
+{
+	int rc = find_table(s, was, why, why_bytes);
+
+	if (rc != -ENOENT)
+		return rc;
+	if (s->split->info->needs & EVICT_NEEDS_CURVE && !conf_was_given(&s->asked, "split")) {
+		budget_free(s);
+		s->how.id = EVICT_SPLIT_uniform;
+		return 0;
+	}
+	return -EINVAL;
+}
 
 int budget_new(struct session *s, const struct session *was, char *why, size_t why_bytes)
 {
@@ -142,8 +232,11 @@ int budget_new(struct session *s, const struct session *was, char *why, size_t w
 	b->share = calloc(n, sizeof(*b->share));
 	b->target = calloc(n, sizeof(*b->target));
 	b->work = calloc(2 * (size_t)n, sizeof(*b->work));
-	b->table = b->info->needs & EVICT_NEEDS_TABLE ? calloc(n, sizeof(*b->table)) : NULL;
-	if (!b->share || !b->target || !b->work || (b->info->needs & EVICT_NEEDS_TABLE && !b->table))
+	if (b->info->needs & EVICT_NEEDS_TABLE) {
+		b->table = calloc(n, sizeof(*b->table));
+		b->curve = calloc((size_t)n * EVICT_MAX_CURVE, sizeof(*b->curve));
+	}
+	if (!b->share || !b->target || !b->work || (b->info->needs & EVICT_NEEDS_TABLE && (!b->table || !b->curve)))
 		return -ENOMEM;
 	if (b->info->needs & EVICT_NEEDS_STATS) {
 		rc = gpu_host_alloc(s->pool->dev, n * sizeof(*b->stats), &stats);
@@ -151,21 +244,7 @@ int budget_new(struct session *s, const struct session *was, char *why, size_t w
 			return rc;
 		b->stats = stats;
 	}
-	return b->table ? find_table(s, was, why, why_bytes) : 0;
-}
-
-void budget_free(struct session *s)
-{
-	if (!s->split)
-		return;
-	if (s->split->stats)
-		gpu_host_free(s->pool->dev, s->split->stats);
-	free(s->split->table);
-	free(s->split->share);
-	free(s->split->target);
-	free(s->split->work);
-	free(s->split);
-	s->split = NULL;
+	return b->table ? use_table(s, was, why, why_bytes) : 0;
 }
 
 /* --- statistics ------------------------------------------------------------------------------------------------------------------- */
@@ -239,6 +318,8 @@ void budget_plan(struct session *s)
 		.floor = s->spec.floor < most ? s->spec.floor : most,
 		.window = s->table.window,
 		.table = b->table,
+		.lanes = &b->lanes,
+		.curve = b->curve,
 	};
 	if (s->measuring)
 		in.stats = b->stats;

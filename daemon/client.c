@@ -431,7 +431,7 @@ static void on_open(struct client *c, const struct wire_msg *m)
 	char why[WIRE_TEXT] = "";
 	int rc;
 
-	open.pool[sizeof(open.pool) - 1] = open.settings[sizeof(open.settings) - 1] = 0;
+	open.pool[sizeof(open.pool) - 1] = open.settings[sizeof(open.settings) - 1] = open.model[sizeof(open.model) - 1] = 0;
 	if (c->waiting_open) {
 		client_drop(c, "it opens a session while another waits to be opened");
 		return;

@@ -72,6 +72,7 @@ struct session {
 	uint64_t opened_ns;
 
 	struct conf_session asked;	/* with the bits of what the client gave */
+	char model[WIRE_MODEL];		/* what the client calls its model; "": it does not say */
 	struct evict_spec spec;
 	struct evict_split how;		/* what asked.split says */
 	uint32_t n_layers, n_kv_heads, group, head_dim, slot_type;
@@ -159,15 +160,21 @@ struct waiting {
 	struct waiting *next;
 };
 
-/* The operator's table of lanes (the key `lanes`), as it was when it was last read. */
+/* A table of lanes of the operator's, as it was when it was last read. */
 struct lanes {
-	uint32_t n_layers, n_kv_heads;
-	float value[];
+	struct evict_lanes about;
+	float *value, *curve;		/* behind the struct: [lanes], [lanes][EVICT_MAX_CURVE] */
+};
+
+/* All of them. */
+struct lanes_set {
+	struct lanes *session;		/* of [session] lanes; NULL: none */
+	struct lanes *model[CONF_MAX_MODELS];	/* of [model NAME], in the order of conf.model */
 };
 
 struct daemon {
 	struct conf conf;
-	struct lanes *lanes;		/* NULL: none */
+	struct lanes_set lanes;
 	const char *conf_path;
 	struct pool pool[WIRE_MAX_POOLS];
 	unsigned n_pools;
@@ -268,8 +275,9 @@ void budget_measure(const struct session *s, struct gpu_turn *turn);	/* what to 
 void budget_free(struct session *s);
 void budget_plan(struct session *s);				/* s->budget and its lanes' shares, for the coming window */
 uint32_t budget_of(const struct session *s, uint32_t lane);	/* slots that the lane may hold */
-/* Reads the table that the key `lanes` names. "": none. 0 and *out (free()), or an error with a sentence. */
-int budget_lanes(const char *path, struct lanes **out, char *why, size_t why_bytes);
+/* Reads the tables that the configuration names. 0 and *out (budget_lanes_free()), or an error with a sentence. */
+int budget_lanes(const struct conf *conf, struct lanes_set *out, char *why, size_t why_bytes);
+void budget_lanes_free(struct lanes_set *set);
 
 /* --- mark.c */
 /* A MARK message, answered now or when its turn has passed: 0; or nothing of it is taken, with a sentence: -EINVAL, -ENOTSUP, -EBUSY, -ENOMEM. */

@@ -235,7 +235,7 @@ static void on_client_op(struct daemon *d, enum op op, uint32_t slot, uint32_t i
 
 static void reload(struct daemon *d)
 {
-	struct lanes *lanes = NULL;
+	struct lanes_set lanes = { .session = NULL };
 	struct conf next;
 	char text[5120];
 	int rc;
@@ -243,14 +243,14 @@ static void reload(struct daemon *d)
 	sd_notify(0, "RELOADING=1");
 	rc = d->conf_path ? conf_load(&next, d->conf_path, session_check, text, sizeof(text)) : -ENOENT;
 	if (!rc)
-		rc = budget_lanes(next.session.lanes, &lanes, text, sizeof(text));
+		rc = budget_lanes(&next, &lanes, text, sizeof(text));
 	if (rc) {
 		log_line(LOG_ERROR, "reload_refused config=%s keeping=old reason=\"%s\"", d->conf_path ? d->conf_path : "(none)",
 			 d->conf_path ? text : "ebbd was started without --config");
 	} else {
 		int n = conf_reload(&d->conf, &next, text, sizeof(text));
 
-		free(d->lanes);
+		budget_lanes_free(&d->lanes);
 		d->lanes = lanes;
 		log_line(LOG_NOTE, "reloaded config=%s keys=%d changes=\"%s\"", d->conf_path, n, text);
 		log_level(d->conf.daemon.log_level);

@@ -80,9 +80,9 @@ static int load(struct daemon *d, const struct options *o)
 		return rc;
 	}
 	d->conf_path = path;
-	rc = budget_lanes(d->conf.session.lanes, &d->lanes, why, sizeof(why));
+	rc = budget_lanes(&d->conf, &d->lanes, why, sizeof(why));
 	if (rc) {
-		fprintf(stderr, "ebbd: the table of lanes that %s names cannot be used: %s\n", path, why);
+		fprintf(stderr, "ebbd: a table of lanes that %s names cannot be used: %s\n", path, why);
 		return rc;
 	}
 	if (o->socket) {

@@ -137,6 +137,12 @@ static json_t *status(struct daemon *d)
 	return o;
 }
 
+/* As it was asked for, unless the default is for models with a table and this one has none (budget.c). */
+static const char *split_of(const struct session *s)
+{
+	return s->how.id == EVICT_SPLIT_uniform ? "uniform" : s->asked.split;
+}
+
 static void session_row(void *arg, struct session *s)
 {
 	static const char *const states[] = { "client", "daemon", "daemon" };
@@ -150,7 +156,7 @@ static void session_row(void *arg, struct session *s)
 	set_text(o, "name", s->client->name);
 	set_text(o, "pool", s->pool->name);
 	set_text(o, "policy", s->asked.policy);
-	set_text(o, "split", s->asked.split);
+	set_text(o, "split", split_of(s));
 	set_text(o, "budget", budget);
 	set(o, "budget_slots", s->budget);
 	set_text(o, "slots", slot_names[s->slot_type & 3]);
@@ -193,7 +199,7 @@ static json_t *lanes(struct daemon *d, const char *id)
 	live = json_array();
 	used = tokens_now(found) - found->tokens;
 	set(o, "id", found->id);
-	set_text(o, "split", found->asked.split);
+	set_text(o, "split", split_of(found));
 	set(o, "layers", found->n_layers);
 	set(o, "kv_heads", found->n_kv_heads);
 	for (uint32_t lane = 0; lane < found->table.n_lanes; lane++) {

@@ -244,6 +244,7 @@ static struct session *session_alloc(struct client *c, struct pool *pool, const 
 	s->asked = c->d->conf.session;
 	s->asked.given = 0;
 	s->table_id = s->private_id = s->old_table_id = POOL_NO_ID;
+	memcpy(s->model, o->model, sizeof(s->model));
 	*rc = conf_settings(&s->asked, o->settings, session_check, why, why_bytes);
 	if (!*rc)
 		*rc = session_spec(s, why, why_bytes);

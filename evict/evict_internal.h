@@ -33,6 +33,9 @@ int evict_read_number(const char *text, size_t n, float *out);
 int evict_parse_params(const char *kind, const char *name, const struct evict_param *param, uint32_t n_params, const char *text,
 		       float *value, struct evict_sentence *why);
 
+/* --- lanes.c: log2 of the slots at which marginal i of a lane's curve holds. */
+float evict_curve_at(const struct evict_lanes *head, uint32_t i);
+
 #ifdef __cplusplus
 }
 #endif

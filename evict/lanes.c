@@ -7,7 +7,7 @@
 
 #define KIND "ebbd-lanes"
 #define HEAD_LINE "a first line of \"" KIND " 1 LAYERS KV_HEADS\""
-#define MAX_WORDS 5
+#define MAX_WORDS (EVICT_MAX_CURVE + 4)
 #define MAX_LANES 65536u	/* of a session */
 
 /* One line, taken apart. */
@@ -123,26 +123,151 @@ int evict_lanes_shape(const char *text, size_t bytes, uint32_t *n_layers, uint32
 	return read_shape(&line, n_layers, n_kv_heads, &s);
 }
 
-/* table[] has -1 where no line has been. */
-static int read_lane(const struct line *line, uint32_t n_layers, uint32_t n_kv_heads, float *table, struct evict_sentence *why)
-{
-	uint32_t layer, head;
-	char allowed[80];
-	float value;
+/* --- what it says of itself --------------------------------------------------------------------------------------------------- */
 
-	snprintf(allowed, sizeof(allowed), "a layer from 0 to %u", n_layers - 1);
-	if (whole(line, 0, &layer) || layer >= n_layers)
+static int is_word(const struct line *line, const char *word)
+{
+	return line->n[0] == strlen(word) && memcmp(line->word[0], word, line->n[0]) == 0;
+}
+
+static int read_model(const struct line *line, const char *model, struct evict_lanes *head, struct evict_sentence *why)
+{
+	char allowed[EVICT_MODEL + 32];
+
+	if (line->words < 2 || line->n[1] >= EVICT_MODEL)
+		return complain(why, line, 1, "the model's name, at most 63 characters without blanks");
+	if (line->words > 2)
+		return complain(why, line, 2, "the end of the line");
+	memcpy(head->model, line->word[1], line->n[1]);
+	head->model[line->n[1]] = 0;
+	if (!model || !*model || strcmp(model, head->model) == 0)
+		return 0;
+	snprintf(allowed, sizeof(allowed), "%s, the model's name", model);
+	return complain(why, line, 1, allowed);
+}
+
+static int read_budgets(const struct line *line, struct evict_lanes *head, struct evict_sentence *why)
+{
+	for (uint32_t i = 1; i < line->words; i++) {
+		if (head->n_budgets == EVICT_MAX_CURVE)
+			return complain(why, line, i, "the end of the line: a lane has at most 8 losses");
+		if (whole(line, i, &head->budget[head->n_budgets]) || !head->budget[head->n_budgets] ||
+		    (i > 1 && head->budget[head->n_budgets] <= head->budget[head->n_budgets - 1]))
+			return complain(why, line, i, "numbers of slots, whole and rising");
+		head->n_budgets++;
+	}
+	return head->n_budgets ? 0 : complain(why, line, 1, "numbers of slots, whole and rising");
+}
+
+/* One line between the first and the lanes. 1: it is one. */
+static int read_about(const struct line *line, const char *model, struct evict_lanes *head, struct evict_sentence *why)
+{
+	int rc = -EINVAL;
+
+	if (!is_word(line, "model") && !is_word(line, "tokens") && !is_word(line, "budgets"))
+		return 0;
+	if ((is_word(line, "model") && *head->model) || (is_word(line, "tokens") && head->tokens) ||
+	    (is_word(line, "budgets") && head->n_budgets))
+		return complain(why, line, 0, "model, tokens and budgets once each, and this one has been");
+	if (is_word(line, "model"))
+		rc = read_model(line, model, head, why);
+	else if (is_word(line, "budgets"))
+		rc = read_budgets(line, head, why);
+	else if (whole(line, 1, &head->tokens) || !head->tokens)
+		complain(why, line, 1, "the tokens of the texts that were measured, a whole number from 1");
+	else
+		rc = line->words > 2 ? complain(why, line, 2, "the end of the line") : 0;
+	return rc ? rc : 1;
+}
+
+/* Before the first lane, which is in `line`. */
+static int check_about(const struct evict_lanes *head, const struct line *line, struct evict_sentence *why)
+{
+	char allowed[80];
+
+	if (!head->n_budgets || head->tokens > head->budget[head->n_budgets - 1])
+		return 0;
+	snprintf(allowed, sizeof(allowed), "a line \"tokens N\" above the lanes, N more than the last budget, %u",
+		 head->budget[head->n_budgets - 1]);
+	return complain(why, line, 0, allowed);
+}
+
+/* --- lanes ------------------------------------------------------------------------------------------------------------------- */
+
+/* log2 of the slots at which marginal i of a curve holds. */
+float evict_curve_at(const struct evict_lanes *head, uint32_t i)
+{
+	const uint32_t next = i + 1 < head->n_budgets ? head->budget[i + 1] : head->tokens;
+
+	return 0.5f * (evict_log2((float)head->budget[i]) + evict_log2((float)next));
+}
+
+/*
+ * Losses at the budgets, and none at `tokens`, into marginals: the slopes of the largest convex curve that lies nowhere above the losses
+ * (neighbours that rise are pooled), as logarithms. What was measured is noisy: a marginal falls at least as fast as slots^-1/2.
+ */
+static void to_marginals(const struct evict_lanes *head, float *curve)
+{
+	double slope[EVICT_MAX_CURVE], length[EVICT_MAX_CURVE];
+	uint32_t parts[EVICT_MAX_CURVE], n = 0, at = 0;
+
+	for (uint32_t i = 0; i < head->n_budgets; i++) {
+		const int last = i + 1 == head->n_budgets;
+
+		length[n] = (double)((last ? head->tokens : head->budget[i + 1]) - head->budget[i]);
+		slope[n] = ((double)curve[i] - (last ? 0.0 : (double)curve[i + 1])) / length[n];
+		parts[n++] = 1;
+		for (; n > 1 && slope[n - 2] <= slope[n - 1]; n--) {
+			slope[n - 2] = (slope[n - 2] * length[n - 2] + slope[n - 1] * length[n - 1]) / (length[n - 2] + length[n - 1]);
+			length[n - 2] += length[n - 1];
+			parts[n - 2] += parts[n - 1];
+		}
+	}
+	for (uint32_t i = 0; i < n; i++)
+		for (uint32_t k = 0; k < parts[i]; k++)
+			curve[at++] = evict_log2(slope[i] > 1e-30 ? (float)slope[i] : 1e-30f);
+	for (uint32_t i = 1; i < head->n_budgets; i++)
+		curve[i] = evict_min(curve[i], curve[i - 1] - 0.5f * (evict_curve_at(head, i) - evict_curve_at(head, i - 1)));
+	for (; at < EVICT_MAX_CURVE; at++)
+		curve[at] = 0.0f;
+}
+
+static int read_value(const struct line *line, uint32_t word, float *value, struct evict_sentence *why)
+{
+	if (word < line->words && !evict_read_number(line->word[word], line->n[word], value) && *value >= 0.0f && *value <= 1e30f)
+		return 0;
+	return complain(why, line, word, "a decimal number from 0 to 1e30");
+}
+
+/* table[] has -1 where no line has been. */
+static int read_lane(const struct line *line, const struct evict_lanes *head, float *table, float *curve, struct evict_sentence *why)
+{
+	float value, loss[EVICT_MAX_CURVE];
+	uint32_t layer, kv_head, lane;
+	char allowed[80];
+	int rc;
+
+	snprintf(allowed, sizeof(allowed), "a layer from 0 to %u", head->n_layers - 1);
+	if (whole(line, 0, &layer) || layer >= head->n_layers)
 		return complain(why, line, 0, allowed);
-	snprintf(allowed, sizeof(allowed), "a KV head from 0 to %u", n_kv_heads - 1);
-	if (whole(line, 1, &head) || head >= n_kv_heads)
+	snprintf(allowed, sizeof(allowed), "a KV head from 0 to %u", head->n_kv_heads - 1);
+	if (whole(line, 1, &kv_head) || kv_head >= head->n_kv_heads)
 		return complain(why, line, 1, allowed);
-	if (line->words < 3 || evict_read_number(line->word[2], line->n[2], &value) || !(value >= 0.0f) || !(value <= 1e30f))
-		return complain(why, line, 2, "a decimal number from 0 to 1e30");
-	if (line->words > 3)
-		return complain(why, line, 3, "the end of the line");
-	if (table[layer * n_kv_heads + head] >= 0.0f)
+	rc = read_value(line, 2, &value, why);
+	for (uint32_t i = 0; i < head->n_budgets && !rc; i++)
+		rc = read_value(line, 3 + i, &loss[i], why);
+	if (rc)
+		return rc;
+	if (line->words > 3 + head->n_budgets)
+		return complain(why, line, 3 + head->n_budgets, "the end of the line");
+	lane = layer * head->n_kv_heads + kv_head;
+	if (table[lane] >= 0.0f)
 		return complain(why, line, 0, "each layer and KV head once, and this one has been");
-	table[layer * n_kv_heads + head] = value;
+	table[lane] = value;
+	if (curve && head->n_budgets) {
+		memcpy(curve + (size_t)lane * EVICT_MAX_CURVE, loss, sizeof(loss));
+		to_marginals(head, curve + (size_t)lane * EVICT_MAX_CURVE);
+	}
 	return 0;
 }
 
@@ -168,19 +293,27 @@ static int check_whole(const float *table, uint32_t n_layers, uint32_t n_kv_head
 	return -EINVAL;
 }
 
-int evict_lanes_parse(const char *text, size_t bytes, uint32_t n_layers, uint32_t n_kv_heads, float *table, char *why, size_t why_bytes)
+int evict_lanes_parse(const char *text, size_t bytes, uint32_t n_layers, uint32_t n_kv_heads, const char *model, struct evict_lanes *head,
+		      float *table, float *curve, char *why, size_t why_bytes)
 {
 	struct evict_sentence s = { .text = why, .bytes = why ? why_bytes : 0 };
 	const char *at = text, *end = text + bytes;
 	struct line line = { .number = 0 };
-	int rc;
+	int rc, about = 1;
 
+	*head = (struct evict_lanes){ .n_layers = n_layers, .n_kv_heads = n_kv_heads };
 	for (uint32_t lane = 0; lane < n_layers * n_kv_heads; lane++)
 		table[lane] = -1.0f;
 	if (!next_line(&at, end, &line))
 		return complain(&s, &line, 0, HEAD_LINE);
 	rc = check_shape(&line, n_layers, n_kv_heads, &s);
-	while (!rc && next_line(&at, end, &line))
-		rc = read_lane(&line, n_layers, n_kv_heads, table, &s);
+	while (!rc && next_line(&at, end, &line)) {
+		const int was_about = about;
+
+		about = about ? read_about(&line, model, head, &s) : 0;
+		rc = about < 0 ? about : about ? 0 : was_about ? check_about(head, &line, &s) : 0;
+		if (!rc && !about)
+			rc = read_lane(&line, head, table, curve, &s);
+	}
 	return rc ? rc : check_whole(table, n_layers, n_kv_heads, &line, &s);
 }

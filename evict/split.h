@@ -22,7 +22,8 @@ extern "C" {
 
 /* The splits, in the order of their ids: X(identifier, "name"). */
 #define EVICT_SPLITS(X) X(uniform, "uniform") X(pyramid, "pyramid") X(head, "head") \
-	X(ada, "ada") X(dynamic, "dynamic") X(cake, "cake") X(sparsity, "sparsity") X(lazy_layer, "lazy-layer")
+	X(ada, "ada") X(dynamic, "dynamic") X(cake, "cake") X(sparsity, "sparsity") X(lazy_layer, "lazy-layer") \
+	X(measured, "measured")
 
 #define EVICT_SPLIT_ID(id, name) EVICT_SPLIT_##id,
 enum evict_split_id { EVICT_SPLITS(EVICT_SPLIT_ID) EVICT_N_SPLITS };
@@ -34,6 +35,19 @@ enum {
 	EVICT_NEEDS_HEAT = EVICT_STATS_HEAT,	/* statistics: the histogram and the sums of heat */
 	EVICT_NEEDS_STATS = EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT,	/* either: to be measured at a window's end */
 	EVICT_NEEDS_TABLE = 4,			/* a table of lanes */
+	EVICT_NEEDS_CURVE = 8,			/* one with curves: evict_lanes.n_budgets > 0 */
+};
+
+#define EVICT_MODEL 64		/* a model's name, NUL included */
+#define EVICT_MAX_CURVE 8
+
+/* What a table of lanes says of itself. */
+struct evict_lanes {
+	uint32_t n_layers, n_kv_heads;
+	char model[EVICT_MODEL];	/* whose lanes they are; "": it does not say */
+	uint32_t tokens;		/* of the texts that the losses were measured on: a lane of so many slots loses nothing */
+	uint32_t n_budgets;		/* losses per lane; 0: none */
+	uint32_t budget[EVICT_MAX_CURVE];	/* slots, rising, below tokens */
 };
 
 /* What a split shares out, and what it knows. */
@@ -49,6 +63,8 @@ struct evict_split_in {
 	uint32_t queries;		/* probabilities in the heat of a slot at most: the observed queries times the heads of a group */
 	const struct evict_lane_stats *stats;	/* [lanes], or NULL: none yet, and splits that need them are uniform */
 	const float *table;		/* [lanes], finite and >= 0, not all 0; or NULL */
+	const struct evict_lanes *lanes;	/* what curve is of, or NULL */
+	const float *curve;		/* [lanes][EVICT_MAX_CURVE], as evict_lanes_parse() makes it; or NULL */
 };
 
 /* A session's split, ready to run. */
@@ -112,12 +128,17 @@ void evict_reshare(const struct evict_split_in *in, uint32_t *budget, double *wo
 
 /*
  * evict_lanes_parse - read a table of lanes (docs/man/ebbd.ini.5): text of @bytes bytes, NUL or not behind it. The first line
- * that is neither empty nor a comment (#) is "ebbd-lanes 1 LAYERS KV_HEADS"; then one line "LAYER HEAD VALUE" per lane, in any order,
- * each lane once. VALUE is a decimal number >= 0; one of them at least is more than 0.
- * @table: [n_layers * n_kv_heads]; on failure its contents mean nothing.
+ * that is neither empty nor a comment (#) is "ebbd-lanes 1 LAYERS KV_HEADS"; then, if it says so, "model NAME", "tokens N" and
+ * "budgets N N ...", in any order; then one line "LAYER HEAD VALUE" per lane, in any order, each lane once, with as many losses behind it
+ * as there are budgets. VALUE and losses are decimal numbers >= 0; one VALUE at least is more than 0.
+ * @model: whose table it has to be, if it says whose it is; NULL or "": anybody's. @head: returned.
+ * @table: [n_layers * n_kv_heads]: the values. @curve: NULL or [n_layers * n_kv_heads][EVICT_MAX_CURVE]: of each lane, log2 of what one slot
+ * more saves (nats) at the geometric mean of budget i and the next (the last: of the last and tokens); falling, as split measured wants it.
+ * On failure their contents mean nothing.
  * @why: "line N: found X; allowed: Y". Errors: -EINVAL.
  */
-int evict_lanes_parse(const char *text, size_t bytes, uint32_t n_layers, uint32_t n_kv_heads, float *table, char *why, size_t why_bytes);
+int evict_lanes_parse(const char *text, size_t bytes, uint32_t n_layers, uint32_t n_kv_heads, const char *model, struct evict_lanes *head,
+		      float *table, float *curve, char *why, size_t why_bytes);
 
 /* evict_lanes_shape - only its first line: the shape that such a text says it has. -EINVAL with a sentence. */
 int evict_lanes_shape(const char *text, size_t bytes, uint32_t *n_layers, uint32_t *n_kv_heads, char *why, size_t why_bytes);

@@ -14,6 +14,7 @@
 #include "evict/split_cake.h"
 #include "evict/split_sparsity.h"
 #include "evict/split_lazy_layer.h"
+#include "evict/split_measured.h"
 
 #define PARAMS(list) .param = list, .n_params = sizeof(list) / sizeof((list)[0])
 
@@ -51,6 +52,10 @@ static const struct evict_param lazy_layer_params[] = {
 	{ .name = "recent", .unit = "tokens", .text = "the newest, which a lazy layer keeps", .type = EVICT_INTEGER, .def = 1024.0f,
 	  .min = 1.0f, .max = 65536.0f },
 	{ .name = "threshold", .text = "a layer is lazy when more than this share of its attention is near", .def = 0.9f, .max = 1.0f },
+};
+
+static const struct evict_param measured_params[] = {
+	{ .name = "scale", .text = "how far curves stretch with the text: 0 not at all (slots count), 1 in proportion (shares count)", .max = 1.0f },
 };
 
 const struct evict_split_info evict_splits[EVICT_N_SPLITS] = {
@@ -113,6 +118,13 @@ const struct evict_split_info evict_splits[EVICT_N_SPLITS] = {
 		.heat = { EVICT_HEAT_SUM },
 		PARAMS(lazy_layer_params),
 	},
+	[EVICT_SPLIT_measured] = {
+		.name = "measured",
+		.text = "by a table of what each lane loses at several budgets (ebb-llama --calibrate): equal marginal loss",
+		.source = "ours: docs/quality-lanes.md",
+		.needs = EVICT_NEEDS_TABLE | EVICT_NEEDS_CURVE,
+		PARAMS(measured_params),
+	},
 };
 
 int evict_split_parse(const char *text, struct evict_split *split, char *why, size_t why_bytes)
@@ -156,7 +168,8 @@ void evict_split(const struct evict_split *split, const struct evict_split_in *i
 {
 	const uint32_t needs = evict_splits[split->id].needs;
 
-	if ((needs & EVICT_NEEDS_STATS && !in->stats) || (needs & EVICT_NEEDS_TABLE && !in->table)) {
+	if ((needs & EVICT_NEEDS_STATS && !in->stats) || (needs & EVICT_NEEDS_TABLE && !in->table) ||
+	    (needs & EVICT_NEEDS_CURVE && (!in->curve || !in->lanes->n_budgets))) {
 		split_uniform(split, in, budget, work);
 		return;
 	}

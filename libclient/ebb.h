@@ -104,10 +104,16 @@ struct ebb_session_options {
 	const char *settings;
 	int wait_ms;			/* when the pool has no room: 0 refuse at once, > 0 wait so long, < 0 wait for ever */
 	/*
-	 * What each lane of the model is worth, for a split that needs it ("split=head"): the contents of a table as ebbd.ini(5)
-	 * describes it under `lanes`, at most 1 MiB, NUL-terminated. NULL: the operator's table, if there is one. ebb_local() ignores it.
+	 * What each lane of the model is worth, for a split that needs it ("split=measured", "split=head"): the contents of a table as
+	 * ebbd.ini(5) describes it under `lanes`, at most 1 MiB, NUL-terminated. NULL: the operator's table for this model, if there
+	 * is one. ebb_local() ignores it.
 	 */
 	const char *lanes;
+	/*
+	 * What the model is called, 1 to 63 printable characters without blanks: by this and its shape the operator's table for it
+	 * ([model NAME] in ebbd.ini) is found, and a table that says it is of another model is refused. NULL: nothing is said.
+	 */
+	const char *model;
 };
 
 /*

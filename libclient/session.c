@@ -25,6 +25,9 @@ int ebbi_session_check(struct ebb *ebb, const struct ebb_session_options *o)
 		return ebbi_error(ebb, -ENOENT, "there is no pool with a name that long");
 	if (o->settings && strlen(o->settings) >= WIRE_TEXT)
 		return ebbi_error(ebb, -EINVAL, "settings have at most %u bytes", WIRE_TEXT - 1);
+	if (o->model && (!*o->model || strlen(o->model) >= WIRE_MODEL || strpbrk(o->model, " \t\r\n")))
+		return ebbi_error(ebb, -EINVAL, "the model is called '%.80s'; allowed: 1 to %u characters without blanks", o->model,
+				  WIRE_MODEL - 1);
 	if (o->lanes && strlen(o->lanes) > WIRE_MAX_LANES_TEXT)
 		return ebbi_error(ebb, -EINVAL, "a table of lanes has at most %u bytes", WIRE_MAX_LANES_TEXT);
 	return 0;
@@ -114,6 +117,7 @@ int ebb_session_open(struct ebb *ebb, const struct ebb_session_options *o, struc
 	if (rc)
 		return rc;
 	snprintf(w->pool, sizeof(w->pool), "%s", pool->info.name);
+	snprintf(w->model, sizeof(w->model), "%s", o->model ? o->model : "");
 	snprintf(w->settings, sizeof(w->settings), "%s", o->settings ? o->settings : "");
 	w->n_layers = o->n_layers;
 	w->n_kv_heads = o->n_kv_heads;

@@ -60,6 +60,7 @@
 #define WIRE_VERSION 1u
 #define WIRE_NAME 32			/* names, NUL included */
 #define WIRE_TEXT 512
+#define WIRE_MODEL 64			/* names of models, NUL included */
 #define WIRE_MAX_LANES_TEXT (1u << 20)	/* bytes of a table of lanes, all pieces together */
 #define WIRE_MAX_SESSIONS 1024u		/* per client */
 #define WIRE_MAX_POOLS 16u
@@ -110,6 +111,7 @@ struct wire_open {
 	int32_t wait_ms;
 	uint32_t zero;
 	char settings[WIRE_TEXT];	/* key=value pairs */
+	char model[WIRE_MODEL];		/* what the client calls its model; "": it does not say */
 };
 
 struct wire_lanes {

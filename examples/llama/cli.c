@@ -55,6 +55,11 @@ static const struct option_row rows[] = {
 	  "is a number found that was hidden in a long text? with the daemon's cache and with a full one; -f and -p add fillers" },
 	{ "depths", "LIST", 0, TEXT, AT(depths), 0, 0, NULL, "of --passkey: where the number is, shares of the text, with commas" },
 	{ "keys", "N", 0, COUNT, AT(keys), 1, 1000, NULL, "of --passkey: numbers tried at each depth of each filler (3)" },
+	{ "calibrate", NULL, 0, FLAG, AT(calibrate), 0, 0, NULL,
+	  "measure what each lane of the model is worth on the texts that are named: a table of lanes, in --output" },
+	{ "output", "FILE", 'o', TEXT, AT(output), 0, 0, NULL, "of --calibrate: the table; FILE.part holds what is measured until then" },
+	{ "budgets", "LIST", 0, TEXT, AT(budgets), 0, 0, NULL,
+	  "of --calibrate: slots that a lane is restricted to, rising, with commas (64,160,400,1000)" },
 	{ "ids", NULL, 0, FLAG, AT(ids), 0, 0, NULL, "print the prompt's token ids, one a line, and exit" },
 	{ "all", NULL, 0, FLAG, AT(all), 0, 0, NULL, "print the texts of all sequences, not only the first" },
 	{ "json", NULL, 0, FLAG, AT(json), 0, 0, NULL, "print one JSON object at the end instead of text" },
@@ -283,6 +288,31 @@ static int check_against(struct cli *cli)
 	return cli->model ? 0 : find_model(cli);
 }
 
+static int check_calibrate(struct cli *cli)
+{
+	static const char *const own[] = { "budget=", "split=", "window=", "slots=", "floor=", "prefill=" };
+
+	if (!cli->calibrate && (cli->output || cli->budgets)) {
+		cli_error("--output and --budgets are parts of --calibrate: give that too");
+		return 2;
+	}
+	if (!cli->calibrate)
+		return 0;
+	if (!cli->output || cli->nll || cli->passkey || cli->chat || cli->ids || cli->local || cli->batch > 1 || cli->logits || cli->lanes) {
+		cli_error(cli->output ? "--calibrate does not go with --nll, --passkey, --chat, --ids, --local, --batch, --logits or --lanes" :
+			  "--calibrate writes a file: name it with -o FILE");
+		return 2;
+	}
+	for (size_t i = 0; i < sizeof(own) / sizeof(*own); i++)
+		if (strstr(cli->settings, own[i])) {
+			cli_error("--calibrate says itself what %.*s is", (int)strlen(own[i]) - 1, own[i]);
+			return 2;
+		}
+	if (!cli->limit)
+		cli->limit = 2048;
+	return 0;
+}
+
 static int check(struct cli *cli)
 {
 	if (cli->n_sources == 0 && !cli->passkey) {
@@ -311,7 +341,7 @@ static int check(struct cli *cli)
 		cli_error("--system is a part of --chat: give that too");
 		return 2;
 	}
-	return check_against(cli);
+	return check_calibrate(cli) ? 2 : check_against(cli);
 }
 
 static int parse_all(struct cli *cli, int argc, char **argv, const struct option *longs, const char *letters)
@@ -335,6 +365,8 @@ static int parse_all(struct cli *cli, int argc, char **argv, const struct option
 		if (err)
 			return err;
 	}
+	while (!cli->exit_now && cli->calibrate && optind < argc && cli->n_sources < CLI_MAX_SOURCES)
+		cli->source[cli->n_sources++] = (struct cli_source){ argv[optind++], 1 };
 	if (!cli->exit_now && optind < argc) {
 		cli_error("'%s' belongs to no option; prompts are given with -p TEXT or -f FILE", argv[optind]);
 		return 2;

@@ -25,12 +25,13 @@ struct cli {
 	const char *pool, *socket;
 	const char *system, *logits, *status, *lanes;
 	const char *full_run, *kept;
+	const char *output, *budgets;	/* of --calibrate */
 	const char *depths;		/* of --passkey */
 	uint32_t keys;
 	const char *budget;		/* as given, or NULL; also in `settings` */
 	double temperature;
 	uint64_t seed;
-	int chat, nll, json, local, ids, all, special, progress, ignore_eos, against_full, belady, passkey;
+	int chat, nll, json, local, ids, all, special, progress, ignore_eos, against_full, belady, passkey, calibrate;
 	char settings[1024];		/* for the daemon; only what was given */
 	int exit_now;			/* --help or --version: done, exit with 0 */
 };

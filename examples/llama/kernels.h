@@ -20,6 +20,10 @@ struct kernels {
 	void (*silu_mul)(float *gate, const float *up, uint32_t n);
 	double (*lse)(const float *x, uint32_t n);
 	uint32_t (*best)(const float *x, uint32_t n);
+	/* tensor_panels() for one panel: y[r][0..15], added to what is there with `add`. */
+	void (*panel)(const float *x, size_t x_stride, uint32_t rows, const float *panel, uint32_t cols, float *y, size_t y_stride,
+		      int add);
+	float (*exps)(float *x, uint32_t n);
 };
 
 /* Room for a packed row: the values, rounded up to two blocks of 32, and 8 floats of block sums for every two blocks. */

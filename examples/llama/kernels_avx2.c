@@ -275,6 +275,85 @@ static void avx2_product(const struct tensor *w, uint32_t from, uint32_t to, con
 	}
 }
 
+/* --- panels ----------------------------------------------------------------------------------------------- */
+
+/* n rows times 16 columns of accumulators stay in registers. */
+INLINE void panel_rows(const float *x, size_t x_stride, const float *panel, uint32_t cols, float *y, size_t y_stride, int add, int n)
+{
+	__m256 a[6], b[6];
+
+#pragma GCC unroll 6
+	for (int r = 0; r < n; r++)
+		a[r] = b[r] = _mm256_setzero_ps();
+	for (uint32_t i = 0; i < cols; i++, panel += 16) {
+		const __m256 left = _mm256_loadu_ps(panel), right = _mm256_loadu_ps(panel + 8);
+
+#pragma GCC unroll 6
+		for (int r = 0; r < n; r++) {
+			const __m256 one = _mm256_broadcast_ss(x + (size_t)r * x_stride + i);
+
+			a[r] = _mm256_fmadd_ps(one, left, a[r]);
+			b[r] = _mm256_fmadd_ps(one, right, b[r]);
+		}
+	}
+#pragma GCC unroll 6
+	for (int r = 0; r < n; r++) {
+		float *out = y + (size_t)r * y_stride;
+
+		_mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), a[r]) : a[r]);
+		_mm256_storeu_ps(out + 8, add ? _mm256_add_ps(_mm256_loadu_ps(out + 8), b[r]) : b[r]);
+	}
+}
+
+static void avx2_panel(const float *x, size_t x_stride, uint32_t rows, const float *panel, uint32_t cols, float *y, size_t y_stride,
+		       int add)
+{
+	for (uint32_t r = 0; r < rows;) {
+		const float *from = x + (size_t)r * x_stride;
+		float *to = y + (size_t)r * y_stride;
+
+		if (rows - r >= 6) {
+			panel_rows(from, x_stride, panel, cols, to, y_stride, add, 6);
+			r += 6;
+		} else if (rows - r >= 4) {
+			panel_rows(from, x_stride, panel, cols, to, y_stride, add, 4);
+			r += 4;
+		} else {
+			panel_rows(from, x_stride, panel, cols, to, y_stride, add, 1);
+			r++;
+		}
+	}
+}
+
+static float avx2_exps(float *x, uint32_t n)
+{
+	__m256 top8 = _mm256_set1_ps(x[0]), sum8s = _mm256_setzero_ps();
+	float top, lane[8], sum;
+	uint32_t i = 0;
+
+	for (; i + 8 <= n; i += 8)
+		top8 = _mm256_max_ps(top8, _mm256_loadu_ps(x + i));
+	_mm256_storeu_ps(lane, top8);
+	top = lane[0];
+	for (int k = 1; k < 8; k++)
+		top = lane[k] > top ? lane[k] : top;
+	for (; i < n; i++)
+		top = x[i] > top ? x[i] : top;
+	top8 = _mm256_set1_ps(top);
+	for (i = 0; i + 8 <= n; i += 8) {
+		const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), top8));
+
+		_mm256_storeu_ps(x + i, e);
+		sum8s = _mm256_add_ps(sum8s, e);
+	}
+	sum = sum8(sum8s);
+	for (; i < n; i++) {
+		x[i] = expf(x[i] - top);
+		sum += x[i];
+	}
+	return sum;
+}
+
 /* --- small things ----------------------------------------------------------------------------------------- */
 
 static void avx2_norm(const float *x, const float *weight, uint32_t n, float eps, float *out)
@@ -359,6 +438,6 @@ static uint32_t avx2_best(const float *x, uint32_t n)
 
 const struct kernels kernels_avx2 = {
 	.isa = "avx2", .pack = avx2_pack, .product = avx2_product, .norm = avx2_norm, .silu_mul = avx2_silu_mul,
-	.lse = avx2_lse, .best = avx2_best,
+	.lse = avx2_lse, .best = avx2_best, .panel = avx2_panel, .exps = avx2_exps,
 };
 #endif

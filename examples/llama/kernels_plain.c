@@ -71,7 +71,34 @@ static uint32_t plain_best(const float *x, uint32_t n)
 	return best;
 }
 
+static void plain_panel(const float *x, size_t x_stride, uint32_t rows, const float *panel, uint32_t cols, float *y, size_t y_stride,
+			int add)
+{
+	for (uint32_t r = 0; r < rows; r++) {
+		float sum[TENSOR_PANEL] = { 0 };
+
+		for (uint32_t i = 0; i < cols; i++)
+			for (uint32_t j = 0; j < TENSOR_PANEL; j++)
+				sum[j] += x[r * x_stride + i] * panel[(size_t)i * TENSOR_PANEL + j];
+		for (uint32_t j = 0; j < TENSOR_PANEL; j++)
+			y[r * y_stride + j] = add ? y[r * y_stride + j] + sum[j] : sum[j];
+	}
+}
+
+static float plain_exps(float *x, uint32_t n)
+{
+	float top = x[0], sum = 0.0f;
+
+	for (uint32_t i = 1; i < n; i++)
+		top = x[i] > top ? x[i] : top;
+	for (uint32_t i = 0; i < n; i++) {
+		x[i] = expf(x[i] - top);
+		sum += x[i];
+	}
+	return sum;
+}
+
 const struct kernels kernels_plain = {
 	.isa = "plain", .pack = plain_pack, .product = plain_product, .norm = plain_norm, .silu_mul = plain_silu_mul,
-	.lse = plain_lse, .best = plain_best,
+	.lse = plain_lse, .best = plain_best, .panel = plain_panel, .exps = plain_exps,
 };

@@ -1,4 +1,5 @@
 /* ebb-llama: runs a model of the llama family with its attention cache in ebbd. See cli.c for the options. */
+#include "examples/llama/calibrate.h"
 #include "examples/llama/generate.h"
 #include "examples/llama/nll.h"
 #include "examples/llama/passkey.h"
@@ -24,7 +25,7 @@ int main(int argc, char **argv)
 	}
 	err = run_load(&run, &cli);
 	if (!err)
-		err = cli.ids ? print_ids(&run) : cli.nll ? nll_run(&run) : cli.passkey ? passkey_run(&run) :
+		err = cli.ids ? print_ids(&run) : cli.nll ? nll_run(&run) : cli.passkey ? passkey_run(&run) : cli.calibrate ? calibrate_run(&run) :
 			generate_run(&run);
 	run_close(&run);
 	cli_free(&cli);

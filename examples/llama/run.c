@@ -70,7 +70,7 @@ int run_encode(const struct run *run, const struct cli_source *source, struct to
 	if (cli->chat) {
 		err = tokenizer_chat(run->tok, cli->system, text, bytes, out);
 	} else {
-		if (!cli->nll && !cli->passkey && tokenizer_bos(run->tok) >= 0)
+		if (!cli->nll && !cli->passkey && !cli->calibrate && tokenizer_bos(run->tok) >= 0)
 			err = tokens_add(out, tokenizer_bos(run->tok));
 		if (!err)
 			err = tokenizer_encode(run->tok, text, bytes, cli->special, out);
@@ -111,10 +111,11 @@ static int cut(struct run *run, uint32_t i, const struct tokens *all)
 static int load_prompts(struct run *run)
 {
 	const struct cli *cli = run->cli;
-	uint32_t n = cli->n_sources < cli->batch || cli->ids ? cli->n_sources : cli->batch;
+	const int one_each = cli->ids || cli->calibrate;
+	uint32_t n = cli->n_sources < cli->batch || one_each ? cli->n_sources : cli->batch;
 	int err = 0;
 
-	run->n_seqs = cli->ids && cli->batch < n ? n : cli->batch;
+	run->n_seqs = one_each && cli->batch < n ? n : cli->batch;
 	run->seq = calloc(run->n_seqs, sizeof(*run->seq));
 	if (!run->seq)
 		return -ENOMEM;
@@ -129,6 +130,20 @@ static int load_prompts(struct run *run)
 		free(all.id);
 	}
 	return err;
+}
+
+/* Basename and size, which quantised versions of a model share; else its name. Letters, digits, and . _ - as the daemon wants it. */
+static void name_model(struct run *run)
+{
+	struct gguf_text base = { "model", 5 }, size = { "", 0 };
+
+	if (gguf_string(run->file, "general.basename", &base) || gguf_string(run->file, "general.size_label", &size))
+		(void)gguf_string(run->file, "general.name", &base);
+	snprintf(run->model_name, sizeof(run->model_name), "%.*s%s%.*s", (int)base.bytes, base.at, size.bytes ? "-" : "", (int)size.bytes,
+		 size.at);
+	for (char *p = run->model_name; *p; p++)
+		if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.", *p))
+			*p = '-';
 }
 
 int run_load(struct run *run, const struct cli *cli)
@@ -152,12 +167,13 @@ int run_load(struct run *run, const struct cli *cli)
 		cli_error("%s", why);
 		return err;
 	}
+	name_model(run);
 	return load_prompts(run);
 }
 
 /* --- connecting ------------------------------------------------------------------------------------------- */
 
-static int connect_pool(struct run *run)
+int run_connect(struct run *run)
 {
 	const struct cli *cli = run->cli;
 	char why[512] = "";
@@ -240,13 +256,32 @@ int run_open_session(struct run *run, uint32_t i, struct ebb *ebb, struct ebb_ba
 		.pool = cli->local || ebb != run->ebb ? NULL : run->pool.name, .n_layers = m->n_layers, .n_kv_heads = m->n_kv_heads,
 		.group = m->group, .head_dim = m->head_dim, .max_tokens = s->n_prompt + (cli->nll ? 0 : cli->n_predict),
 		.prompt_tokens = cli->nll || cli->passkey ? 0 : s->n_prompt,
-		.settings = cli->settings[0] ? cli->settings : NULL, .wait_ms = cli->wait_ms, .lanes = run->lanes,
+		.settings = cli->settings[0] ? cli->settings : NULL, .wait_ms = cli->wait_ms, .lanes = run->lanes, .model = run->model_name,
 	};
 	int err = ebb_session_open(ebb, &options, &s->session);
 
 	if (!err)
 		err = ebb_batch_join(batch, s->session);
 	return err ? session_failed(run, ebb, i, err) : 0;
+}
+
+/* The table is text to the library: it ends with a NUL. */
+static int read_lanes(struct run *run)
+{
+	char *text, *whole;
+	size_t bytes;
+	int err = read_file(run->cli->lanes, &text, &bytes);
+
+	if (err)
+		return err;
+	whole = realloc(text, bytes + 1);
+	if (!whole) {
+		free(text);
+		return -ENOMEM;
+	}
+	whole[bytes] = '\0';
+	run->lanes = whole;
+	return 0;
 }
 
 static int open_sessions(struct run *run)
@@ -257,14 +292,13 @@ static int open_sessions(struct run *run)
 		.max_sessions = run->n_seqs, .max_rows = run->max_rows,
 	};
 	int err = ebb_batch_new(run->ebb, &batch, &run->batch);
-	size_t bytes;
 
 	if (err) {
 		cli_error("%s", ebb_error(run->ebb));
 		return err;
 	}
 	if (cli->lanes)
-		err = read_file(cli->lanes, &run->lanes, &bytes);
+		err = read_lanes(run);
 	for (uint32_t i = 0; i < run->n_seqs && !err; i++) {
 		uint32_t most = run->seq[i].n_prompt + (cli->nll ? 0 : cli->n_predict);
 
@@ -314,7 +348,7 @@ int run_open(struct run *run, uint32_t max_rows, uint32_t max_out, int want_logi
 		}
 	}
 	if (!err)
-		err = connect_pool(run);
+		err = run_connect(run);
 	if (!err)
 		err = open_forward(run);
 	if (!err)

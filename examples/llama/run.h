@@ -36,6 +36,7 @@ struct run {
 	struct forward *forward;
 	struct ebb_batch *batch;
 	struct sequence *seq;
+	char model_name[64];		/* for the daemon, and in tables of lanes */
 	char *lanes;			/* text of --lanes, or NULL */
 	uint32_t n_seqs;
 	FILE *logits_file;
@@ -71,6 +72,9 @@ int run_load(struct run *run, const struct cli *cli);
  */
 int run_open(struct run *run, uint32_t max_rows, uint32_t max_out, int want_logits);
 void run_close(struct run *run);
+
+/* run_connect - only run->ebb and run->pool, as run_open() makes them first. For who opens sessions of its own. */
+int run_connect(struct run *run);
 
 /*
  * run_open_session - open sequence i's session on a connection (run->ebb, or another of the same device) and let it join a batch.

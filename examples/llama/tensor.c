@@ -109,6 +109,33 @@ void tensor_matmul(struct team *team, const struct tensor *w, const float *x, ui
 	team_run(team, product_part, &p);
 }
 
+/* --- panels ----------------------------------------------------------------------------------------------- */
+
+void tensor_to_panels(const struct tensor *w, uint32_t from, uint32_t to, float *panels, float *row)
+{
+	for (uint32_t j = from * TENSOR_PANEL; j < to * TENSOR_PANEL; j++) {
+		float *out = panels + (size_t)(j / TENSOR_PANEL) * w->cols * TENSOR_PANEL + j % TENSOR_PANEL;
+
+		if (j < w->rows)
+			tensor_row(w, j, row);
+		for (uint32_t i = 0; i < w->cols; i++)
+			out[(size_t)i * TENSOR_PANEL] = j < w->rows ? row[i] : 0.0f;
+	}
+}
+
+void tensor_panels(const float *x, size_t x_stride, uint32_t rows, const float *panels, uint32_t n_panels, uint32_t cols, float *y,
+		   size_t y_stride, int add)
+{
+	for (uint32_t p = 0; p < n_panels; p++)
+		kernels()->panel(x, x_stride, rows, panels + (size_t)p * cols * TENSOR_PANEL, cols, y + (size_t)p * TENSOR_PANEL,
+				 y_stride, add);
+}
+
+float tensor_exps(float *x, uint32_t n)
+{
+	return kernels()->exps(x, n);
+}
+
 /* --- small things ----------------------------------------------------------------------------------------- */
 
 void tensor_norm(const float *x, const float *weight, uint32_t n, float eps, float *out)

@@ -25,6 +25,7 @@ static const char made[] = "ebbd-lanes 1 5 3\n0 0 1\n0 1 2\n0 2 3\n1 0 4\n1 1 5\
 			   "4 0 2\n4 1 2\n4 2 2\n";
 
 static struct td d;
+static const char *model;	/* what sessions say they are of */
 
 struct client {
 	struct ebb *ebb;
@@ -63,7 +64,7 @@ static int try_open(struct client *c, const char *settings, const char *table, u
 	struct ebb_options o = { .socket = d.socket, .name = "splits" };
 	struct ebb_batch_options b = { .max_sessions = 1 };
 	struct ebb_session_options s = { .n_layers = LAYERS, .n_kv_heads = HEADS, .group = GROUP, .head_dim = DIM, .max_tokens = 4096,
-					 .prompt_tokens = prompt, .settings = settings, .lanes = table };
+					 .prompt_tokens = prompt, .settings = settings, .lanes = table, .model = model };
 	int rc;
 
 	*c = (struct client){ .hash = 0xcbf29ce484222325ull };
@@ -188,10 +189,11 @@ static void expect(const char *split, const char *settings, const float *table)
 
 static void lanes_hold_what_a_split_without_statistics_says(void **state)
 {
+	struct evict_lanes about;
 	float table[LANES];
 
 	(void)state;
-	assert_int_equal(evict_lanes_parse(made, strlen(made), LAYERS, HEADS, table, NULL, 0), 0);
+	assert_int_equal(evict_lanes_parse(made, strlen(made), LAYERS, HEADS, NULL, &about, table, NULL, NULL, 0), 0);
 	expect("uniform", "split=uniform budget=96", NULL);
 	expect("pyramid", "split=pyramid budget=96", NULL);
 	expect("pyramid:beta=2,reverse=1", "split=pyramid:beta=2,reverse=1 budget=96", NULL);
@@ -284,10 +286,11 @@ static void what_is_wrong_with_a_split_is_said(void **state)
 	static const struct { const char *settings, *table, *why; } cases[] = {
 		{ "split=cone", NULL, "split: found 'cone'; found split \"cone\"; allowed: uniform, pyramid, head" },
 		{ "split=pyramid:beta=0", NULL, "parameter beta: found \"0\"; allowed: 1 to 1000" },
-		{ "split=head", NULL, "split: found 'head' without a table of lanes; allowed: with one" },
+		{ "split=head", NULL, "split: found 'head' without a table of lanes for the model ''; allowed: with one" },
 		{ "split=head", "ebbd-lanes 1 5 4\n", "the table of lanes, line 1: found \"4\"; allowed: 3, the model's KV heads" },
 		{ "split=head", "ebbd-lanes 1 5 3\n0 0 nan\n", "the table of lanes, line 2: found \"nan\"; allowed: a decimal number" },
 		{ "split=head", "", "split: found 'head' without a table of lanes" },
+		{ "split=measured", "ebbd-lanes 1 5 3\nbudgets 64\n0 0 1 1\n", "line 3: found \"0\"; allowed: a line \"tokens N\" above the lanes" },
 		{ "split=cake policy=two", NULL, "policy: found 'two'" },
 		{ "split=head lanes=/etc/passwd", NULL, "lanes: found '/etc/passwd'; allowed: in ebbd.ini only" },
 	};
@@ -336,6 +339,67 @@ static void the_operator_may_name_a_table(void **state)
 	end(&c);
 }
 
+static void configure(const char *path, const char *file, const char *more)
+{
+	char ini[512];
+	FILE *f = fopen(path, "we");
+
+	assert_non_null(f);
+	fputs(file, f);
+	fclose(f);
+	snprintf(ini, sizeof(ini), "drain = 0s\n[pool p]\ndevice = host\nsize = 64M\n[model five]\nlanes = %s\n[session]\nfloor = 40\n%s", path, more);
+	td_configure(&d, ini);
+	td_signal(&d, 1);
+}
+
+/* A lane's loss is its number plus one at 64 slots, and falls as 1 / slots. */
+static void curves(char *text, size_t bytes, const char *name)
+{
+	int at = snprintf(text, bytes, "ebbd-lanes 1 %d %d\nmodel %s\ntokens 4096\nbudgets 64 256\n", LAYERS, HEADS, name);
+
+	for (int lane = 0; lane < LANES; lane++)
+		at += snprintf(text + at, bytes - (size_t)at, "%d %d 1 %d %g\n", lane / HEADS, lane % HEADS, lane + 1, (lane + 1) / 4.0);
+}
+
+/* A model's own table, found by name and shape; `measured` by default is for those that have one. */
+static void models_have_tables_of_their_own(void **state)
+{
+	char path[128], text[2048];
+	struct client c;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/five", d.dir);
+	curves(text, sizeof(text), "five");
+	configure(path, text, "split = measured\n");
+	for (int i = 0; i < 2000 && !td_log_has(&d, "model five.lanes"); i++)
+		td_nap_us(2000);
+	model = "five";
+	assert_int_equal(try_open(&c, "budget=96", NULL, 0), 0);
+	feed(&c, 400, 32);
+	assert_true(look(&c).budget_sum == 96 * LANES && look(&c).budget[LANES - 1] > 2 * look(&c).budget[0]);
+	end(&c);
+	model = "six";
+	assert_int_equal(try_open(&c, "budget=96", NULL, 0), 0);
+	feed(&c, 400, 32);
+	assert_true(look(&c).budget[0] == 96 && look(&c).budget[LANES - 1] == 96);
+	end(&c);
+	assert_int_equal(try_open(&c, "budget=96 split=measured", NULL, 0), -EINVAL);
+	assert_non_null(strstr(ebb_error(c.ebb), "found 'measured' without a table of lanes for the model 'six'"));
+	ebb_close(c.ebb);
+	assert_int_equal(try_open(&c, "budget=96 split=measured", made, 0), -EINVAL);
+	assert_non_null(strstr(ebb_error(c.ebb), "a table of lanes that has values only"));
+	ebb_close(c.ebb);
+	assert_int_equal(try_open(&c, "budget=96 split=measured", text, 0), -EINVAL);
+	assert_non_null(strstr(ebb_error(c.ebb), "line 2: found \"five\"; allowed: six, the model's name"));
+	ebb_close(c.ebb);
+	curves(text, sizeof(text), "four");
+	configure(path, text, "");
+	for (int i = 0; i < 2000 && !td_log_has(&d, "found \"four\"; allowed: five, the model's name"); i++)
+		td_nap_us(2000);
+	assert_true(td_log_has(&d, "found \"four\"; allowed: five, the model's name"));
+	model = NULL;
+}
+
 static int start(void **state)
 {
 	*state = &d;
@@ -352,6 +416,7 @@ int main(void)
 		cmocka_unit_test(shares_of_a_growing_budget_grow),
 		cmocka_unit_test(what_is_wrong_with_a_split_is_said),
 		cmocka_unit_test(the_operator_may_name_a_table),
+		cmocka_unit_test(models_have_tables_of_their_own),
 	};
 
 	return cmocka_run_group_tests_name("splits", tests, start, td_teardown);

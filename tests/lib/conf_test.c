@@ -74,7 +74,14 @@ void *test_base(struct conf *conf, const struct conf_key *key)
 {
 	if (key->section == CONF_DAEMON)
 		return &conf->daemon;
+	if (key->section == CONF_MODEL)
+		return &conf->model[0];
 	return key->section == CONF_POOL ? (void *)&conf->pool[0] : (void *)&conf->session;
+}
+
+const char *test_label(enum conf_section section)
+{
+	return section == CONF_POOL ? "pool a" : section == CONF_MODEL ? "model a" : conf_section_names[section];
 }
 
 unsigned test_ini(const struct conf_key *key, const char *value, char *out, size_t bytes)
@@ -83,7 +90,7 @@ unsigned test_ini(const struct conf_key *key, const char *value, char *out, size
 		snprintf(out, bytes, "[pool a]\nsize = 8T\n%s = %s\n", key->name, value);
 		return 3;
 	}
-	snprintf(out, bytes, "[%s]\n%s = %s\n%s", key->section == CONF_POOL ? "pool a" : conf_section_names[key->section], key->name,
+	snprintf(out, bytes, "[%s]\n%s = %s\n%s", test_label(key->section), key->name,
 		 value, key->section == CONF_POOL ? "" : "[pool a]\nsize = 8T\n");
 	return 2;
 }

@@ -28,6 +28,8 @@ int test_load_bytes(const void *data, size_t bytes, struct conf *conf, char *why
 int test_load(const char *text, struct conf *conf, char *why, size_t why_bytes);
 
 /* Where the key's section is in @conf: of pools, the first. */
+/* How a file names the section: "daemon", "pool a", "model a", ... */
+const char *test_label(enum conf_section section);
 void *test_base(struct conf *conf, const struct conf_key *key);
 
 /* A file that says key = value and what a file has to say. Returns the value's line. */

@@ -19,7 +19,7 @@ static void expect_complaint(const struct conf_key *key, unsigned line, const ch
 {
 	char start[120], quoted[80], allowed[CONF_VALUE_TEXT], label[40];
 
-	snprintf(label, sizeof(label), "%s", key->section == CONF_POOL ? "pool a" : conf_section_names[key->section]);
+	snprintf(label, sizeof(label), "%s", test_label(key->section));
 	snprintf(start, sizeof(start), "F:%u: [%s] %s: found ", line, label, key->name);
 	if (strncmp(why, start, strlen(start)) != 0)
 		fail_msg("%s = %s: expected \"%s...\", got \"%s\"", key->name, value, start, why);
@@ -129,7 +129,7 @@ static void a_key_given_twice_is_refused(void **state)
 	(void)state;
 	for (unsigned k = 0; k < conf_n_keys; k++) {
 		const struct conf_key *key = &conf_keys[k];
-		const char *label = key->section == CONF_POOL ? "pool a" : conf_section_names[key->section];
+		const char *label = test_label(key->section);
 
 		snprintf(value, sizeof(value), "%s", key->def ? key->def : "2M");
 		snprintf(ini, sizeof(ini), "[%s]\n%s = %s\n\n%s = %s\n%s", label, key->name, value, key->name, value,
@@ -167,7 +167,7 @@ static void a_slip_in_a_key_is_recognised(void **state)
 			}
 			assert_null(conf_find(key->section, name));
 			snprintf(ini, sizeof(ini), "[%s]\n%s = 1\n",
-				 key->section == CONF_POOL ? "pool a" : conf_section_names[key->section], name);
+				 test_label(key->section), name);
 			assert_int_equal(test_load(ini, &conf, why, sizeof(why)), -22);
 			snprintf(expected, sizeof(expected), "did you mean %s?", key->name);
 			if (!strstr(why, expected))
@@ -197,7 +197,7 @@ static void an_unknown_key_is_refused_and_the_known_ones_listed(void **state)
 
 	(void)state;
 	for (unsigned s = 0; s < CONF_N_SECTIONS; s++) {
-		snprintf(ini, sizeof(ini), "[%s]\nabracadabra = 1\n", s == CONF_POOL ? "pool a" : conf_section_names[s]);
+		snprintf(ini, sizeof(ini), "[%s]\nabracadabra = 1\n", test_label((enum conf_section)s));
 		assert_int_equal(test_load(ini, &conf, why, sizeof(why)), -22);
 		assert_non_null(strstr(why, "F:2: ["));
 		assert_non_null(strstr(why, "found the key 'abracadabra'; allowed: "));

@@ -68,11 +68,11 @@ static void all_complaints_come_at_once_with_their_lines(void **state)
 				   "[pool a]\n"
 				   "slab = 1M", &conf, why, sizeof(why)), -22);
 	assert_string_equal(why,
-		"F:1: found 'x' before any section; allowed: first a line [daemon], [pool NAME] or [session]\n"
+		"F:1: found 'x' before any section; allowed: first a line [daemon], [pool NAME], [model NAME] or [session]\n"
 		"F:3: [daemon]: found the key 'sokcet'; allowed: socket, socket_mode, socket_group, log_level, max_clients, drain, record, record_limit; "
 		"did you mean socket?\n"
 		"F:5: [daemon] log_level: found 'loud'; allowed: err | warning | notice | info | debug\n"
-		"F:6: found the section 'sesion'; allowed: [daemon], [pool NAME], [session]; did you mean [session]?\n"
+		"F:6: found the section 'sesion'; allowed: [daemon], [pool NAME], [model NAME], [session]; did you mean [session]?\n"
 		"F:9: [session] window: found '0'; allowed: 1 .. 2048\n"
 		"F:10: found 'nonsense'; allowed: [section], key = value, or a comment (; ...)\n"
 		"F:11: [pool a] size: found nothing; allowed: 1M .. 8T");

@@ -72,6 +72,9 @@ static void any_configuration_reads_back_from_its_print(void **state)
 	for (int round = 0; round < 400; round++) {
 		conf_defaults(&conf);
 		conf.n_pools = 1 + (unsigned)(test_random(&seed) % CONF_MAX_POOLS);
+		conf.n_models = (unsigned)(test_random(&seed) % (CONF_MAX_MODELS + 1));
+		for (unsigned i = 0; i < conf.n_models; i++)
+			snprintf(conf.model[i].name, sizeof(conf.model[i].name), "model-%u", i);
 		for (unsigned p = 0; p < conf.n_pools; p++) {
 			snprintf(conf.pool[p].name, CONF_NAME, "p%u", p);
 			snprintf(conf.pool[p].device, CONF_TEXT, "host");
@@ -80,8 +83,9 @@ static void any_configuration_reads_back_from_its_print(void **state)
 		for (unsigned k = 0; k < conf_n_keys; k++) {
 			const struct conf_key *key = &conf_keys[k];
 
-			for (unsigned p = 0; p < (key->section == CONF_POOL ? conf.n_pools : 1); p++) {
-				char *base = key->section == CONF_POOL ? (char *)&conf.pool[p] : (char *)test_base(&conf, key);
+			for (unsigned p = 0; p < (key->section == CONF_POOL ? conf.n_pools : key->section == CONF_MODEL ? conf.n_models : 1); p++) {
+				char *base = key->section == CONF_POOL ? (char *)&conf.pool[p] : key->section == CONF_MODEL ? (char *)&conf.model[p] :
+					(char *)test_base(&conf, key);
 				uint32_t n;
 
 				random_value(key, &seed, value, sizeof(value));
@@ -130,7 +134,7 @@ static void each_visits_every_key_in_order(void **state)
 	char why[200];
 
 	(void)state;
-	assert_int_equal(test_load("[pool a]\nsize=1M\n[session]\nbudget=77\n", &conf, why, sizeof(why)), 0);
+	assert_int_equal(test_load("[pool a]\nsize=1M\n[model a]\n[session]\nbudget=77\n", &conf, why, sizeof(why)), 0);
 	conf_each(&conf, check_key, &walk);
 	assert_int_equal(walk.n, conf_n_keys);
 }

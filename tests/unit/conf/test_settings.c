@@ -152,6 +152,22 @@ static void open_sessions_follow_live_keys_that_they_were_not_given(void **state
 	}
 }
 
+static void models_come_and_go_with_the_file(void **state)
+{
+	char report[1024];
+	struct conf conf, next;
+
+	(void)state;
+	assert_int_equal(test_load("[pool a]\nsize=8M\n[model x]\nlanes=/x\n[model y]\nlanes=/y\n", &conf, report, sizeof(report)), 0);
+	assert_true(conf.n_models == 2 && strcmp(conf.model[1].name, "y") == 0 && strcmp(conf.model[1].lanes, "/y") == 0);
+	assert_int_equal(test_load("[pool a]\nsize=8M\n[model z]\nlanes=/z\n[model y]\nlanes=/y\n", &next, report, sizeof(report)), 0);
+	assert_int_equal(conf_reload(&conf, &next, report, sizeof(report)), 2);
+	assert_non_null(strstr(report, "model z.lanes:  -> /z for sessions opened from now on"));
+	assert_non_null(strstr(report, "model x.lanes: /x ->  for sessions opened from now on"));
+	assert_null(strstr(report, "model y"));
+	assert_memory_equal(&conf, &next, sizeof(conf));
+}
+
 static void reload_takes_what_may_change_and_names_the_rest(void **state)
 {
 	char value[200], report[1024], expected[600], old_text[CONF_VALUE_TEXT], new_text[CONF_VALUE_TEXT];
@@ -161,7 +177,7 @@ static void reload_takes_what_may_change_and_names_the_rest(void **state)
 	for (unsigned k = 0; k < conf_n_keys; k++) {
 		const struct conf_key *key = &conf_keys[k];
 
-		assert_int_equal(test_load("[pool a]\nsize=8M\n", &conf, report, sizeof(report)), 0);
+		assert_int_equal(test_load("[pool a]\nsize=8M\n[model a]\n", &conf, report, sizeof(report)), 0);
 		before = next = conf;
 		assert_int_equal(conf_reload(&conf, &next, report, sizeof(report)), 0);
 		assert_string_equal(report, "");
@@ -172,7 +188,7 @@ static void reload_takes_what_may_change_and_names_the_rest(void **state)
 
 		assert_int_equal(conf_reload(&conf, &next, report, sizeof(report)), key->reload != CONF_RESTART);
 		snprintf(expected, sizeof(expected), "%s.%s: %s -> %s%s",
-			 key->section == CONF_POOL ? "pool a" : conf_section_names[key->section], key->name, old_text, new_text,
+			 test_label(key->section), key->name, old_text, new_text,
 			 key->reload == CONF_LIVE ? "" :
 			 key->reload == CONF_NEXT ? " for sessions opened from now on" : " needs a restart");
 		assert_string_equal(report, expected);
@@ -217,6 +233,7 @@ int main(void)
 		cmocka_unit_test(settings_are_all_taken_or_none),
 		cmocka_unit_test(settings_of_any_length_are_survived),
 		cmocka_unit_test(open_sessions_follow_live_keys_that_they_were_not_given),
+		cmocka_unit_test(models_come_and_go_with_the_file),
 		cmocka_unit_test(reload_takes_what_may_change_and_names_the_rest),
 		cmocka_unit_test(pools_that_come_and_go_need_a_restart),
 	};
