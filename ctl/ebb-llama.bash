@@ -15,7 +15,7 @@ _ebb_llama()
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
 		;;
-	--split) words='uniform pyramid head ada dynamic cake sparsity lazy-layer' ;;
+	--split) words='uniform pyramid head ada dynamic cake sparsity lazy-layer measured' ;;
 	--policy) words='full streaming random h2o tova scissorhands roco keyformer snapkv morphkv rkv gkv raas lazy nacl l2norm vatp
 		keydiff lagkv expected cam d2o look-m vl-cache csp' ;;
 	--merge) words='auto none pivot d2o cam' ;;
