@@ -4,7 +4,7 @@ _ebb_llama()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} words=
 	local options='--model --file --prompt --predict --chat --system --temp --seed --ignore-eos --special --batch --batch-offset --limit
-		--chunk --nll --against-full --full-run --belady --kept --passkey --depths --keys --ids --all --json --local --socket --pool --wait --policy --merge --split --lanes --budget --slots
+		--chunk --nll --against-full --full-run --belady --kept --passkey --depths --keys --ids --all --json --local --socket --pool --wait --policy --merge --split --lanes --tag --pin --drop --budget --slots
 		--prefill --window --sinks --recent
 		--observe --set --threads --logits --status --progress --help --version'
 

@@ -10,14 +10,14 @@
 
 #include "libclient/ebb.h"
 
-enum { FLAG, TEXT, SOURCE, COUNT, AMOUNT, REAL, SEED, WAIT, SETTING, HELP, VERSION };
+enum { FLAG, TEXT, SOURCE, COUNT, AMOUNT, REAL, SEED, WAIT, SETTING, MARK, HELP, VERSION };
 
 /* One row per option: how it is written, what it fills, and what --help says. */
 struct option_row {
 	const char *name, *argument;
 	char letter;
 	int kind;
-	size_t field;			/* of struct cli */
+	size_t field;			/* of struct cli; MARK: enum ebb_mark_what */
 	uint32_t least, most;		/* COUNT */
 	const char *key;		/* the daemon's name: also sent with the session */
 	const char *help;
@@ -79,6 +79,10 @@ static const struct option_row rows[] = {
 	{ "recent", "N|P%", 0, SETTING, 0, 0, 0, "recent", "newest slots that are never evicted" },
 	{ "observe", "K", 0, SETTING, 0, 0, 0, "observe", "collect attention of every K-th query" },
 	{ "set", "KEY=VALUE", 0, SETTING, 0, 0, 0, "", "any other setting of the daemon's [session]; may be repeated" },
+	{ "tag", "A:B=N", 0, MARK, EBB_TAG, 0, 0, NULL, "positions A to B-1 are of modality N (0: text); may be repeated" },
+	{ "pin", "A:B", 0, MARK, EBB_PIN, 0, 0, NULL, "positions A to B-1 are not evicted while anything else can be; may be repeated" },
+	{ "drop", "A:B@L", 0, MARK, EBB_DROP, 0, 0, NULL,
+	  "once position B is reached, layers from L on lose positions A to B-1; may be repeated" },
 	{ "threads", "N", 't', COUNT, AT(threads), 1, 256, NULL, "CPU threads (1)" },
 	{ "logits", "FILE", 0, TEXT, AT(logits), 0, 0, NULL, "write the float32 logits of every prediction, one after the other" },
 	{ "status", "FILE", 0, TEXT, AT(status), 0, 0, NULL, "keep a JSON line on the progress in this file" },
@@ -206,6 +210,15 @@ static int take_number(struct cli *cli, const struct option_row *row, const char
 	}
 }
 
+static int take_mark(struct cli *cli, const struct option_row *row, const char *value)
+{
+	char allowed[96];
+
+	snprintf(allowed, sizeof(allowed), "%s is needed, A less than B%s", row->argument, cli->marks.n == MARKS_MAX ?
+		 ", and no more than 64 of these options" : "");
+	return marks_parse(&cli->marks, (enum ebb_mark_what)row->field, value) ? wrong(row, value, allowed) : 0;
+}
+
 static int take(struct cli *cli, const struct option_row *row, const char *value)
 {
 	char *field = (char *)cli + row->field;
@@ -234,6 +247,8 @@ static int take(struct cli *cli, const struct option_row *row, const char *value
 		return 0;
 	case SETTING:
 		return add_setting(cli, row->key, value);
+	case MARK:
+		return take_mark(cli, row, value);
 	default:
 		return take_number(cli, row, value);
 	}
@@ -323,6 +338,11 @@ static int check(struct cli *cli)
 			     cli->logits)) {
 		cli_error("--passkey makes prompts of its own and runs them one by one through the daemon: it does not go with --nll, "
 			  "--chat, --ids, --local, --batch, --temp or --logits");
+		return 2;
+	}
+	if (cli->marks.n && (cli->passkey || cli->full_run || cli->calibrate)) {
+		cli_error("--tag, --pin and --drop speak of positions of the given text: they do not go with "
+			  "--passkey, --full-run or --calibrate");
 		return 2;
 	}
 	if (!cli->passkey && cli->depths) {

@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "examples/llama/marks.h"
+
 #define CLI_MAX_SOURCES 1024u
 
 struct cli_source {		/* one -f or -p */
@@ -32,6 +34,7 @@ struct cli {
 	double temperature;
 	uint64_t seed;
 	int chat, nll, json, local, ids, all, special, progress, ignore_eos, against_full, belady, passkey, calibrate;
+	struct marks marks;		/* --tag, --pin, --drop */
 	char settings[1024];		/* for the daemon; only what was given */
 	int exit_now;			/* --help or --version: done, exit with 0 */
 };

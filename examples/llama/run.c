@@ -262,6 +262,8 @@ int run_open_session(struct run *run, uint32_t i, struct ebb *ebb, struct ebb_ba
 
 	if (!err)
 		err = ebb_batch_join(batch, s->session);
+	if (!err)
+		err = marks_open(&cli->marks, s->session);
 	return err ? session_failed(run, ebb, i, err) : 0;
 }
 
@@ -444,6 +446,30 @@ static int deliver(struct run *run, enum run_outputs outputs)
 	return 0;
 }
 
+/* Drops that are due; and no sequence goes beyond its next one. */
+static int drop_due(struct run *run)
+{
+	const struct marks *marks = &run->cli->marks;
+
+	for (uint32_t i = 0; i < run->n_seqs; i++) {
+		struct ebb_stats before, after;
+		int n;
+
+		if (!run->n[i])
+			continue;
+		run->n[i] = marks_limit(marks, run->seq[i].fed, run->n[i]);
+		ebb_session_stats(run->seq[i].session, &before);
+		n = marks_drop(marks, run->seq[i].session, run->seq[i].fed);
+		if (n < 0)
+			return n;
+		ebb_session_stats(run->seq[i].session, &after);
+		if (n)
+			cli_error("note: sequence %u, %u tokens: %llu slots have left", i, run->seq[i].fed,
+				  (unsigned long long)(after.evicted - before.evicted));
+	}
+	return 0;
+}
+
 int run_step(struct run *run, enum run_outputs outputs)
 {
 	struct forward_in in = { .token = run->token, .pos = run->pos, .out_row = run->out_row };
@@ -451,6 +477,9 @@ int run_step(struct run *run, enum run_outputs outputs)
 
 	if (!run->start_ns)
 		run->start_ns = run_ns();
+	err = run->cli->marks.n ? drop_due(run) : 0;
+	if (err)
+		return step_failed(run, "dropping tokens", err);
 	err = ebb_step_begin(run->batch, run->n, -1);
 	if (err)
 		return step_failed(run, "beginning a step", err);
