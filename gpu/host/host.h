@@ -18,6 +18,7 @@
 /* Rows of queries (query x head) that one block of a many-query attend works on at once. */
 #define HOST_BLOCK_ROWS 48u
 #define HOST_TILE_ROWS 12u		/* the largest register tile of any instruction set */
+#define HOST_FEW_HEADS 4u		/* heads of a group up to which one query has a kernel of its own */
 #define HOST_MAX_DIM 256u
 #define HOST_TILE_BYTES 16384u		/* V rows held as float32 at once */
 
@@ -106,6 +107,12 @@ static inline size_t host_row_floats(uint32_t live)
 	return (size_t)(gpu_pages_for(live) | 1u) * GPU_PAGE_SLOTS;
 }
 
+/* One float for each page, in whole vectors. */
+static inline size_t host_ref_floats(uint32_t live)
+{
+	return (gpu_pages_for(live) + 15u) / 16u * 16u;
+}
+
 /* Rows (query x head) that attend and observe need room for when no session has more than n_max tokens. */
 static inline uint32_t host_rows(uint32_t group, uint32_t n_max)
 {
@@ -120,6 +127,7 @@ struct host_room {
 	float *logits;		/* [rows][host_row_floats(live)] */
 	float *q;		/* [rows][d] */
 	float *out;		/* [rows][d] */
+	float *ref;		/* [HOST_FEW_HEADS][host_ref_floats(live)] */
 	float *page;		/* [d][16]: one page of K, transposed */
 	float *tile;		/* HOST_TILE_BYTES */
 	unsigned char *hidden;	/* [pages]: no query of the block sees the page */
@@ -137,6 +145,8 @@ static inline struct host_room host_room(char *at, const struct gpu_shape *sh, u
 	used += rows * d * sizeof(float);
 	r.out = (float *)(void *)(at + used);
 	used += rows * d * sizeof(float);
+	r.ref = (float *)(void *)(at + used);
+	used += HOST_FEW_HEADS * host_ref_floats(live) * sizeof(float);
 	r.page = (float *)(void *)(at + used);
 	used += d * GPU_PAGE_SLOTS * sizeof(float);
 	r.tile = (float *)(void *)(at + used);

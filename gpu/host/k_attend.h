@@ -1,8 +1,8 @@
 /*
  * attend and observe of one (session, KV head).
  *
- * One query, group <= 4 (decode): K rows are read once, straight from their storage type, against all heads of the group;
- * logits wait in scratch; softmax; heat; then V rows once. While one page is worked on, the next is prefetched.
+ * One query, group <= 4 (decode): every page is read once, K and V rows straight from their storage type, against all heads of the group, with
+ * a running maximum; exponentials wait in scratch for the heat. While one page is worked on, the next are fetched.
  * Otherwise queries are taken in blocks of up to 48 rows (query x head): a page of K is widened and transposed once per block
  * and multiplied as a small matrix, likewise V. Either way heat is a pass of its own over the finished probabilities: `out`
  * cannot depend on it, and one thread adds to a slot, queries in order, the group's heads summed in order.
@@ -12,35 +12,56 @@
 
 #include "gpu/host/kernels.h"
 
-#define FEW_HEADS 4u
+#include <float.h>
+
+#define FEW_HEADS HOST_FEW_HEADS
 #define NEVER (-INFINITY)
+#define PAGES_AHEAD 2u	/* pages are anywhere, so the processor cannot guess the next: it is asked for this early */
 
 /* --- one query ------------------------------------------------------------------------------------------------------------ */
 
-/* l[h][slot] = q[h] . k[slot] for `n` rows; q in unit order. type, heads and n are constants: n * heads accumulators. */
-VFN void dot_rows(uint32_t type, uint32_t heads, uint32_t n, const char *k, uint32_t d, const float *q, float *l, size_t ld)
+/*
+ * Fetches the cache lines that begin in bytes at .. at + n - 1 of `ahead`. A line or two at a time, evenly between the arithmetic: bursts
+ * fill the processor's list of outstanding misses and what follows waits.
+ */
+VFN void fetch(const char *ahead, uint32_t at, uint32_t n)
+{
+	UNROLL for (uint32_t b = (64u - at % 64u) % 64u; b < n; b += 64)
+		__builtin_prefetch(ahead + at + b, 0, 3);
+}
+
+/*
+ * l[h][slot] = q[h] . k[slot] for `n` rows; q in unit order. type, heads and n are constants: n * heads accumulators.
+ * As many bytes at `ahead` are fetched meanwhile.
+ */
+VFN void dot_rows(uint32_t type, uint32_t heads, uint32_t n, const char *k, uint32_t d, const float *q, float *l, size_t ld,
+		  const char *ahead)
 {
 	const uint32_t row = gpu_row_bytes(type, d), unit = UNIT_VECS(type), in_units = unit_vecs_of(type, d) * VW;
+	const uint32_t each = n * gpu_type_bytes(type);		/* bytes a channel */
 	vf acc[4][FEW_HEADS] = { 0 };
 
 	for (uint32_t c = 0; c < in_units; c += unit * VW) {
+		fetch(ahead, c * each, unit * VW * each);
 		UNROLL for (uint32_t j = 0; j < unit; j++) {
 			UNROLL for (uint32_t i = 0; i < n; i++) {
 				vf x = vf_piece(type, k + (size_t)i * row + c * gpu_type_bytes(type), j);
 
 				UNROLL for (uint32_t h = 0; h < heads; h++)
-					acc[i][h] = vf_fma(x, vf_load(q + h * d + c + j * VW), acc[i][h]);
+					acc[i][h] = vf_fma_at(x, q + h * d + c + j * VW, acc[i][h]);
 			}
 			FORGET();
 		}
 	}
-	for (uint32_t c = in_units; c < d; c += VW)
+	for (uint32_t c = in_units; c < d; c += VW) {
+		fetch(ahead, c * each, VW * each);
 		UNROLL for (uint32_t i = 0; i < n; i++) {
 			vf x = vf_of(type, k + (size_t)i * row, c);
 
 			UNROLL for (uint32_t h = 0; h < heads; h++)
-				acc[i][h] = vf_fma(x, vf_load(q + h * d + c), acc[i][h]);
+				acc[i][h] = vf_fma_at(x, q + h * d + c, acc[i][h]);
 		}
+	}
 	if (n == 4) {
 		UNROLL for (uint32_t h = 0; h < heads; h++)
 			vf_sum4(l + h * ld, acc[0][h], acc[1][h], acc[2][h], acc[3][h]);
@@ -61,8 +82,7 @@ VFN void dot_page(uint32_t type, uint32_t heads, const char *k, uint32_t d, cons
 	const uint32_t row = gpu_row_bytes(type, d), n = heads > 3 && VW < 16 ? 2 : 4;
 
 	for (uint32_t r = 0; r < GPU_PAGE_SLOTS; r += n) {
-		prefetch(ahead + (size_t)r * row, n * row);
-		dot_rows(type, heads, n, k + (size_t)r * row, d, q, l + r, ld);
+		dot_rows(type, heads, n, k + (size_t)r * row, d, q, l + r, ld, ahead + (size_t)r * row);
 	}
 }
 
@@ -74,11 +94,10 @@ VFN void weigh_some(uint32_t type, uint32_t heads, uint32_t vecs, int units, uin
 		    uint32_t first, const float *p, size_t ld, float *o, const char *ahead)
 {
 	const uint32_t row = gpu_row_bytes(type, d), c = first * VW;
-	const uint32_t lines = GPU_PAGE_SLOTS * vecs * VW * gpu_type_bytes(type) / 64u;	/* this call's share of the page */
+	const uint32_t each = vecs * VW * gpu_type_bytes(type);		/* bytes of a slot in this call */
 	vf acc[4][FEW_HEADS];
 
-	UNROLL for (uint32_t i = 0; i < lines; i++)
-		__builtin_prefetch(ahead + (size_t)first / vecs * lines * 64u + i * 64u, 0, 3);
+	ahead += (size_t)GPU_PAGE_SLOTS * c * gpu_type_bytes(type);
 	UNROLL for (uint32_t i = 0; i < vecs; i++)
 		UNROLL for (uint32_t h = 0; h < heads; h++)
 			acc[i][h] = vf_load(o + h * d + c + i * VW);
@@ -86,6 +105,7 @@ VFN void weigh_some(uint32_t type, uint32_t heads, uint32_t vecs, int units, uin
 		const char *at = v + (size_t)s * row;
 		vf w[FEW_HEADS];
 
+		fetch(ahead, s * each, each);
 		UNROLL for (uint32_t h = 0; h < heads; h++)
 			w[h] = vf_set1(p[h * ld + s]);
 		UNROLL for (uint32_t i = 0; i < vecs; i++) {
@@ -120,15 +140,21 @@ VFN void weigh_page(uint32_t type, uint32_t heads, const char *v, uint32_t d, ui
 		weigh_some(type, heads, 1, 0, 0, v, d, n, i, p, ld, o, ahead);
 }
 
-/* What one query's two passes over a lane need. */
+/* One query's pass over a lane. */
 struct one {
 	struct lane_view v;
 	uint32_t d, heads, live, pages;
 	int32_t limit;			/* newest position that the query sees */
 	const float *q;
 	float q_sum[FEW_HEADS];		/* q8: sum of q's channels */
-	float *l, *o;
+	float *l;			/* [heads][ld]: logits, then e^(logit - the maximum as it was when the page was visited) */
 	size_t ld;
+	float *ref;			/* [heads][ref_ld]: that maximum, by page */
+	size_t ref_ld;
+	float *o;			/* [heads][d]: sum of e * v, and of e, relative to the maximum so far */
+	vf sum[FEW_HEADS];
+	vf share[FEW_HEADS];		/* q8: sum of e * the row's offset */
+	float max[FEW_HEADS];
 };
 
 VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, float *l)
@@ -148,44 +174,72 @@ VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, f
 VFN void hide(const struct one *a, uint32_t heads, uint32_t slot, float *l)
 {
 	const int32_t *pos = block_pos(&a->v, slot / GPU_BLOCK_SLOTS) + slot % GPU_BLOCK_SLOTS;
+	const vi limit = vi_set1(a->limit);
+	vi any = { 0 };
 
-	UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
-		vi later = vi_load(pos + s) > vi_set1(a->limit);
+	UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW)
+		any |= vi_load(pos + s) > limit;
+	if (vi_some(any))
+		for (uint32_t h = 0; h < heads; h++)
+			for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW)
+				vf_store(l + h * a->ld + s, vf_sel(vi_load(pos + s) > limit, vf_set1(NEVER), vf_load(l + h * a->ld + s)));
+	for (uint32_t s = a->live - slot; s < GPU_PAGE_SLOTS; s++)
+		for (uint32_t h = 0; h < heads; h++)
+			l[h * a->ld + s] = NEVER;
+}
 
-		UNROLL for (uint32_t h = 0; h < heads; h++)
-			vf_store(l + h * a->ld + s, vf_sel(later, vf_set1(NEVER), vf_load(l + h * a->ld + s)));
+VFN void page_logits(uint32_t type, uint32_t heads, uint32_t d, const struct one *a, uint32_t i, const char *ahead)
+{
+	dot_page(type, heads, page_at(&a->v, i), d, a->q, a->l + (size_t)i * GPU_PAGE_SLOTS, a->ld, ahead);
+}
+
+/* A page has a logit above the maximum so far: what was summed becomes relative to the new one. Rare after the first pages. */
+static __attribute__((noinline)) void one_raise(struct one *a, const float *l)
+{
+	for (uint32_t h = 0; h < a->heads; h++, l += a->ld) {
+		vf m = vf_load(l), less;
+
+		for (uint32_t s = VW; s < GPU_PAGE_SLOTS; s += VW)
+			m = vf_max(vf_load(l + s), m);
+		if (!(vf_hmax(m) > a->max[h]))
+			continue;
+		less = vf_exp(vf_set1(a->max[h] - vf_hmax(m)));
+		a->max[h] = vf_hmax(m);
+		a->sum[h] *= less;
+		a->share[h] *= less;
+		for (uint32_t c = 0; c < a->d; c += VW)
+			vf_store(a->o + h * a->d + c, vf_load(a->o + h * a->d + c) * less);
 	}
 }
 
-/* Pages are anywhere, so the processor cannot guess the next: ask for it this many bytes before it is needed. */
-#define AHEAD_BYTES 4096u
-
-VFN uint32_t pages_ahead(uint32_t half) { return (AHEAD_BYTES + half - 1u) / half; }
-
-VFN void one_logits(uint32_t type, uint32_t heads, uint32_t d, const struct one *a)
+/* The logits of page i become e^(logit - maximum so far). */
+VFN void page_exp(uint32_t type, uint32_t heads, uint32_t d, struct one *a, uint32_t i)
 {
-	const uint32_t half = gpu_page_v(type, d), ahead = pages_ahead(half);
+	float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
+	vi above = { 0 };
 
-	for (uint32_t i = 0; i < a->pages; i++) {
-		const char *page = page_at(&a->v, i);
-		/* At the end the first pages of V, which are next. */
-		const char *soon = i + ahead < a->pages ? page_at(&a->v, i + ahead) :
-				   page_at(&a->v, (i + ahead - a->pages) % a->pages) + half;
-		float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
+	if (type == GPU_Q8)
+		q8_logits(a, heads, (const uint16_t *)(const void *)(page_at(&a->v, i) + gpu_page_params(type, d)), l);
+	hide(a, heads, i * GPU_PAGE_SLOTS, l);
+	UNROLL for (uint32_t h = 0; h < heads; h++)
+		UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW)
+			above |= vf_load(l + h * a->ld + s) > vf_set1(a->max[h]);
+	if (vi_some(above))
+		one_raise(a, l);
+	UNROLL for (uint32_t h = 0; h < heads; h++) {
+		UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
+			vf e = vf_exp(vf_load(l + h * a->ld + s) - vf_set1(a->max[h]));
 
-		dot_page(type, heads, page, d, a->q, l, a->ld, soon);
-		if (type == GPU_Q8)
-			q8_logits(a, heads, (const uint16_t *)(const void *)(page + gpu_page_params(type, d)), l);
-		hide(a, heads, i * GPU_PAGE_SLOTS, l);
+			vf_store(l + h * a->ld + s, e);
+			a->sum[h] += e;
+		}
+		a->ref[h * a->ref_ld + i] = a->max[h];
 	}
-	for (uint32_t h = 0; h < heads; h++)
-		for (uint32_t s = a->live; s < a->pages * GPU_PAGE_SLOTS; s++)
-			a->l[h * a->ld + s] = NEVER;
 }
 
 /* q8: sum of p * (offset + scale * q) = sum of (p * scale) * q, and the offsets' share, the same for every channel. */
-VFN void q8_weights(const struct one *a, uint32_t heads, const uint16_t *param, const float *p, uint32_t n,
-		    float w[FEW_HEADS * GPU_PAGE_SLOTS], vf share[FEW_HEADS])
+VFN void q8_weights(struct one *a, uint32_t heads, const uint16_t *param, const float *p, uint32_t n,
+		    float w[FEW_HEADS * GPU_PAGE_SLOTS])
 {
 	float scale[GPU_PAGE_SLOTS], offset[GPU_PAGE_SLOTS];
 
@@ -197,84 +251,93 @@ VFN void q8_weights(const struct one *a, uint32_t heads, const uint16_t *param, 
 			vf x = vf_load(p + h * a->ld + s);
 
 			vf_store(w + h * GPU_PAGE_SLOTS + s, x * vf_load(scale + s));
-			share[h] = vf_fma(x, vf_load(offset + s), share[h]);
+			a->share[h] = vf_fma(x, vf_load(offset + s), a->share[h]);
 		}
 }
 
-VFN void one_values(uint32_t type, uint32_t heads, uint32_t d, const struct one *a)
+VFN void page_values(uint32_t type, uint32_t heads, uint32_t d, struct one *a, uint32_t i, const char *ahead)
 {
-	const uint32_t half = gpu_page_v(type, d), ahead = pages_ahead(half);
-	vf share[FEW_HEADS] = { 0 };
+	const char *page = page_at(&a->v, i), *v = page + gpu_page_v(type, d);
+	const float *p = a->l + (size_t)i * GPU_PAGE_SLOTS;
+	uint32_t n = a->live - i * GPU_PAGE_SLOTS;
 
-	memset(a->o, 0, (size_t)heads * d * sizeof(float));
-	for (uint32_t i = 0; i < a->pages; i++) {
-		const char *page = page_at(&a->v, i);
-		const float *p = a->l + (size_t)i * GPU_PAGE_SLOTS;
-		const char *soon = page_at(&a->v, i + ahead < a->pages ? i + ahead : i) + half;
-		uint32_t n = a->live - i * GPU_PAGE_SLOTS;
+	n = n < GPU_PAGE_SLOTS ? n : GPU_PAGE_SLOTS;
+	if (type == GPU_Q8) {
+		const char *param = page + gpu_page_params(type, d) + GPU_PAGE_SLOTS * 4u;
+		float w[FEW_HEADS * GPU_PAGE_SLOTS];
 
-		n = n < GPU_PAGE_SLOTS ? n : GPU_PAGE_SLOTS;
-		if (type == GPU_Q8) {
-			const char *param = page + gpu_page_params(type, d) + GPU_PAGE_SLOTS * 4u;
-			float w[FEW_HEADS * GPU_PAGE_SLOTS];
-
-			q8_weights(a, heads, (const uint16_t *)(const void *)param, p, n, w, share);
-			weigh_page(type, heads, page + half, d, n, w, GPU_PAGE_SLOTS, a->o, soon);
-		} else {
-			weigh_page(type, heads, page + half, d, n, p, a->ld, a->o, soon);
-		}
+		q8_weights(a, heads, (const uint16_t *)(const void *)param, p, n, w);
+		weigh_page(type, heads, v, d, n, w, GPU_PAGE_SLOTS, a->o, ahead);
+	} else {
+		weigh_page(type, heads, v, d, n, p, a->ld, a->o, ahead);
 	}
-	if (type == GPU_Q8)
-		for (uint32_t h = 0; h < heads; h++) {
-			vf x = vf_set1(vf_hsum(share[h]));
+}
 
-			for (uint32_t c = 0; c < d; c += VW)
-				vf_store(a->o + h * d + c, vf_load(a->o + h * d + c) + x);
-		}
+/*
+ * Every page is visited once, K and V, so that memory is read in the order in which pages lie. The logits of the next page come
+ * before the values of this one: neither waits for the other, and the exponentials between them are hidden.
+ */
+VFN void one_pass(uint32_t type, uint32_t heads, uint32_t d, struct one *a)
+{
+	const uint32_t half = gpu_page_v(type, d);
+
+	page_logits(type, heads, d, a, 0, page_at(&a->v, 0));
+	for (uint32_t i = 0; i < a->pages; i++) {
+		const char *soon = page_at(&a->v, i + PAGES_AHEAD < a->pages ? i + PAGES_AHEAD : i);
+
+		page_exp(type, heads, d, a, i);
+		if (i + 1 < a->pages)
+			page_logits(type, heads, d, a, i + 1, soon);
+		if (type == GPU_Q8)
+			prefetch(soon + gpu_page_params(type, d), 2u * GPU_PAGE_SLOTS * 4u);
+		page_values(type, heads, d, a, i, soon + half);
+	}
+	for (uint32_t h = 0; type == GPU_Q8 && h < heads; h++) {
+		vf x = vf_set1(vf_hsum(a->share[h]));
+
+		for (uint32_t c = 0; c < d; c += VW)
+			vf_store(a->o + h * d + c, vf_load(a->o + h * d + c) + x);
+	}
 }
 
 #if HOST_ONE_BODY
-#define ONE(name) static void name##_type(uint32_t type, const struct one *a) { name(type, a->heads, a->d, a); }
+static void one_pass_type(uint32_t type, struct one *a) { one_pass(type, a->heads, a->d, a); }
 #else
-#define ONE_HEADS(name, type, d)							\
-	switch (a->heads) {								\
-	case 1: name(type, 1, d, a); break;						\
-	case 2: name(type, 2, d, a); break;						\
-	case 3: name(type, 3, d, a); break;						\
-	default: name(type, 4, d, a); break;						\
+#define ONE_HEADS(type, d)							\
+	switch (a->heads) {							\
+	case 1: one_pass(type, 1, d, a); break;					\
+	case 2: one_pass(type, 2, d, a); break;					\
+	case 3: one_pass(type, 3, d, a); break;					\
+	default: one_pass(type, 4, d, a); break;				\
 	}
 /* The usual head sizes of the types that most slots have: constants again, worth 15 % within the caches. */
 #if HOST_ISA != 0
-#define ONE_COMMON(name, type)								\
-	if (a->d == 64) {								\
-		ONE_HEADS(name, type, 64)						\
-		return;									\
-	}										\
-	if (a->d == 128) {								\
-		ONE_HEADS(name, type, 128)						\
-		return;									\
+#define ONE_COMMON(type)							\
+	if (a->d == 64) {							\
+		ONE_HEADS(type, 64)						\
+		return;								\
+	}									\
+	if (a->d == 128) {							\
+		ONE_HEADS(type, 128)						\
+		return;								\
 	}
 #else
-#define ONE_COMMON(name, type)
+#define ONE_COMMON(type)
 #endif
-#define ONE(name)									\
-static void name##_f32(const struct one *a) { ONE_HEADS(name, 0, a->d) }		\
-static void name##_f16(const struct one *a) { ONE_HEADS(name, 1, a->d) }		\
-static void name##_bf16(const struct one *a) { ONE_COMMON(name, 2) ONE_HEADS(name, 2, a->d) }	\
-static void name##_q8(const struct one *a) { ONE_COMMON(name, 3) ONE_HEADS(name, 3, a->d) }	\
-static void name##_type(uint32_t type, const struct one *a)				\
-{											\
-	switch (type) {									\
-	case GPU_F32: name##_f32(a); break;						\
-	case GPU_F16: name##_f16(a); break;						\
-	case GPU_BF16: name##_bf16(a); break;						\
-	default: name##_q8(a); break;							\
-	}										\
+static void one_pass_f32(struct one *a) { ONE_COMMON(0) ONE_HEADS(0, a->d) }
+static void one_pass_f16(struct one *a) { ONE_HEADS(1, a->d) }
+static void one_pass_bf16(struct one *a) { ONE_COMMON(2) ONE_HEADS(2, a->d) }
+static void one_pass_q8(struct one *a) { ONE_COMMON(3) ONE_HEADS(3, a->d) }
+static void one_pass_type(uint32_t type, struct one *a)
+{
+	switch (type) {
+	case GPU_F32: one_pass_f32(a); break;
+	case GPU_F16: one_pass_f16(a); break;
+	case GPU_BF16: one_pass_bf16(a); break;
+	default: one_pass_q8(a); break;
+	}
 }
 #endif
-ONE(one_logits)
-ONE(one_values)
-#undef ONE
 
 /* --- softmax and heat ------------------------------------------------------------------------------------------------------- */
 
@@ -300,11 +363,12 @@ static float softmax_row(float *l, size_t n, float *max_out)
 	return vf_hsum(sum);
 }
 
-/* The finished rows of a block of queries: probability of (row, slot) = e[row * ld + slot] * inv[row]. */
+/* Finished rows of a block of queries: probability of (row, slot) = e[row * ld + slot] * inv[row * inv_row + slot / 16 * inv_page]. */
 struct probs {
 	const float *e;
 	size_t ld;
 	const float *inv;
+	size_t inv_row, inv_page;
 	uint32_t queries, group;
 	uint64_t seen;			/* bit i: query i gives heat */
 };
@@ -314,12 +378,13 @@ VFN vf heat_vector(uint32_t kind, vf x, const struct probs *p, size_t slot)
 {
 	for (uint32_t i = 0; i < p->queries; i++) {
 		const float *e = p->e + (size_t)i * p->group * p->ld + slot;
+		const float *inv = p->inv + i * p->group * p->inv_row + slot / GPU_PAGE_SLOTS * p->inv_page;
 		vf sum = { 0 };
 
 		if (!(p->seen >> i & 1u))
 			continue;
 		for (uint32_t h = 0; h < p->group; h++) {
-			vf one = vf_load(e + h * p->ld) * vf_set1(p->inv[i * p->group + h]);
+			vf one = vf_load(e + h * p->ld) * vf_set1(inv[h * p->inv_row]);
 
 			sum += kind == EVICT_HEAT_SQUARES ? one * one : one;
 		}
@@ -379,8 +444,10 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 	const uint32_t d = sh->head_dim, g = sh->group, head = it->kv_head * g;
 	struct host_room room = host_room(it->scratch, sh, live, 1);
 	struct one a = { .v = *v, .d = d, .heads = g, .live = live, .pages = gpu_pages_for(live), .q = room.q, .l = room.logits,
-			 .o = room.out, .ld = host_row_floats(live), .limit = it->seq->pos };
-	struct probs p = { .e = a.l, .ld = a.ld, .queries = 1, .group = g, .seen = observed(it, t, it->seq->pos) };
+			 .o = room.out, .ld = host_row_floats(live), .limit = it->seq->pos,
+			 .ref = room.ref, .ref_ld = host_ref_floats(live) };
+	struct probs p = { .e = a.l, .ld = a.ld, .inv = a.ref, .inv_row = a.ref_ld, .inv_page = 1, .queries = 1, .group = g,
+			   .seen = observed(it, t, it->seq->pos) };
 	float inv[FEW_HEADS], x[HOST_MAX_DIM];
 
 	for (uint32_t h = 0; h < g; h++) {
@@ -392,25 +459,29 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 			sum += vf_load(x + c);
 		}
 		a.q_sum[h] = vf_hsum(sum);
+		a.max[h] = -FLT_MAX;
 		unit_order(sh->slot_type, d, room.q + h * d, x, 0);
 	}
-	one_logits_type(sh->slot_type, &a);
+	memset(a.o, 0, (size_t)g * d * sizeof(float));
+	if (live)
+		one_pass_type(sh->slot_type, &a);
 	for (uint32_t h = 0; h < g; h++) {
-		float max, sum = softmax_row(a.l + h * a.ld, (size_t)a.pages * GPU_PAGE_SLOTS, &max);
+		float sum = vf_hsum(a.sum[h]);
 
 		inv[h] = sum > 0.0f ? 1.0f / sum : 0.0f;
 		if (it->lse)
-			it->lse[(size_t)it->seq->row * sh->n_kv_heads * g + head + h] = sum > 0.0f ? max + logf(sum) : NEVER;
-	}
-	p.inv = inv;
-	heat_add(v, t, &p, live);
-	one_values_type(sh->slot_type, &a);
-	for (uint32_t h = 0; h < g; h++) {
+			it->lse[(size_t)it->seq->row * sh->n_kv_heads * g + head + h] = sum > 0.0f ? a.max[h] + logf(sum) : NEVER;
+		for (uint32_t i = 0; p.seen && i < a.ref_ld; i += VW) {
+			float *ref = a.ref + h * a.ref_ld + i;
+
+			vf_store(ref, vf_exp(vf_load(ref) - vf_set1(a.max[h])) * vf_set1(inv[h]));
+		}
 		unit_order(sh->slot_type, d, x, a.o + h * d, 1);
 		for (uint32_t c = 0; c < d; c += VW)
 			vf_store(x + c, vf_load(x + c) * vf_set1(inv[h]));
 		row_from_float(tensor_row(it->b, it->seq->row, head + h, d), it->b->type, x, d);
 	}
+	heat_add(v, t, &p, live);
 }
 
 #endif

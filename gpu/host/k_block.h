@@ -223,7 +223,7 @@ static void block_store(const struct block *b, const float *inv)
 static void attend_block(struct block *b, const struct gpu_table *t)
 {
 	const struct host_item *it = b->it;
-	struct probs p = { .e = b->room.logits, .ld = b->ld, .queries = b->queries, .group = b->group };
+	struct probs p = { .e = b->room.logits, .ld = b->ld, .inv_row = 1, .queries = b->queries, .group = b->group };
 	float inv[HOST_BLOCK_ROWS];
 
 	for (uint32_t m = 0; m < b->rows; m++) {
@@ -276,7 +276,7 @@ static void observe_item(const struct host_item *it)
 	for (uint32_t m = 0; m < HOST_BLOCK_ROWS; m++)
 		inv[m] = 1.0f;
 	for (uint32_t i = it->last && it->last < it->seq->n ? it->seq->n - it->last : 0; i < it->seq->n; i += most) {
-		struct probs p = { .e = b.room.logits, .ld = b.ld, .inv = inv, .group = sh->group };
+		struct probs p = { .e = b.room.logits, .ld = b.ld, .inv = inv, .inv_row = 1, .group = sh->group };
 
 		block_take(&b, i, it->seq->n - i < most ? it->seq->n - i : most);
 		for (uint32_t m = 0; m < b.rows; m++) {

@@ -112,6 +112,7 @@ VFN void vf_to_f16(uint16_t *p, vf x)
 {
 	_mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
 }
+VFN int vi_some(vi mask) { return _mm512_movepi32_mask((__m512i)mask) != 0; }
 VFN __m256 vf_halves(vf x)	/* sum of the two halves */
 {
 	return _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
@@ -137,6 +138,7 @@ VFN void vf_to_f16(uint16_t *p, vf x)
 {
 	_mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 }
+VFN int vi_some(vi mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
 VFN __m256 vf_halves(vf x) { return (__m256)x; }
 
 #else
@@ -154,7 +156,14 @@ VFN vf vf_of_bf16(const uint16_t *p)
 {
 	return (vf){ f_of_bf16(p[0]), f_of_bf16(p[1]), f_of_bf16(p[2]), f_of_bf16(p[3]) };
 }
-VFN vf vf_of_i8(const int8_t *p) { return (vf){ p[0], p[1], p[2], p[3] }; }
+VFN vf vf_of_i8(const int8_t *p)
+{
+	int8_t x __attribute__((vector_size(4)));
+
+	memcpy(&x, p, 4);
+	return __builtin_convertvector(x, vf);
+}
+VFN int vi_some(vi mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 VFN void vf_to_f16(uint16_t *p, vf x)
 {
 	for (int i = 0; i < VW; i++)
@@ -305,11 +314,11 @@ VFN vf vf_of(uint32_t type, const char *row, uint32_t c)
 }
 
 /*
- * The fast way to widen short elements: one full load holds 2 bf16 or 4 int8 per lane, and shifts and masks pull them apart without a
- * shuffle. So vector j of a "unit" of UNIT_VECS vectors holds elements j, j + n, j + 2n, ... of n = UNIT_VECS: unit order. Elements
+ * The fast way to widen short elements: one full load holds 2 bf16 per lane, and a shift and a mask pull them apart without a
+ * shuffle (int8 has a load that widens). So vector j of a "unit" of UNIT_VECS vectors holds elements j, j + n, j + 2n, ... of n = UNIT_VECS: unit order. Elements
  * behind the last whole unit follow in natural order.
  */
-#define UNIT_VECS(type) ((type) == 2 ? 2u : (type) == 3 ? 4u : 1u)
+#define UNIT_VECS(type) ((type) == 2 ? 2u : 1u)
 
 /* The upper 16 bits of each lane. The inner loops have no register left for the mask, and GCC would rather spill than read it. */
 VFN vi vi_high(vi x)
@@ -322,6 +331,17 @@ VFN vi vi_high(vi x)
 	return y;
 #else
 	return x & -65536;
+#endif
+}
+
+/* a * b[] + c. b stays in memory: GCC would rather load it once and spill an accumulator. */
+VFN vf vf_fma_at(vf a, const float *b, vf c)
+{
+#if HOST_ISA == 2
+	__asm__("vfmadd231ps %2, %1, %0" : "+x"(c) : "x"(a), "m"(*(const vf_any *)b));
+	return c;
+#else
+	return vf_fma(a, vf_load(b), c);
 #endif
 }
 
@@ -339,11 +359,11 @@ VFN vf vf_piece(uint32_t type, const char *at, uint32_t j)
 
 	if (type == 1)
 		return vf_of_f16((const uint16_t *)(const void *)at + j * VW);
+	if (type == 3)
+		return vf_of_i8((const int8_t *)at + j * VW);
 	x = vi_load((const int32_t *)(const void *)at + j / n * VW);
 	if (type == 2)
 		return (vf)(j % n ? vi_high(x) : x << 16);
-	if (type == 3)
-		return __builtin_convertvector(x << (24 - 8 * (int)(j % n)) >> 24, vf);
 	return (vf)x;
 }
 
