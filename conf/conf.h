@@ -34,12 +34,14 @@ struct conf_daemon {
 	uint32_t drain_ms;		/* how long SIGTERM waits for clients to finish */
 	char record[CONF_TEXT];		/* folder for recordings; "": none are made */
 	uint64_t record_limit_bytes;	/* of one recording */
+	char priority[CONF_TEXT];	/* USER:WEIGHT,... ; its meaning is the daemon's, see conf_check */
 };
 
 struct conf_pool {
 	char name[CONF_NAME];
 	char device[CONF_TEXT];		/* host | cuda:N | cuda:UUID */
 	uint64_t size_bytes;
+	uint32_t tide;			/* 0 off, 1 on */
 	uint64_t slab_bytes;		/* 0: chosen from size and device; else a power of two */
 };
 
@@ -78,7 +80,7 @@ struct conf {
 	unsigned n_models;
 };
 
-/* Checks the value of the key `policy`, `merge` or `split` for conf, which knows none of them: 0, or -EINVAL with a sentence in why. */
+/* Checks the value of the key `policy`, `merge`, `split` or `priority` for conf, which knows none of them: 0, or -EINVAL with a sentence in why. */
 typedef int (*conf_check)(const char *key, const char *text, char *why, size_t why_bytes);
 
 void conf_defaults(struct conf *conf);	/* no pools */

@@ -280,7 +280,7 @@ void conf_key_allowed(const struct conf_key *key, char *out, size_t bytes)
 		snprintf(out, bytes, "host | cuda:N | cuda:GPU-UUID");
 		return;
 	case CONF_TYPE_POLICY:
-		snprintf(out, bytes, "NAME or NAME:parameter=value,...");
+		snprintf(out, bytes, "%s", key->section == CONF_SESSION ? "NAME or NAME:parameter=value,..." : "USER:WEIGHT,...");
 		return;
 	case CONF_TYPE_MODE:
 		snprintf(out, bytes, "octal %04" PRIo64 " .. %04" PRIo64, key->min, key->max);

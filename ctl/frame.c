@@ -143,7 +143,7 @@ static void totals(struct page *p, const json_t *old, const json_t *now, double 
 	put(p, text);
 }
 
-static void session_row(struct ctl_table *table, const json_t *old, const json_t *s, double seconds)
+static void session_row(struct ctl_table *table, const json_t *old, const json_t *s, double seconds, bool tide)
 {
 	char text[CTL_CELL];
 
@@ -159,6 +159,11 @@ static void session_row(struct ctl_table *table, const json_t *old, const json_t
 	ctl_cell(table, ctl_count(ctl_number(s, "slots_live"), text));
 	ctl_cell(table, ctl_share(ctl_number(s, "slots_live"), ctl_number(s, "slots_full"), text));
 	ctl_cell(table, ctl_count(ctl_number(s, "slots_evicted"), text));
+	if (tide) {	/* slots that it leaves, and what the next one less is expected to cost (log2 of squared probability) */
+		ctl_cell_format(table, ctl_number(s, "tide_slots") > 0 ? "%.0f" : "-", ctl_number(s, "tide_slots"));
+		ctl_cell_format(table, json_is_number(json_object_get(s, "tide_misses")) ? "%.1f" : "-", ctl_number(s, "tide_misses"));
+		ctl_cell_format(table, "%g", ctl_number(s, "priority"));
+	}
 	ctl_cell_format(table, "%s%s", ctl_string(s, "state"), ctl_flag(s, "pressure") ? ", pool short" : "");
 }
 
@@ -168,12 +173,21 @@ static void sessions(struct page *p, const struct ctl_snapshot *old, const struc
 		{ "MEMORY", 1 }, { "ID", 1 }, { "PID", 1 }, { "NAME", 0 }, { "POOL", 0 }, { "POLICY", 0 }, { "BUDGET", 1 }, { "TOKENS", 1 },
 		{ "SPEED", 1 }, { "LIVE", 1 }, { "OF FULL", 1 }, { "EVICTED", 1 }, { "STATE", 0 },
 	};
+	static const struct ctl_column with_tide[] = {
+		{ "MEMORY", 1 }, { "ID", 1 }, { "PID", 1 }, { "NAME", 0 }, { "POOL", 0 }, { "POLICY", 0 }, { "BUDGET", 1 }, { "TOKENS", 1 },
+		{ "SPEED", 1 }, { "LIVE", 1 }, { "OF FULL", 1 }, { "EVICTED", 1 }, { "TIDE", 1 }, { "MISSES", 1 }, { "PRIORITY", 1 }, { "STATE", 0 },
+	};
 	size_t n = json_array_size(now->sessions), shown, bytes = 0;
 	const json_t **order;
 	struct ctl_table *table;
 	char *text = NULL, rest[64];
+	const json_t *pool;
+	bool tide = false;
+	size_t at;
 	FILE *to;
 
+	json_array_foreach(json_object_get(now->status, "pools"), at, pool)
+		tide = tide || ctl_flag(pool, "tide");
 	if (n == 0 || lines_left(p) < 3)
 		return;
 	put(p, "");
@@ -185,9 +199,9 @@ static void sessions(struct page *p, const struct ctl_snapshot *old, const struc
 		for (size_t i = 0; i < n; i++)
 			order[i] = json_array_get(now->sessions, i);
 		qsort(order, n, sizeof(const json_t *), by_memory);
-		table = ctl_table_new(columns, COUNT_OF(columns));
+		table = tide ? ctl_table_new(with_tide, COUNT_OF(with_tide)) : ctl_table_new(columns, COUNT_OF(columns));
 		for (size_t i = 0; i < shown; i++)
-			session_row(table, same_session(old->sessions, order[i]), order[i], seconds);
+			session_row(table, same_session(old->sessions, order[i]), order[i], seconds, tide);
 		ctl_table_print(table, to, p->style, 0);
 		ctl_table_free(table);
 	}

@@ -41,6 +41,8 @@ void ctl_pool_line(const json_t *pool, int name_width, FILE *to, const struct ct
 		ctl_number(pool, "slabs_used"), ctl_number(pool, "slabs"));
 	if (quarantined > 0)
 		fprintf(to, ", %.0f in quarantine", quarantined);
+	if (ctl_flag(pool, "tide"))
+		fprintf(to, json_is_number(json_object_get(pool, "tide_level")) ? ", tide at %.1f" : ", low tide", ctl_number(pool, "tide_level"));
 	fputc('\n', to);
 }
 

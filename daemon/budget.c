@@ -308,7 +308,7 @@ void budget_plan(struct session *s)
 	struct budget *b = s->split;
 	struct evict_split_in in;
 
-	s->budget = evict_budget(&s->spec, s->tokens, s->cap);
+	s->budget = evict_budget(&s->spec, s->tokens, tide_cap(s));
 	if (!b)
 		return;
 	in = (struct evict_split_in){

@@ -10,6 +10,7 @@
  *   change.c   gives an open session other settings, with the turn that comes next
  *   budget.c   shares the session's slots over its lanes (evict/split.h)
  *   serve.c    runs the queued turns of a pool on its device (gpu/) as one batch, then publishes the grants
+ *   tide.c     with [pool] tide: how many slots a lane of each session of the pool may hold
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
  *   loop.c     one io_uring that tells the others when
  *   report.c   answers questions in JSON
@@ -104,6 +105,14 @@ struct session {
 	uint64_t dropped;		/* of evicted: because the client said so */
 	uint64_t bytes;			/* of pages and runs, private ones too */
 
+	struct {
+		struct evict_lane_stats *stats;		/* [n_lanes], or NULL */
+		const struct evict_lane_stats *from;	/* what the turn under way measures into, if `measured` */
+		struct evict_curve curve;
+		bool known, measured;
+		uint32_t wish, slots;		/* what the tide says; what is in force on the way there. 0: no tide */
+	} tide;				/* tide.c */
+
 	struct marks *marks;		/* mark.c's; NULL: the client has said nothing of its tokens */
 	struct session *coming;		/* change.c: what it becomes at its next turn, or NULL; only what settings decide is filled in */
 	struct session *turning;	/* what this turn makes of it, with new blocks; once `turned`, what it was, with the old ones; or NULL */
@@ -172,8 +181,24 @@ struct lanes_set {
 	struct lanes *model[CONF_MAX_MODELS];	/* of [model NAME], in the order of conf.model */
 };
 
+struct priority {
+	uid_t uid;
+	float weight;
+};
+
+#define DAEMON_MAX_PRIORITIES 16
+
+struct tide_level {
+	float level;			/* log2 of the threshold; EVICT_LOW_TIDE: all have what they ask for */
+	uint64_t bytes, rounds;		/* that the sessions share; how often it was found */
+	uint32_t n, turns;		/* sessions that took part; turns since */
+};
+
 struct daemon {
 	struct conf conf;
+	struct priority priority[DAEMON_MAX_PRIORITIES];	/* what conf.daemon.priority says */
+	unsigned n_priorities;
+	struct tide_level tide[WIRE_MAX_POOLS];
 	struct lanes_set lanes;
 	const char *conf_path;
 	struct pool pool[WIRE_MAX_POOLS];
@@ -297,6 +322,17 @@ void serve_queue(struct session *s);				/* its turn is planned */
 void serve_run(struct daemon *d, unsigned pool);		/* start what is queued, unless the device is busy */
 void serve_done(struct daemon *d, unsigned pool);		/* the device has finished */
 void serve_publish(struct session *s);				/* hand the session over, now or when the outbox is empty */
+
+/* --- tide.c */
+/* Reads the key `priority`. 0, or -EINVAL with a sentence. */
+int tide_priorities(const char *text, struct priority *out, unsigned most, unsigned *n, char *why, size_t why_bytes);
+float tide_weight(const struct client *c);			/* of its user */
+bool tide_on(const struct session *s);				/* for its pool */
+void tide_measure(struct session *s, struct gpu_turn *turn);	/* what this turn shall take, if it is time */
+void tide_learn(struct session *s);				/* it has been taken */
+void tide_turn(struct session *s);				/* before its turn is planned: s->tide.slots */
+uint32_t tide_cap(const struct session *s);			/* slots a lane may hold: by the tide, and s->cap; 0: as many as it likes */
+void tide_free(struct session *s);
 
 /* --- pressure.c */
 void pressure_starved(struct session *s);			/* s wanted pages and the pool had none */

@@ -250,6 +250,7 @@ static void reload(struct daemon *d)
 	} else {
 		int n = conf_reload(&d->conf, &next, text, sizeof(text));
 
+		(void)tide_priorities(d->conf.daemon.priority, d->priority, DAEMON_MAX_PRIORITIES, &d->n_priorities, text, 0);
 		budget_lanes_free(&d->lanes);
 		d->lanes = lanes;
 		log_line(LOG_NOTE, "reloaded config=%s keys=%d changes=\"%s\"", d->conf_path, n, text);

@@ -85,6 +85,7 @@ static int load(struct daemon *d, const struct options *o)
 		fprintf(stderr, "ebbd: a table of lanes that %s names cannot be used: %s\n", path, why);
 		return rc;
 	}
+	(void)tide_priorities(d->conf.daemon.priority, d->priority, DAEMON_MAX_PRIORITIES, &d->n_priorities, why, sizeof(why));
 	if (o->socket) {
 		if (strlen(o->socket) >= sizeof(((struct sockaddr_un *)0)->sun_path)) {
 			fprintf(stderr, "ebbd: --socket %s: a socket's path has at most 107 bytes\n", o->socket);

@@ -65,8 +65,8 @@ void pressure_starved(struct session *s)
 	struct daemon *d = s->client->d;
 	struct session *v;
 
-	if (d->n_claimed)
-		return;		/* something is on its way already */
+	if (d->n_claimed || tide_on(s))
+		return;		/* something is on its way already, or sizes are the tide's affair */
 	v = largest_excess(d, s->pool, s, UINT64_MAX);
 	if (!v || mean_live(v) < mean_live(s) + mean_live(s) / 4 + 2 * s->table.window)
 		return;

@@ -50,6 +50,10 @@ static json_t *pools(struct daemon *d)
 		set(o, "slabs_used", p->n_slabs - p->n_free - p->n_quarantine);
 		set(o, "slabs_quarantined", p->n_quarantine);
 		set(o, "waiting", p->wanted);
+		json_object_set_new(o, "tide", json_boolean(d->conf.pool[i].tide));
+		json_object_set_new(o, "tide_level", d->conf.pool[i].tide && d->tide[i].rounds && d->tide[i].level > EVICT_LOW_TIDE ?
+				    json_real((double)d->tide[i].level) : json_null());
+		set(o, "tide_bytes", d->conf.pool[i].tide ? d->tide[i].bytes : 0);
 		json_array_append_new(list, o);
 	}
 	return list;
@@ -171,6 +175,10 @@ static void session_row(void *arg, struct session *s)
 	set(o, "window", s->table.window);
 	set(o, "windows", s->windows);
 	set_text(o, "state", s->closing ? "closing" : s->claimed ? "claimed" : states[s->state]);
+	set(o, "tide_slots", s->tide.slots);
+	json_object_set_new(o, "tide_misses", s->tide.known && s->budget ? json_real((double)(s->tide.curve.at - s->tide.curve.slope *
+			    evict_log2((float)s->budget))) : json_null());
+	json_object_set_new(o, "priority", json_real((double)tide_weight(s->client)));
 	json_object_set_new(o, "changing", json_boolean(s->coming || s->turning));
 	json_object_set_new(o, "pressure", json_boolean(s->cap || s->starved));
 	json_object_set_new(o, "age_s", json_real(seconds_since(s->opened_ns)));

@@ -99,6 +99,7 @@ static void select_batch(struct pool *pool, struct session **batch, unsigned n, 
 		marks_turn(s, &turn[i]);
 		if (s->measuring && budget_measures(s))
 			budget_measure(s, &turn[i]);
+		tide_measure(s, &turn[i]);
 	}
 	serve_must(gpu_select(pool->dev, pool->stream, pool->map, turn, n, what, NULL), "select", pool);
 }
@@ -188,6 +189,7 @@ void serve_done(struct daemon *d, unsigned index)
 	for (; s; s = next) {
 		next = s->next_due;
 		s->next_due = NULL;
+		tide_learn(s);
 		if (s->measuring && !s->closing) {
 			turn_decide(s);
 			continue;

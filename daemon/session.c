@@ -23,6 +23,12 @@ int session_check(const char *key, const char *text, char *why, size_t why_bytes
 	struct evict_split split;
 	struct evict_rule rule;
 
+	if (strcmp(key, "priority") == 0) {
+		struct priority list[DAEMON_MAX_PRIORITIES];
+		unsigned n;
+
+		return tide_priorities(text, list, DAEMON_MAX_PRIORITIES, &n, why, why_bytes);
+	}
 	if (strcmp(key, "split") == 0)
 		return evict_split_parse(text, &split, why, why_bytes);
 	if (strcmp(key, "merge") == 0) {
@@ -44,6 +50,7 @@ void session_free(struct session *s)
 	session_free(s->coming);
 	session_free(s->turning);
 	budget_free(s);
+	tide_free(s);
 	marks_free(s);
 	free(s->move_src);
 	free(s->lane);

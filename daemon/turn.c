@@ -113,7 +113,7 @@ void turn_free(struct session *s)
  */
 static int plan_lanes(struct session *s, uint32_t grant, bool grow)
 {
-	struct evict_state state = { s->tokens, grant, s->cap };
+	struct evict_state state = { s->tokens, grant, tide_cap(s) };
 
 	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++)
 		s->lane[lane].held = s->lane[lane].n_pages;
@@ -209,7 +209,7 @@ static void turn_queue(struct session *s)
 /* A turn in two halves: what the plan must know is found out around the fold, and turn_decide() plans the rest. */
 static void turn_measure(struct session *s)
 {
-	const uint32_t mean = evict_budget(&s->spec, s->tokens, s->cap), sinks = s->asked.sinks, window = s->table.window;
+	const uint32_t mean = evict_budget(&s->spec, s->tokens, tide_cap(s)), sinks = s->asked.sinks, window = s->table.window;
 	const uint32_t most = mean > sinks + window ? mean - sinks - window : 0, recent = evict_amount_of(s->spec.recent, mean);
 
 	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++)
@@ -230,7 +230,8 @@ void turn_decide(struct session *s)
 	change_amounts(s);
 	if (s->cap && !pressure_short(s->pool))
 		s->cap = 0;
-	state = (struct evict_state){ s->tokens, s->want, s->cap };
+	tide_turn(s);
+	state = (struct evict_state){ s->tokens, s->want, tide_cap(s) };
 	grant = evict_grant(&s->spec, &state);
 	if (grant > left)
 		grant = left;

@@ -10,6 +10,7 @@
 
 #include "evict/rule.h"
 #include "evict/split.h"
+#include "evict/tide.h"
 
 #ifdef __cplusplus
 extern "C" {

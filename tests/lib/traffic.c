@@ -337,6 +337,8 @@ pid_t traffic_start(const char *socket, const struct traffic_spec *spec, struct 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		for (unsigned i = 0; i < sizeof(fatal) / sizeof(*fatal); i++)
 			signal(fatal[i], SIG_DFL);	/* cmocka's handlers would go on with the suite, in the child */
+		if (spec->uid && (setgid((gid_t)spec->uid) || setuid(spec->uid)))
+			_exit(2);
 		_exit(child(socket, spec, report) ? 1 : 0);
 	}
 	return pid;

@@ -37,6 +37,7 @@ struct traffic_spec {
 	uint32_t pause_us;		/* after each step */
 	uint64_t seed;
 	int wait_ms;			/* of opening */
+	uid_t uid;			/* 0: who we are; else become this user first */
 	bool no_uring;
 	bool announce_prompt;
 	enum traffic_point die_at;

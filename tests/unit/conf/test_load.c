@@ -69,7 +69,8 @@ static void all_complaints_come_at_once_with_their_lines(void **state)
 				   "slab = 1M", &conf, why, sizeof(why)), -22);
 	assert_string_equal(why,
 		"F:1: found 'x' before any section; allowed: first a line [daemon], [pool NAME], [model NAME] or [session]\n"
-		"F:3: [daemon]: found the key 'sokcet'; allowed: socket, socket_mode, socket_group, log_level, max_clients, drain, record, record_limit; "
+		"F:3: [daemon]: found the key 'sokcet'; allowed: socket, socket_mode, socket_group, log_level, max_clients, drain, record, record_limit, "
+		"priority; "
 		"did you mean socket?\n"
 		"F:5: [daemon] log_level: found 'loud'; allowed: err | warning | notice | info | debug\n"
 		"F:6: found the section 'sesion'; allowed: [daemon], [pool NAME], [model NAME], [session]; did you mean [session]?\n"

@@ -1,0 +1,301 @@
+/*
+ * The tide of a pool ([pool NAME] tide = on): one threshold on the expected loss of a slot (evict/tide.h), weighted by the priority of the
+ * client's user, says how many slots a lane of each session may hold. It takes the place of evening out sizes when the pool is short.
+ *
+ * What a session would miss is learned from its own turns: every fourth takes statistics of its lanes' heat. Once all sessions of the pool have
+ * had a turn on average, the threshold is found anew; each session then moves towards its size turn by turn (evict_tide_step()), and those that hold
+ * more and are idle are claimed when the pool is short. A session that nothing is known of counts as the mean of the others.
+ */
+#include "daemon/daemon.h"
+
+#include <errno.h>
+#include <pwd.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EVERY 4			/* turns from one look at the heat to the next */
+#define FRESH 0.25f		/* what a new look counts against what was known */
+
+bool tide_on(const struct session *s)
+{
+	const struct daemon *d = s->client->d;
+
+	return d->conf.pool[pool_index(d, s->pool)].tide;
+}
+
+/* --- priorities -------------------------------------------------------------------------------------------------------------------- */
+
+static int parse_one(const char *at, size_t n, uid_t *uid, float *weight)
+{
+	char name[64], *colon, *end;
+	const struct passwd *user;
+	unsigned long number;
+
+	if (n >= sizeof(name))
+		return -EINVAL;
+	memcpy(name, at, n);
+	name[n] = '\0';
+	colon = strchr(name, ':');
+	if (!colon || colon == name)
+		return -EINVAL;
+	*colon = '\0';
+	*weight = strtof(colon + 1, &end);
+	if (end == colon + 1 || *end || !(*weight >= 0.001f && *weight <= 1000.0f))
+		return -EINVAL;
+	number = strtoul(name, &end, 10);
+	user = *end ? getpwnam(name) : NULL;
+	if (*end && !user)
+		return -ENOENT;
+	*uid = user ? user->pw_uid : (uid_t)number;
+	return 0;
+}
+
+int tide_priorities(const char *text, struct priority *out, unsigned most, unsigned *n, char *why, size_t why_bytes)
+{
+	*n = 0;
+	for (size_t used; *text; text += used + (text[used] == ',')) {
+		struct priority p;
+		int rc;
+
+		used = strcspn(text, ",");
+		rc = *n == most ? -E2BIG : parse_one(text, used, &p.uid, &p.weight);
+		if (rc) {
+			snprintf(why, why_bytes, "found '%.*s'; allowed: USER:WEIGHT,... with at most %u users that this machine knows (or their "
+				 "numbers) and weights 0.001 .. 1000", (int)used, text, most);
+			return -EINVAL;
+		}
+		out[(*n)++] = p;
+	}
+	return 0;
+}
+
+float tide_weight(const struct client *c)
+{
+	for (unsigned i = 0; i < c->d->n_priorities; i++)
+		if (c->d->priority[i].uid == c->uid)
+			return c->d->priority[i].weight;
+	return 1.0f;
+}
+
+/* --- what a session would miss -------------------------------------------------------------------------------------------------------- */
+
+/* Which of the table's heat arrays is a sum; >= n_heat: none. */
+static uint32_t sum_at(const struct session *s)
+{
+	uint32_t at = 0;
+
+	while (at < s->table.n_heat && s->table.heat[at] != EVICT_HEAT_SUM)
+		at++;
+	return at;
+}
+
+void tide_measure(struct session *s, struct gpu_turn *turn)
+{
+	const uint32_t at = sum_at(s);
+	void *stats = s->tide.stats;
+
+	s->tide.measured = false;
+	if (!tide_on(s) || s->windows % EVERY || at >= s->table.n_heat || !s->asked.observe || !s->appended || !(s->what & GPU_FOLD) ||
+	    !gpu_can_measure(s->pool->dev))
+		return;
+	if (turn->stats) {		/* the split measures in this turn: the same will do, if it looks at the same heat */
+		if (turn->stats_heat[0] != at && turn->stats_heat[0] < s->table.n_heat)
+			return;
+		turn->stats_heat[0] = at;
+		turn->stats |= EVICT_STATS_HEAT;
+		s->tide.from = turn->lane_stats;
+	} else {
+		if (!stats && gpu_host_alloc(s->pool->dev, s->table.n_lanes * sizeof(*s->tide.stats), &stats))
+			return;
+		s->tide.stats = stats;
+		s->tide.from = s->tide.stats;
+		turn->stats = EVICT_STATS_HEAT;
+		turn->lane_stats = s->tide.stats;
+		turn->stats_heat[0] = at;
+		turn->stats_heat[1] = GPU_MAX_HEAT;
+	}
+	s->tide.measured = true;
+}
+
+void tide_learn(struct session *s)
+{
+	struct evict_curve now, *c = &s->tide.curve;
+	const uint32_t queries = evict_queries(s->asked.observe, (int32_t)s->pos, s->appended) * s->group;
+
+	if (!s->tide.measured || evict_curve_of(s->tide.from, s->table.n_lanes, queries, &now))
+		return;
+	s->tide.measured = false;
+	if (s->tide.known) {
+		/* Mixed at the size that it has: there both are right. */
+		const float b = evict_log2((float)(s->budget ? s->budget : 1u));
+		const float was = c->at - c->slope * b, is = now.at - now.slope * b;
+
+		c->slope += FRESH * (now.slope - c->slope);
+		c->at = was + FRESH * (is - was) + c->slope * b;
+	} else {
+		*c = now;
+	}
+	s->tide.known = true;
+}
+
+void tide_free(struct session *s)
+{
+	if (s->tide.stats)
+		gpu_host_free(s->pool->dev, s->tide.stats);
+	s->tide.stats = NULL;
+}
+
+/* --- the threshold -------------------------------------------------------------------------------------------------------------------- */
+
+static bool takes_part(const struct session *s, const struct pool *pool)
+{
+	return s && s->pool == pool && !s->closing && !evict_policies[s->spec.rule.policy].never_evicts;
+}
+
+/* Of one slot in every lane: its share of a page, a block and a credit block. */
+static uint32_t slot_bytes(const struct session *s)
+{
+	return s->table.n_lanes * (s->page_bytes / GPU_PAGE_SLOTS + (s->block_bytes + s->credit_bytes) / GPU_BLOCK_SLOTS);
+}
+
+/* What the lanes of a session take, as they are: all but this is out of the tide's reach. */
+static uint64_t lane_bytes(const struct session *s)
+{
+	uint64_t sum = 0;
+
+	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++)
+		sum += (uint64_t)s->lane[lane].n_pages * s->page_bytes +
+		       (uint64_t)s->lane[lane].n_blocks * (s->block_bytes + s->credit_bytes);
+	return sum;
+}
+
+/* Slots that it would hold if there were no tide. */
+static uint32_t wish_of(const struct session *s)
+{
+	const uint32_t own = evict_budget(&s->spec, s->tokens, 0), most = s->tokens + 2 * s->table.window, floor = s->spec.floor;
+
+	return own > most ? (most > floor ? most : floor) : own;
+}
+
+struct round {
+	struct evict_tide_session *in;
+	struct session **who;
+	uint32_t n, known;
+	uint64_t other;			/* bytes that the tide has no say in */
+	struct evict_curve mean;
+};
+
+static void add(struct round *r, struct session *s)
+{
+	const uint32_t lanes = s->table.n_lanes, floor = s->spec.floor, wish = wish_of(s);
+
+	r->in[r->n] = (struct evict_tide_session){ .curve = s->tide.curve, .weight = tide_weight(s->client), .slot_bytes = slot_bytes(s),
+						   .floor = floor < wish ? floor : wish, .ceiling = wish };
+	r->who[r->n++] = s;
+	/* A lane ends within a page, and within a block. */
+	r->other += (uint64_t)lanes * (s->page_bytes / 2 + (s->block_bytes + s->credit_bytes) / 2);
+	if (s->tide.known) {
+		r->mean.at += s->tide.curve.at;
+		r->mean.slope += s->tide.curve.slope;
+		r->known++;
+	}
+}
+
+static bool collect(struct daemon *d, struct pool *pool, struct round *r)
+{
+	const unsigned index = pool_index(d, pool);
+	uint32_t most = 0;
+
+	for (unsigned i = 0; i < d->max_clients; i++)
+		most += d->client[i] ? d->client[i]->n_sessions : 0;
+	*r = (struct round){ .in = calloc(most + 1, sizeof(*r->in)), .who = calloc(most + 1, sizeof(struct session *)) };
+	if (!r->in || !r->who)
+		return false;
+	r->other = pool->used_bytes;
+	for (unsigned i = 0; i < d->max_clients; i++) {
+		struct client *c = d->client[i];
+
+		if (!c || !c->owner[index].serial)
+			continue;
+		r->other += pool->slab_bytes / 2;	/* its last slab is half empty, on average */
+		for (uint32_t k = 0, left = c->n_sessions; left && k < WIRE_MAX_SESSIONS; k++) {
+			left -= c->session[k] != NULL;
+			if (takes_part(c->session[k], pool)) {
+				add(r, c->session[k]);
+				r->other -= lane_bytes(c->session[k]);
+			}
+		}
+	}
+	return true;
+}
+
+static void turn_tide(struct daemon *d, struct pool *pool)
+{
+	struct tide_level *t = &d->tide[pool_index(d, pool)];
+	const uint64_t most = pool->size_bytes - pool->size_bytes / 32;	/* sizes are kept to a 16th only (evict_tide_step()) */
+	struct round r;
+
+	if (collect(d, pool, &r)) {
+		for (uint32_t i = 0; i < r.n; i++)
+			if (!r.who[i]->tide.known) {
+				r.in[i].curve.at = r.known ? r.mean.at / (float)r.known : 0.0f;
+				r.in[i].curve.slope = r.known ? r.mean.slope / (float)r.known : 1.0f;
+			}
+		t->bytes = most > r.other ? most - r.other : 0;
+		t->level = evict_tide(r.in, r.n, t->bytes);
+		t->n = r.n;
+		t->rounds++;
+		for (uint32_t i = 0; i < r.n; i++)
+			r.who[i]->tide.wish = t->level > EVICT_LOW_TIDE ? r.in[i].slots : 0;
+	}
+	free(r.in);
+	free(r.who);
+}
+
+/* Those that hold more and are idle give it back when they are asked. `but` is in the middle of its turn. */
+static void claim_idle(struct daemon *d, struct pool *pool, const struct session *but)
+{
+	static bool busy;	/* a claim of an idle session is its turn, which may come here: `but` of the outer round is not to be claimed either */
+
+	if (busy || d->n_claimed || !pressure_short(pool))
+		return;
+	busy = true;
+	for (unsigned i = 0; i < d->max_clients; i++)
+		for (uint32_t k = 0; d->client[i] && !d->client[i]->gone && k < WIRE_MAX_SESSIONS; k++) {
+			struct session *s = d->client[i]->session[k];
+
+			if (s != but && takes_part(s, pool) && s->state == SESSION_CLIENT && s->tide.wish &&
+			    s->live / s->table.n_lanes > s->tide.wish + s->tide.wish / 8) {
+				d->count.claims++;
+				session_claim(s, 0);
+			}
+		}
+	busy = false;
+}
+
+void tide_turn(struct session *s)
+{
+	struct daemon *d = s->client->d;
+	struct tide_level *t = &d->tide[pool_index(d, s->pool)];
+	const uint32_t wish = wish_of(s), floor = s->spec.floor < wish ? s->spec.floor : wish;
+	uint32_t now = s->tide.slots ? s->tide.slots : s->budget;
+
+	s->tide.slots = 0;
+	if (!tide_on(s) || !takes_part(s, s->pool)) {
+		s->tide.wish = 0;
+		return;
+	}
+	if (t->turns++ >= t->n) {
+		t->turns = 0;
+		turn_tide(d, s->pool);
+		claim_idle(d, s->pool, s);
+	}
+	if (s->tide.wish)
+		s->tide.slots = evict_tide_step(now > wish || !now ? wish : now, s->tide.wish, s->table.window, floor, wish);
+}
+
+uint32_t tide_cap(const struct session *s)
+{
+	return s->cap && (!s->tide.slots || s->cap < s->tide.slots) ? s->cap : s->tide.slots;
+}
