@@ -16,6 +16,7 @@ say      = $(if $(filter 1,$(V)),,@printf '  %-5s %s\n' '$(1)' '$(2)')
 BINDIR     ?= $(PREFIX)/bin
 LIBDIR     ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
+DATADIR    ?= $(PREFIX)/share/ebbd
 MANDIR     ?= $(PREFIX)/share/man
 COMPDIR    ?= $(PREFIX)/share/bash-completion/completions
 SYSCONFDIR ?= /etc
@@ -277,10 +278,17 @@ quality-docs:	## docs/quality.md and docs/quality/ from what make quality has me
 	@$(SETUP) quality
 	@python3 -B tools/quality_report.py $(QUALITY_OUT) docs/quality.md docs/quality
 
+# --- lane tables ------------------------------------------------------------------------------------------------------------------
+.PHONY: lanes
+lanes:	## measure share/smollm2-135M.lanes anew (a quarter of an hour on two cores); OUT=FILE, TEXTS=N; resumable
+	@$(SETUP) build model
+	@+$(submake) all
+	@EBB_BIN=$(abspath $(BIN)) EBB_MODEL=$(abspath $(MODEL)) OUT='$(OUT)' TEXTS='$(TEXTS)' python3 -B tools/lanes.py
+
 # --- installation ----------------------------------------------------------------------------------------------------------------
 UNITS    := $(wildcard systemd/*.service systemd/*.socket systemd/*.service.in systemd/*.socket.in)
 fill      = sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@BINDIR@|$(BINDIR)|g' -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|g' \
-	-e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' -e 's|@MANDIR@|$(MANDIR)|g' -e 's|@VERSION@|$(VERSION)|g'
+	-e 's|@SYSCONFDIR@|$(SYSCONFDIR)|g' -e 's|@MANDIR@|$(MANDIR)|g' -e 's|@DATADIR@|$(DATADIR)|g' -e 's|@VERSION@|$(VERSION)|g'
 # $(call put,MODE,FILE,FOLDER[,NAME]): install a text file with its paths filled in; a .in at the end of the name goes.
 put       = install -d '$(DESTDIR)$(3)' && $(fill) $(2) >$(B)/put.tmp && install -m $(1) $(B)/put.tmp '$(DESTDIR)$(3)/$(or $(4),$(patsubst %.in,%,$(notdir $(2))))'
 SYSUSERS := $(wildcard systemd/*sysusers*)
@@ -299,6 +307,7 @@ install: all	## install everything under PREFIX (/usr/local) and /etc; DESTDIR i
 	$(Q)ln -sf libebb.so.0 '$(DESTDIR)$(LIBDIR)/libebb.so'
 	$(Q)install -m 644 libclient/ebb.h '$(DESTDIR)$(INCLUDEDIR)/ebb.h'
 	@$(call put,644,tools/libebb.pc.in,$(LIBDIR)/pkgconfig)
+	$(Q)install -d '$(DESTDIR)$(DATADIR)' && install -m 644 $(wildcard share/*.lanes) '$(DESTDIR)$(DATADIR)'
 	@$(foreach f,$(UNITS),$(call put,644,$(f),$(SYSTEMDDIR)) && ):
 	@$(foreach f,$(SYSUSERS),$(call put,644,$(f),$(SYSUSERSDIR),ebbd.conf) && ):
 	@$(foreach f,$(TMPFILES),$(call put,644,$(f),$(TMPFILESDIR),ebbd.conf) && ):
@@ -313,7 +322,7 @@ install: all	## install everything under PREFIX (/usr/local) and /etc; DESTDIR i
 
 uninstall:	## remove what install put there, but /etc/ebbd
 	$(Q)rm -f $(foreach p,$(notdir $(PROGRAMS)),'$(DESTDIR)$(BINDIR)/$(p)') '$(DESTDIR)$(LIBDIR)'/libebb.a '$(DESTDIR)$(LIBDIR)'/libebb.so* \
-		'$(DESTDIR)$(LIBDIR)/pkgconfig/libebb.pc' '$(DESTDIR)$(INCLUDEDIR)/ebb.h' \
+		'$(DESTDIR)$(LIBDIR)/pkgconfig/libebb.pc' '$(DESTDIR)$(INCLUDEDIR)/ebb.h' $(foreach t,$(notdir $(wildcard share/*.lanes)),'$(DESTDIR)$(DATADIR)/$(t)') \
 		$(foreach f,$(UNITS),'$(DESTDIR)$(SYSTEMDDIR)/$(patsubst %.in,%,$(notdir $(f)))') \
 		'$(DESTDIR)$(SYSUSERSDIR)/ebbd.conf' '$(DESTDIR)$(TMPFILESDIR)/ebbd.conf' \
 		$(foreach f,$(MANPAGES),'$(DESTDIR)$(MANDIR)/man$(subst .,,$(suffix $(f)))/$(patsubst %.in,%,$(notdir $(f)))') \

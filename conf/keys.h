@@ -66,7 +66,7 @@ const struct conf_key *conf_nearest(enum conf_section section, const char *name)
 /* Edits (insert, delete, change, swap neighbours) from a to b; 99 if either is longer than 31 bytes. */
 unsigned conf_distance(const char *a, const char *b);
 
-/* The file to install: [pool host] of 256M, and every other key as a comment with its default. */
+/* The file to install: [pool host] of 256M, the model whose table is installed with it (@DATADIR@ is filled in then), and every other key as a comment with its default. */
 void conf_template(FILE *to);
 
 #endif

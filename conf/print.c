@@ -90,7 +90,7 @@ static void print_section(FILE *to, enum conf_section section, const void *base,
 		fprintf(to, "\n");
 		wrap(to, "; ", key->text);
 		fprintf(to, "; (%s; takes effect %s)\n", line, when[key->reload]);
-		fprintf(to, "%s%s =%s%s\n", all || !key->def ? "" : ";", key->name, value[0] ? " " : "", value);
+		fprintf(to, "%s%s =%s%s\n", all || !key->def || strcmp(value, key->def) != 0 ? "" : ";", key->name, value[0] ? " " : "", value);
 	}
 }
 
@@ -125,6 +125,8 @@ void conf_template(FILE *to)
 
 	conf_defaults(&conf);
 	conf.n_pools = 1;
+	conf.n_models = 1;
+	conf.model[0] = (struct conf_model){ .name = "smollm2-135M", .lanes = "@DATADIR@/smollm2-135M.lanes" };
 	conf.pool[0] = (struct conf_pool){ .name = "host", .device = "host", .size_bytes = UINT64_C(256) << 20 };
 	print_conf(to, &conf, false);
 }

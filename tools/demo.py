@@ -15,6 +15,7 @@ QUICK = os.environ.get("EBB_DEMO_QUICK") == "1"
 PROMPT, DECODE, OFFSET, NLL_TOKENS = (300, 24, 100, 256) if QUICK else (900, 80, 300, 1024)
 POOL_MIB = 24 if QUICK else 72
 SLOT_BYTES = 30 * 3 * 64 * 2 * 2            # SmolLM2-135M in bf16: layers, KV heads, head_dim, K and V
+LANES = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "share/smollm2-135M.lanes")
 BUDGET = "25%"
 TTY = sys.stdout.isatty()
 MIB = 1 << 20
@@ -63,7 +64,8 @@ def ask(what):
 def start_daemon(device):
     with open(os.path.join(work, "ebbd.ini"), "w") as f:
         f.write("[daemon]\nsocket = %s\nlog_level = notice\ndrain = 1s\n\n[pool demo]\ndevice = %s\nsize = %dM\n\n"
-                "[session]\npolicy = h2o\nbudget = %s\nslots = bf16\n" % (sock, device, POOL_MIB, BUDGET))
+                "[model smollm2-135M]\nlanes = %s\n\n"
+                "[session]\npolicy = h2o\nsplit = measured\nbudget = %s\nslots = bf16\n" % (sock, device, POOL_MIB, LANES, BUDGET))
     log = open(os.path.join(work, "ebbd.log"), "w+")
     daemon = subprocess.Popen([os.path.join(BIN, "ebbd"), "--config", f.name], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     for _ in range(600):
@@ -174,7 +176,7 @@ def main():
         raise SystemExit("ebbd did not start: " + why)
     full = 11 * (PROMPT + DECODE) * SLOT_BYTES
     print("\nebbd owns one pool of %d MiB on %s. Four processes with 11 sequences of %d tokens each want it: as full caches that is %d MiB."
-          "\nPolicy h2o, budget %s of the tokens so far.\n" % (POOL_MIB, device, PROMPT + DECODE, full // MIB, BUDGET))
+          "\nPolicy h2o, split measured (each lane as much as it is worth), budget %s of the tokens so far.\n" % (POOL_MIB, device, PROMPT + DECODE, full // MIB, BUDGET))
     try:
         clients, victim, ok, peak = run_clients(t0)
         for c in clients:
