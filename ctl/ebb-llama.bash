@@ -10,7 +10,7 @@ _ebb_llama()
 
 	COMPREPLY=()
 	case $prev in
-	-m | --model | -f | --file | --socket | --logits | --status | --full-run | --kept | --lanes)
+	-m | --model | -f | --file | --socket | --logits | --status | --full-run | --kept | --lanes | --output | -o)
 		compopt -o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
