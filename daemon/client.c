@@ -507,6 +507,10 @@ static void on_change(struct client *c, const struct wire_msg *m)
 	}
 	session_claim(s, 0);	/* if it is idle now, this is its turn; else the end of its step is */
 	serve_run(c->d, pool_index(c->d, s->pool));
+	if (s->coming) {	/* a turn had been planned already, which knew nothing of this: the next one does */
+		session_claim(s, 0);
+		serve_run(c->d, pool_index(c->d, s->pool));
+	}
 	if (*s->kept) {
 		client_fail(c, m->head.seq, -ENOSPC, "%s; the session keeps what it had", s->kept);
 		return;

@@ -48,7 +48,8 @@ static int lane_table(const struct drop *d, uint32_t lane, uint32_t live)
 		rc = copy(d, priv + gpu_table_blocks(&d->one), table_at(d, gpu_table_blocks(&d->t) + (size_t)lane * d->t.max_blocks * 4u),
 			  d->t.max_blocks * 4u);
 	for (uint32_t b = 0; b < n_blocks && !rc; b++) {
-		const uint32_t id = (uint32_t)((((uint64_t)d->index << s->pool->info.slab_shift) / GPU_UNIT) + first + b * (bytes / GPU_UNIT));
+		const uint64_t slab = ((uint64_t)d->index << s->pool->info.slab_shift) / GPU_UNIT;
+		const uint32_t id = (uint32_t)(slab + first + b * (bytes / GPU_UNIT));
 		uint32_t block;
 
 		rc = gpu_write(s->pool->dev, s->pool->stream, priv + gpu_table_credits(&d->one) + b * 4u, &id, sizeof(id));

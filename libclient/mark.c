@@ -28,6 +28,11 @@ static int check(const struct ebb_session *s, const struct ebb_mark *m)
 	}
 }
 
+static int has_value(const struct ebb_mark *m)
+{
+	return m->what == EBB_TAG || m->what == EBB_DROP;
+}
+
 static int send_marks(struct ebb_session *s, const struct ebb_mark *mark, uint32_t n)
 {
 	int rc = 0;
@@ -37,12 +42,13 @@ static int send_marks(struct ebb_session *s, const struct ebb_mark *mark, uint32
 		struct wire_mark *w = &msg.u.mark;
 
 		for (uint32_t i = 0; i < w->n; i++)
-			w->range[i] = (struct wire_range){ .first = mark[i].first, .count = mark[i].n, .what = (uint16_t)mark[i].what,
-							   .value = mark[i].what == EBB_TAG || mark[i].what == EBB_DROP ? mark[i].value : 0 };
+			w->range[i] = (struct wire_range){ mark[i].first, mark[i].n, (uint16_t)mark[i].what, 0, has_value(&mark[i]) ?
+							   mark[i].value : 0 };
 		n -= w->n;
 		mark += w->n;
 		w->more = n != 0;
-		rc = ebbi_request(s->ebb, &msg, WIRE_MARK, offsetof(struct wire_mark, range) + w->n * sizeof(w->range[0]), WIRE_MARKED, NULL);
+		rc = ebbi_request(s->ebb, &msg, WIRE_MARK, offsetof(struct wire_mark, range) + w->n * sizeof(w->range[0]),
+				  WIRE_MARKED, NULL);
 	}
 	return rc;
 }
