@@ -17,7 +17,7 @@ _ebb_llama()
 		;;
 	--split) words='uniform pyramid head ada dynamic cake sparsity lazy-layer measured' ;;
 	--policy) words='full streaming random h2o tova scissorhands roco keyformer snapkv morphkv rkv gkv raas lazy nacl l2norm vatp
-		keydiff lagkv expected cam d2o look-m vl-cache csp' ;;
+		keydiff lagkv expected cam d2o look-m vl-cache csp ebb' ;;
 	--merge) words='auto none pivot d2o cam' ;;
 	--slots) words='f32 f16 bf16 q8' ;;
 	--prefill) words='whole chunked' ;;

@@ -290,6 +290,18 @@ const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 			QUERIES,
 		},
 	},
+	[EVICT_ebb] = {
+		.name = "ebb",
+		.text = "mean attention, which counts the more the farther it came, times the size of the value",
+		.source = "ebbd's own: docs/rule.md",
+		.heat = { EVICT_HEAT_SUM },
+		.trait = { EVICT_VALUE_L2 },
+		.n_params = 1,
+		.param = {
+			{ .name = "far", .unit = "tokens", .type = EVICT_INTEGER, .text = "from farther away attention counts no more",
+			  .def = 512.0f, .min = 1.0f, .max = 1e6f },
+		},
+	},
 };
 
 int evict_parse_in(const struct evict_policy_info *table, uint32_t n_table, const char *text, struct evict_rule *rule, char *why,

@@ -50,7 +50,7 @@ enum evict_heat {
 	X(raas, 1, 1, 0) X(lazy, 1, 2, 0) X(nacl, 1, 1, 0) X(l2norm, 0, 0, 1)			\
 	X(vatp, 1, 1, 1) X(keydiff, 0, 0, 1) X(lagkv, 0, 0, 1) X(expected, 1, 2, 1)		\
 	X(cam, 1, 1, 0) X(d2o, 1, 1, 0)								\
-	X(look_m, 1, 1, 0) X(vl_cache, 1, 1, 0) X(csp, 1, 1, 0)
+	X(look_m, 1, 1, 0) X(vl_cache, 1, 1, 0) X(csp, 1, 1, 0) X(ebb, 1, 1, 1)
 
 /* Those that also have a figure over the heat, a figure before the ranking, a cut by it, a pooled value. */
 #define EVICT_WITH_HEAT_FIGURE(X) X(keyformer) X(gkv)
@@ -229,6 +229,7 @@ EVICT_FN void evict_##name##_fold(const struct evict_rule *rule, const struct ev
 #include "evict/policy_look_m.h"
 #include "evict/policy_vl_cache.h"
 #include "evict/policy_csp.h"
+#include "evict/policy_ebb.h"
 
 /* --- dispatch: one switch per function ---------------------------------------------------------------------------------------- */
 

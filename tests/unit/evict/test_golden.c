@@ -315,6 +315,24 @@ static void f_scissorhands(int lane, double *value)
 	}
 }
 
+/* far=10: windows of 8, by the distance to the middle of what lies behind the slot. */
+static void f_ebb(int lane, double *value)
+{
+	for (int j = 0; j < TOKENS; j++) {
+		double weights = 0.0;
+
+		value[j] = 0.0;
+		for (int w = j / 8; w < 3; w++) {
+			const int first = j > 8 * w ? j : 8 * w, end = 8 * w + 8;
+
+			value[j] += sum_of(lane, first, end, j) * fmin((first + end) / 2.0 - j, 10.0);
+		}
+		for (double d = 0.0005; d < 24 - j; d += 0.001)	/* the integral of min(distance, far) */
+			weights += 0.001 * fmin(d, 10.0);
+		value[j] *= norm_of(v[j][lane], 2) / weights;
+	}
+}
+
 static void f_roco(int lane, double *value)
 {
 	double mean[TOKENS], std[TOKENS];
@@ -506,7 +524,7 @@ static void every_rank_orders_by_its_formula(void **state)
 		{ "nacl:random=0.5,temperature=0.05,queries=8", f_nacl }, { "l2norm", f_l2norm }, { "vatp", f_vatp },
 		{ "vatp:age=1,l2=yes", f_vatp_l2 }, { "keydiff", f_keydiff }, { "expected", f_expected }, { "cam:queries=8", f_recent },
 		{ "d2o", f_h2o }, { "look-m", f_look_m }, { "vl-cache", f_vl_cache }, { "csp:queries=8", f_csp },
-		{ "csp:queries=8,cross=0.33333334", f_csp_third },
+		{ "csp:queries=8,cross=0.33333334", f_csp_third }, { "ebb:far=10", f_ebb },
 	};
 	uint32_t seen = 0;
 

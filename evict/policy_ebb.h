@@ -1,0 +1,33 @@
+/*
+ * ebb: attention from afar, times the size of the value. What a slot is worth is its attention over its whole remaining life, nearly all
+ * of which comes from far behind; so far queries tell more about it than near ones, which look at every young token. A query
+ * weighs as much as its distance to the slot, up to `far` tokens. With h a probability and w its query's weight, over all queries so far,
+ *
+ *	rank = sum(w h) / sum(w) * |v|
+ *
+ * Slots of different age are compared by means, so old ones have no lead; young ones have been seen from near only, which is why the
+ * newest part of the budget is protected. |v| is the L2 norm of the value (trait[0]): what
+ * is lost with a slot is its share times its value. sum(w) needs no memory: the queries since a slot's own lie at distances
+ * 0 .. age, one each, so with m = min(age, far) it is m * (age - m / 2). Weights are taken once a window, at the middle of what of it
+ * lies behind the slot. credit[0] is sum(w h) over the heads of the group. What was tried, and how it was found: docs/rule.md.
+ */
+#ifndef EVICT_POLICY_EBB_H
+#define EVICT_POLICY_EBB_H
+
+enum { EVICT_EBB_FAR };
+
+EVICT_FN void evict_ebb_fold(const struct evict_rule *rule, const struct evict_lane *lane, struct evict_slot *slot)
+{
+	const float age = evict_age(lane, slot), middle = age - 0.5f * evict_min(age, (float)lane->appended);
+
+	slot->credit[0] += evict_min(middle, rule->param[EVICT_EBB_FAR]) * slot->heat[0];
+}
+
+EVICT_FN float evict_ebb_rank(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
+{
+	const float age = evict_age(lane, slot), m = evict_min(age, rule->param[EVICT_EBB_FAR]);
+
+	return slot->credit[0] / (m * (age - 0.5f * m)) * slot->trait[0];
+}
+
+#endif
