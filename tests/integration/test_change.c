@@ -515,7 +515,7 @@ static unsigned flip(pid_t pid, unsigned most)
 			if (json_integer_value(json_object_get(s, "pid")) != pid)
 				continue;
 			found = true;
-			if (json_is_true(json_object_get(s, "changing")))
+			if (n == most || json_is_true(json_object_get(s, "changing")))	/* it has several sessions */
 				continue;
 			snprintf(settings, sizeof(settings), "policy=%s split=%s budget=%u", evict_policies[1 + n % (EVICT_N_POLICIES - 1)].name,
 				 n % 3 ? "uniform" : "pyramid", 60 + n % 5 * 30);
