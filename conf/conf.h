@@ -61,7 +61,7 @@ struct conf_session {
 	uint32_t sinks;
 	uint32_t floor;			/* slots a lane keeps under pressure */
 	uint32_t observe;
-	uint32_t slots;			/* 0 f32, 1 f16, 2 bf16, 3 q8: the order of enum gpu_type */
+	uint32_t slots;			/* 0 f32, 1 f16, 2 bf16, 3 q8, 4 k8v4, 5 q4: the order of enum gpu_type */
 	uint32_t prefill;		/* 0 whole, 1 chunked */
 	uint32_t pin_prompt;		/* 0 no, 1 yes, 2 auto: what the policy prefers */
 	uint32_t seed;

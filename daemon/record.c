@@ -307,19 +307,16 @@ static char *copy_heat(struct session *s, uint32_t lane, uint32_t k, uint32_t li
 /* K and V of the window's tokens in a lane, row by row where they lie. */
 static char *copy_rows(struct session *s, uint32_t lane, uint32_t from, uint32_t n, char *to)
 {
-	const uint32_t type = s->slot_type, d = s->head_dim, row = gpu_row_bytes(type, d), params = gpu_page_params(type, d);
-	const struct { uint32_t at, bytes; } part[] = {
-		{ 0, row }, { gpu_page_v(type, d), row }, { params, 4 }, { params + GPU_PAGE_SLOTS * 4u, 4 },
-	};
+	const struct gpu_parts part = gpu_page_parts(s->slot_type, s->head_dim);
 	struct pool *pool = s->pool;
 
-	for (uint32_t k = 0; k < (type == GPU_Q8 ? 4u : 2u); k++)
-		for (uint32_t j = 0; j < n; j++, to += part[k].bytes) {
+	for (uint32_t k = 0; k < 4; k++)
+		for (uint32_t j = 0; part.bytes[k] && j < n; j++, to += part.bytes[k]) {
 			uint32_t slot = from + j;
 			const char *page = pool_at(pool, s->page[(size_t)lane * s->table.max_pages + slot / GPU_PAGE_SLOTS]);
 
-			page += part[k].at + slot % GPU_PAGE_SLOTS * part[k].bytes;
-			must(gpu_read(pool->dev, pool->stream, to, page, part[k].bytes), pool);
+			page += part.at[k] + slot % GPU_PAGE_SLOTS * part.bytes[k];
+			must(gpu_read(pool->dev, pool->stream, to, page, part.bytes[k]), pool);
 		}
 	return to;
 }
@@ -327,7 +324,7 @@ static char *copy_rows(struct session *s, uint32_t lane, uint32_t from, uint32_t
 void record_window(struct session *s)
 {
 	const uint32_t live = s->pos + s->appended, lanes = s->table.n_lanes;
-	const uint32_t row = gpu_row_bytes(s->slot_type, s->head_dim) + (s->slot_type == GPU_Q8 ? 4u : 0u);
+	const uint32_t bytes = gpu_slot_bytes(s->slot_type, s->head_dim);
 	struct evict_record_window w = { .magic = EVICT_RECORD_WINDOW, .base = s->pos, .appended = s->appended };
 	struct record *r = s->record;
 	struct chunk *c;
@@ -335,7 +332,7 @@ void record_window(struct session *s)
 
 	if (!r || !s->appended || over(r))
 		return;
-	w.bytes = (uint64_t)lanes * live * 4u * s->table.n_heat + (s->record_kv ? (uint64_t)lanes * s->appended * row * 2u : 0u);
+	w.bytes = (uint64_t)lanes * live * 4u * s->table.n_heat + (s->record_kv ? (uint64_t)lanes * s->appended * bytes : 0u);
 	if (!may_queue(r, sizeof(w) + w.bytes))
 		return;
 	c = chunk_new(r, sizeof(w) + w.bytes, false);

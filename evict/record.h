@@ -5,7 +5,7 @@
  *	struct evict_record_head	head_bytes long
  *	per window: struct evict_record_window, then `bytes` bytes:
  *	    float heat[n_heat][n_lanes][base + appended]	what each position received in the window
- *	    with kv, per lane: the appended tokens' K rows, their V rows, and for q8 their {scale, offset} of K, then of V, as in pages
+ *	    with kv, per lane: the appended tokens' K rows, their V rows, and of q8 rows their {scale, offset} of K, then of V, as in pages
  *	struct evict_record_window with magic EVICT_RECORD_END, base: tokens in all; missing when the recording was cut short
  *
  * Everything is in the byte order of the machine that wrote it; `order` tells.
@@ -26,7 +26,7 @@ struct evict_record_head {
 	char magic[8];
 	uint32_t order, version, head_bytes;
 	uint32_t n_layers, n_kv_heads, group, head_dim;
-	uint32_t slot_type;			/* 0 f32, 1 f16, 2 bf16, 3 q8 */
+	uint32_t slot_type;			/* 0 f32, 1 f16, 2 bf16, 3 q8, 4 k8v4, 5 q4 */
 	uint32_t window, sinks, observe, floor;
 	uint32_t max_tokens, prompt_tokens, seed;
 	uint32_t budget_count, budget_ppm;	/* what the session had asked for, had it evicted: a count, or millionths */

@@ -155,11 +155,13 @@ int gpu_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *sh
 		 const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max)
 {
 	if (!shape->n_kv_heads || shape->group < 1 || shape->group > 16 || shape->head_dim < 64 || shape->head_dim > 256 ||
-	    shape->head_dim % 16 || shape->slot_type > GPU_Q8)
+	    shape->head_dim % 16 || shape->slot_type > GPU_Q4)
 		return -EINVAL;
 	for (unsigned i = 0; i < n_seqs; i++)
 		if (seq[i].heat_from > 0 && !gpu_can_mark(step->dev))
 			return -ENOTSUP;
+	if (!gpu_can_store(step->dev, shape->slot_type))
+		return -ENOTSUP;
 	return step->dev->ops->step_set(step, s, shape, map, seq, n_seqs, live_max);
 }
 
@@ -183,6 +185,11 @@ int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struc
 		float scale, uint32_t last)
 {
 	return tensor_ok(q) && lse ? step->dev->ops->observe(step, s, layer, q, lse, scale, last) : -EINVAL;
+}
+
+int gpu_can_store(const struct gpu_device *dev, uint32_t slot_type)
+{
+	return !dev->info.is_cuda || slot_type <= GPU_Q8;
 }
 
 int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule)
@@ -209,7 +216,8 @@ int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, 
 	       unsigned what, struct gpu_turn_stats *stats)
 {
 	for (unsigned i = 0; i < n; i++)
-		if (!gpu_can_select(dev, &turn[i].rule) || (turn[i].stats && !gpu_can_measure(dev)) ||
+		if (!gpu_can_select(dev, &turn[i].rule) || !gpu_can_store(dev, turn[i].slot_type) ||
+		    (turn[i].stats && !gpu_can_measure(dev)) ||
 		    (what & GPU_TRAITS && !gpu_can_restart(dev, &turn[i].rule)) ||
 		    ((turn[i].marks || what & GPU_DROP) && !gpu_can_mark(dev)))
 			return -ENOTSUP;

@@ -109,6 +109,9 @@ struct gpu_shape {
 	uint32_t slot_type;	/* enum gpu_type */
 };
 
+/* gpu_can_store - 1 if the device's operations know slots of this type, else 0 (they say -ENOTSUP): k8v4 and q4 are the host's alone. */
+int gpu_can_store(const struct gpu_device *dev, uint32_t slot_type);
+
 /* One session in one step. */
 struct gpu_seq {
 	const void *table;	/* the session's shared table, this process's address */

@@ -4,7 +4,7 @@
  *
  *   pool    slabs of one size (a power of two). Byte b of the pool is byte b % slab_bytes of slab b / slab_bytes.
  *   id      uint32: a place in the pool in units of GPU_UNIT bytes (so a pool has at most 512 GiB). Id 0 is valid.
- *   page    GPU_PAGE_SLOTS slots of one lane: K rows, V rows, and for q8 the rows' parameters behind them.
+ *   page    GPU_PAGE_SLOTS slots of one lane: K rows, V rows, and the parameters of q8 rows behind them; a multiple of GPU_UNIT.
  *   block   positions and heat of GPU_BLOCK_SLOTS slots of one lane, in slot order (shared memory).
  *   credit block   positions and credit of the same slots (memory that only the daemon maps).
  *   table   one per session, one contiguous run: header, lanes, next slots, page ids, block ids.
@@ -24,7 +24,7 @@
 #define GPU_FN static inline
 #endif
 
-enum gpu_type { GPU_F32 = 0, GPU_F16 = 1, GPU_BF16 = 2, GPU_Q8 = 3 };
+enum gpu_type { GPU_F32 = 0, GPU_F16 = 1, GPU_BF16 = 2, GPU_Q8 = 3, GPU_K8V4 = 4, GPU_Q4 = 5 };
 
 #define GPU_UNIT 128u		/* bytes per unit of a page id */
 #define GPU_PAGE_SLOTS 16u
@@ -48,18 +48,52 @@ struct gpu_table {
 	uint32_t observe;	/* heat from queries whose position is a multiple of this; 0: from none */
 };
 
-GPU_FN uint32_t gpu_type_bytes(uint32_t type) { return type == GPU_F32 ? 4u : type == GPU_Q8 ? 1u : 2u; }
-GPU_FN uint32_t gpu_row_bytes(uint32_t type, uint32_t head_dim) { return head_dim * gpu_type_bytes(type); }
-
 /*
- * q8: x[c] = offset + scale * q[c], q in -127..127; scale and offset are float16 and belong to one row of one slot.
- * A page: K q[16][d], V q[16][d], K {scale, offset}[16], V {scale, offset}[16]. Other types: K x[16][d], V x[16][d].
+ * Rows. f32, f16, bf16: d numbers.
+ * q8: x[c] = offset + scale * q[c], int8 q[d] in -127..127; scale and offset are float16, belong to one row and lie behind the page's rows.
+ * q4: x[c] = least + scale * q[c], q in 0..15, by groups of 32 channels (a last one of 16, where d is no multiple of 32). A row: d / 2 bytes, then
+ *   {float16 scale, float16 least} of each group. Byte b of a group of m channels: channel b in the low half, channel b + m / 2 in the high one.
+ * Slots of type k8v4 have K rows of q8 and V rows of q4; of every other type both rows are of the slots' type.
  */
-GPU_FN uint32_t gpu_page_v(uint32_t type, uint32_t d) { return GPU_PAGE_SLOTS * gpu_row_bytes(type, d); }
-GPU_FN uint32_t gpu_page_params(uint32_t type, uint32_t d) { return 2u * gpu_page_v(type, d); }
+GPU_FN uint32_t gpu_type_bytes(uint32_t type) { return type == GPU_F32 ? 4u : type == GPU_Q8 ? 1u : 2u; }	/* not of q4 */
+GPU_FN uint32_t gpu_row_type(uint32_t type, uint32_t which)	/* which: 0 K, 1 V */
+{
+	return type == GPU_K8V4 ? which ? (uint32_t)GPU_Q4 : (uint32_t)GPU_Q8 : type;
+}
+GPU_FN uint32_t gpu_row_bytes(uint32_t row_type, uint32_t d)
+{
+	return row_type == GPU_Q4 ? d / 2u + (d + 31u) / 32u * 4u : d * gpu_type_bytes(row_type);
+}
+
+/* A page: K rows[16], V rows[16], then of q8 rows K {scale, offset}[16], V {scale, offset}[16]. K rows begin at 0. */
+GPU_FN uint32_t gpu_page_v(uint32_t type, uint32_t d) { return GPU_PAGE_SLOTS * gpu_row_bytes(gpu_row_type(type, 0), d); }
+GPU_FN uint32_t gpu_page_params(uint32_t type, uint32_t d)
+{
+	return gpu_page_v(type, d) + GPU_PAGE_SLOTS * gpu_row_bytes(gpu_row_type(type, 1), d);
+}
+/* Where the parts of a page are: part i of slot s at at[i] + s * bytes[i]. Part 0: K row, 1: V row; 2, 3: their q8 parameters, 0 bytes if none. */
+struct gpu_parts { uint32_t at[4], bytes[4]; };
+GPU_FN struct gpu_parts gpu_page_parts(uint32_t type, uint32_t d)
+{
+	struct gpu_parts p;
+
+	for (uint32_t which = 0; which < 2u; which++) {
+		p.at[which] = which ? gpu_page_v(type, d) : 0u;
+		p.bytes[which] = gpu_row_bytes(gpu_row_type(type, which), d);
+		p.at[2u + which] = gpu_page_params(type, d) + which * GPU_PAGE_SLOTS * 4u;
+		p.bytes[2u + which] = gpu_row_type(type, which) == GPU_Q8 ? 4u : 0u;
+	}
+	return p;
+}
+GPU_FN uint32_t gpu_slot_bytes(uint32_t type, uint32_t d)	/* of all four parts */
+{
+	struct gpu_parts p = gpu_page_parts(type, d);
+
+	return p.bytes[0] + p.bytes[1] + p.bytes[2] + p.bytes[3];
+}
 GPU_FN uint32_t gpu_page_bytes(uint32_t type, uint32_t d)
 {
-	return gpu_page_params(type, d) + (type == GPU_Q8 ? 2u * GPU_PAGE_SLOTS * 4u : 0u);
+	return (GPU_PAGE_SLOTS * gpu_slot_bytes(type, d) + GPU_UNIT - 1u) / GPU_UNIT * GPU_UNIT;
 }
 
 /* A block: int32 position[256], then n_heat times float heat[256]. A credit block: the same with credit. */

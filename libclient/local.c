@@ -200,17 +200,17 @@ static const char *next_value(const char **at, const char *key, size_t *bytes)
 /* The value of slots=; without it the daemon's own default. */
 static int slots_of(struct ebb *ebb, const char *settings, uint32_t *type)
 {
-	static const char *const name[] = { "f32", "f16", "bf16", "q8" };	/* in the order of enum gpu_type */
+	static const char *const name[] = { "f32", "f16", "bf16", "q8", "k8v4", "q4" };	/* in the order of enum gpu_type */
 	const char *at = settings ? settings : "", *value;
 	size_t len;
 
 	*type = GPU_BF16;
 	while ((value = next_value(&at, "slots=", &len))) {
-		for (*type = 0; *type < 4; ++*type)
+		for (*type = 0; *type < 6; ++*type)
 			if (len == strlen(name[*type]) && strncmp(value, name[*type], len) == 0)
 				break;
-		if (*type == 4)
-			return ebbi_error(ebb, -EINVAL, "slots: found %.*s; allowed: f32, f16, bf16, q8", (int)len, value);
+		if (*type == 6)
+			return ebbi_error(ebb, -EINVAL, "slots: found %.*s; allowed: f32, f16, bf16, q8, k8v4, q4", (int)len, value);
 	}
 	return 0;
 }
@@ -265,6 +265,8 @@ int ebbi_local_open(struct ebb *ebb, const struct ebb_session_options *o, struct
 
 	if (rc)
 		return rc;
+	if (!gpu_can_store(ebb->pool[0].dev, type))
+		return ebbi_error(ebb, -ENOTSUP, "slots k8v4 and q4 do not work on %s: use slots=q8, or the host", gpu_info(ebb->pool[0].dev)->name);
 	if (index < 0)
 		return ebbi_error(ebb, index, "a connection has at most %u sessions", WIRE_MAX_SESSIONS);
 	s = calloc(1, sizeof(*s));

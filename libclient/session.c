@@ -59,7 +59,7 @@ static int check_opened(struct ebb *ebb, const struct ebb_session_options *o, co
 	if (w->session >= WIRE_MAX_SESSIONS || ebb->session[w->session])
 		return ebbi_broken(ebb, "the daemon opened session %u, which is %s", w->session,
 				   w->session >= WIRE_MAX_SESSIONS ? "out of range" : "open already");
-	if (w->pool >= ebb->n_pools || &ebb->pool[w->pool] != pool || w->slot_type > GPU_Q8)
+	if (w->pool >= ebb->n_pools || &ebb->pool[w->pool] != pool || w->slot_type > GPU_Q4)
 		return ebbi_broken(ebb, "the daemon opened a session in pool %u with slots of type %u", w->pool, w->slot_type);
 	if ((uint64_t)t->n_lanes != (uint64_t)o->n_layers * o->n_kv_heads || !t->window || t->window >= EBBI_MAX_TOKENS ||
 	    t->n_heat > GPU_MAX_HEAT || !w->max_slots || w->max_slots >= 2 * EBBI_MAX_TOKENS)

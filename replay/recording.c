@@ -29,15 +29,10 @@ static int check_head(const struct evict_record_head *h, size_t bytes, char *why
 	}
 	if (h->head_bytes < sizeof(*h) || h->head_bytes > bytes || !h->n_layers || !h->n_kv_heads ||
 	    (uint64_t)h->n_layers * h->n_kv_heads > 65536 || !h->group || h->group > 16 || h->head_dim < 64 || h->head_dim > 256 ||
-	    h->slot_type > GPU_Q8 || !h->window || h->window > 2048 || h->sinks > 1024 || h->n_heat > GPU_MAX_HEAT || h->kv > 1 ||
+	    h->slot_type > GPU_Q4 || !h->window || h->window > 2048 || h->sinks > 1024 || h->n_heat > GPU_MAX_HEAT || h->kv > 1 ||
 	    !memchr(h->policy, 0, sizeof(h->policy)) || !memchr(h->client, 0, sizeof(h->client)))
 		return wrong(why, why_bytes, "the recording's head describes a session that cannot be");
 	return 0;
-}
-
-static uint32_t row_bytes(const struct evict_record_head *h)
-{
-	return gpu_row_bytes(h->slot_type, h->head_dim);
 }
 
 static uint64_t window_bytes(const struct recording *r, const struct evict_record_window *w)
@@ -45,7 +40,7 @@ static uint64_t window_bytes(const struct recording *r, const struct evict_recor
 	uint64_t bytes = (uint64_t)r->n_lanes * (w->base + w->appended) * 4u * r->head->n_heat;
 
 	if (r->head->kv)
-		bytes += (uint64_t)r->n_lanes * w->appended * (row_bytes(r->head) + (r->head->slot_type == GPU_Q8 ? 4u : 0u)) * 2u;
+		bytes += (uint64_t)r->n_lanes * w->appended * gpu_slot_bytes(r->head->slot_type, r->head->head_dim);
 	return bytes;
 }
 
@@ -136,10 +131,11 @@ const char *recording_heat(const struct recording *r, uint32_t index, uint32_t k
 const char *recording_rows(const struct recording *r, uint32_t index, uint32_t which, uint32_t lane)
 {
 	struct evict_record_window w = recording_window(r, index);
-	size_t row = row_bytes(r->head), params = r->head->slot_type == GPU_Q8 ? 4u : 0u;
-	size_t at = (size_t)lane * w.appended * (row + params) * 2u;
+	const struct gpu_parts part = gpu_page_parts(r->head->slot_type, r->head->head_dim);
+	size_t at = (size_t)lane * w.appended * gpu_slot_bytes(r->head->slot_type, r->head->head_dim);
 
-	at += which < 2 ? which * w.appended * row : 2u * w.appended * row + (which - 2u) * w.appended * params;
+	for (uint32_t k = 0; k < which; k++)
+		at += (size_t)w.appended * part.bytes[k];
 	return recording_heat(r, index, r->head->n_heat, 0) + at;
 }
 

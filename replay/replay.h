@@ -35,7 +35,7 @@ void recording_close(struct recording *r);
 struct evict_record_window recording_window(const struct recording *r, uint32_t index);
 /* Heat array k of a lane in a window: one float per position up to the window's end, not aligned. */
 const char *recording_heat(const struct recording *r, uint32_t index, uint32_t k, uint32_t lane);
-/* K (which = 0) or V (1) rows of the window's tokens in a lane, then q8's parameters of K (2) and V (3). */
+/* K (which = 0) or V (1) rows of the window's tokens in a lane, then the parameters of q8 rows, K's (2) and V's (3). */
 const char *recording_rows(const struct recording *r, uint32_t index, uint32_t which, uint32_t lane);
 /* Which heat array holds this kind; -1: none. */
 int recording_kind(const struct recording *r, uint32_t kind);

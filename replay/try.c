@@ -215,15 +215,12 @@ static char *block_of(const struct session *s, uint32_t lane, uint32_t b)
 static void put_rows(const struct session *s, uint32_t window, uint32_t lane, uint32_t j, uint32_t slot)
 {
 	const struct evict_record_head *h = s->r->head;
-	const uint32_t type = h->slot_type, d = h->head_dim, row = gpu_row_bytes(type, d), params = gpu_page_params(type, d);
-	const struct { uint32_t at, bytes; } part[] = {
-		{ 0, row }, { gpu_page_v(type, d), row }, { params, 4 }, { params + GPU_PAGE_SLOTS * 4u, 4 },
-	};
+	const struct gpu_parts part = gpu_page_parts(h->slot_type, h->head_dim);
 	char *page = at_id(s, gpu_table_pages(s->table), s->table->max_pages, lane, slot / GPU_PAGE_SLOTS);
 
-	for (uint32_t k = 0; k < (type == GPU_Q8 ? 4u : 2u); k++)
-		memcpy(page + part[k].at + slot % GPU_PAGE_SLOTS * part[k].bytes,
-		       recording_rows(s->r, window, k, lane) + (size_t)j * part[k].bytes, part[k].bytes);
+	for (uint32_t k = 0; k < 4; k++)
+		memcpy(page + part.at[k] + slot % GPU_PAGE_SLOTS * part.bytes[k],
+		       recording_rows(s->r, window, k, lane) + (size_t)j * part.bytes[k], part.bytes[k]);
 }
 
 /* The window's tokens go where append would put them. */

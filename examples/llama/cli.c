@@ -72,7 +72,7 @@ static const struct option_row rows[] = {
 	{ "split", "NAME", 0, SETTING, 0, 0, 0, "split", "how the budget is shared over layers and heads; ebbctl policies lists them" },
 	{ "lanes", "FILE", 0, TEXT, AT(lanes), 0, 0, NULL, "a table of what each lane is worth, for a split that needs one" },
 	{ "budget", "N|P%", 0, AMOUNT, AT(budget), 0, 0, "budget", "slots a lane may hold" },
-	{ "slots", "TYPE", 0, SETTING, 0, 0, 0, "slots", "how keys and values are stored: f32, f16, bf16 or q8" },
+	{ "slots", "TYPE", 0, SETTING, 0, 0, 0, "slots", "how keys and values are stored: f32, f16, bf16, q8, k8v4 or q4" },
 	{ "prefill", "HOW", 0, SETTING, 0, 0, 0, "prefill", "whole or chunked" },
 	{ "window", "N", 0, SETTING, 0, 0, 0, "window", "tokens between two decisions of the daemon" },
 	{ "sinks", "N", 0, SETTING, 0, 0, 0, "sinks", "first tokens that are never evicted" },

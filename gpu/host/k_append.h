@@ -53,26 +53,63 @@ static __attribute__((noinline)) void row_to_q8(int8_t *dst, uint16_t param[2], 
 	}
 }
 
+/* One row to q4: likewise, group by group. */
+static __attribute__((noinline)) void row_to_q4(char *dst, const float *x, uint32_t d)
+{
+	uint16_t *param = (uint16_t *)(void *)(dst + d / 2u);
+
+	for (uint32_t c = 0; c < d; c += 32, param += 2) {
+		const uint32_t n = d - c < 32 ? 16 : 32;
+		vf lo = vf_load(x + c), hi = lo;
+		float q[32], max, least, scale;
+
+		for (uint32_t i = VW; i < n; i += VW) {
+			lo = vf_min(lo, vf_load(x + c + i));
+			hi = vf_max(hi, vf_load(x + c + i));
+		}
+		max = vf_hmax(hi);
+		param[1] = f16_near(-vf_hmax(-lo) + 0.0f);	/* no zero with a sign */
+		least = f_of_f16(param[1]);
+		param[0] = max > least ? f16_up((max - least) / 15.0f) : 0;
+		scale = f_of_f16(param[0]);
+		for (uint32_t i = 0; i < n; i++) {
+			float y = scale > 0.0f ? (x[c + i] - least) / scale : 0.0f;
+
+			y = y > 0.0f ? y : 0.0f;	/* NaN, too */
+			y = y < 15.0f ? y : 15.0f;
+			q[i] = (y + 12582912.0f) - 12582912.0f;
+		}
+		for (uint32_t b = 0; b < n / 2; b++)
+			dst[c / 2u + b] = (char)((uint32_t)q[b] | (uint32_t)q[b + n / 2] << 4);
+	}
+}
+
+/* Row `row` of a page's K (which = 0) or V (1) from d numbers. type: the slots'. */
+static void put_row(char *page, uint32_t which, uint32_t row, uint32_t type, uint32_t d, const float *x)
+{
+	const struct gpu_parts part = gpu_page_parts(type, d);
+	char *dst = page + part.at[which] + (size_t)row * part.bytes[which];
+
+	switch (gpu_row_type(type, which)) {
+	case GPU_F32: memcpy(dst, x, d * sizeof(*x)); break;
+	case GPU_Q8: row_to_q8((int8_t *)dst, (uint16_t *)(void *)(page + part.at[2 + which] + row * 4u), x, d); break;
+	case GPU_Q4: row_to_q4(dst, x, d); break;
+	default: row_from_float(dst, type, x, d);
+	}
+}
+
 static void store_row(char *page, uint32_t which, uint32_t row, uint32_t type, uint32_t d, const struct gpu_tensor *t, int64_t r,
 		      uint32_t head)
 {
 	const char *src = tensor_row(t, r, head, d);
-	char *dst = page + (which ? gpu_page_v(type, d) : 0u) + (size_t)row * gpu_row_bytes(type, d);
 	float x[HOST_MAX_DIM];
 
 	if (type == t->type) {
-		memcpy(dst, src, gpu_row_bytes(type, d));
+		memcpy(page + (which ? gpu_page_v(type, d) : 0u) + (size_t)row * gpu_row_bytes(type, d), src, gpu_row_bytes(type, d));
 		return;
 	}
 	row_to_float(x, t->type, src, d);
-	if (type == GPU_Q8) {
-		uint16_t *param = (uint16_t *)(void *)(page + gpu_page_params(type, d)) +
-				  ((size_t)which * GPU_PAGE_SLOTS + row) * 2u;
-
-		row_to_q8((int8_t *)dst, param, x, d);
-	} else {
-		row_from_float(dst, type, x, d);
-	}
+	put_row(page, which, row, type, d, x);
 }
 
 static void append_item(const struct host_item *it)

@@ -155,6 +155,7 @@ struct one {
 	vf sum[FEW_HEADS];
 	vf share[FEW_HEADS];		/* q8: sum of e * the row's offset */
 	float max[FEW_HEADS];
+	float *tile;			/* q4: [16][d], rows of a page as numbers */
 };
 
 VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, float *l)
@@ -188,9 +189,27 @@ VFN void hide(const struct one *a, uint32_t heads, uint32_t slot, float *l)
 			l[h * a->ld + s] = NEVER;
 }
 
+/* The 16 q4 rows at `rows`, as numbers; as many bytes at `ahead` are fetched. Rows that hold nothing yet give any finite number. */
+VFN const char *unpack(const struct one *a, uint32_t d, const char *rows, const char *ahead)
+{
+	const uint32_t row = gpu_row_bytes(GPU_Q4, d);
+
+	for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s++) {
+		fetch(ahead, s * row, row);
+		row_of_q4(a->tile + (size_t)s * d, rows + (size_t)s * row, d);
+	}
+	return (const char *)a->tile;
+}
+
 VFN void page_logits(uint32_t type, uint32_t heads, uint32_t d, const struct one *a, uint32_t i, const char *ahead)
 {
-	dot_page(type, heads, page_at(&a->v, i), d, a->q, a->l + (size_t)i * GPU_PAGE_SLOTS, a->ld, ahead);
+	const uint32_t rows = gpu_row_type(type, 0);
+	float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
+
+	if (rows == GPU_Q4)
+		dot_page(GPU_F32, heads, unpack(a, d, page_at(&a->v, i), ahead), d, a->q, l, a->ld, (const char *)a->tile);
+	else
+		dot_page(rows, heads, page_at(&a->v, i), d, a->q, l, a->ld, ahead);
 }
 
 /* A page has a logit above the maximum so far: what was summed becomes relative to the new one. Rare after the first pages. */
@@ -218,7 +237,7 @@ VFN void page_exp(uint32_t type, uint32_t heads, uint32_t d, struct one *a, uint
 	float *l = a->l + (size_t)i * GPU_PAGE_SLOTS;
 	vi above = { 0 };
 
-	if (type == GPU_Q8)
+	if (gpu_row_type(type, 0) == GPU_Q8)
 		q8_logits(a, heads, (const uint16_t *)(const void *)(page_at(&a->v, i) + gpu_page_params(type, d)), l);
 	hide(a, heads, i * GPU_PAGE_SLOTS, l);
 	UNROLL for (uint32_t h = 0; h < heads; h++)
@@ -262,7 +281,9 @@ VFN void page_values(uint32_t type, uint32_t heads, uint32_t d, struct one *a, u
 	uint32_t n = a->live - i * GPU_PAGE_SLOTS;
 
 	n = n < GPU_PAGE_SLOTS ? n : GPU_PAGE_SLOTS;
-	if (type == GPU_Q8) {
+	if (gpu_row_type(type, 1) == GPU_Q4) {
+		weigh_page(GPU_F32, heads, unpack(a, d, v, ahead), d, n, p, a->ld, a->o, (const char *)a->tile);
+	} else if (type == GPU_Q8) {
 		const char *param = page + gpu_page_params(type, d) + GPU_PAGE_SLOTS * 4u;
 		float w[FEW_HEADS * GPU_PAGE_SLOTS];
 
@@ -288,7 +309,7 @@ VFN void one_pass(uint32_t type, uint32_t heads, uint32_t d, struct one *a)
 		page_exp(type, heads, d, a, i);
 		if (i + 1 < a->pages)
 			page_logits(type, heads, d, a, i + 1, soon);
-		if (type == GPU_Q8)
+		if (gpu_row_type(type, 0) == GPU_Q8)
 			prefetch(soon + gpu_page_params(type, d), 2u * GPU_PAGE_SLOTS * 4u);
 		page_values(type, heads, d, a, i, soon + half);
 	}
@@ -328,13 +349,17 @@ static void one_pass_f32(struct one *a) { ONE_COMMON(0) ONE_HEADS(0, a->d) }
 static void one_pass_f16(struct one *a) { ONE_HEADS(1, a->d) }
 static void one_pass_bf16(struct one *a) { ONE_COMMON(2) ONE_HEADS(2, a->d) }
 static void one_pass_q8(struct one *a) { ONE_COMMON(3) ONE_HEADS(3, a->d) }
+static void one_pass_k8v4(struct one *a) { ONE_HEADS(4, a->d) }
+static void one_pass_q4(struct one *a) { ONE_HEADS(5, a->d) }
 static void one_pass_type(uint32_t type, struct one *a)
 {
 	switch (type) {
 	case GPU_F32: one_pass_f32(a); break;
 	case GPU_F16: one_pass_f16(a); break;
 	case GPU_BF16: one_pass_bf16(a); break;
-	default: one_pass_q8(a); break;
+	case GPU_Q8: one_pass_q8(a); break;
+	case GPU_K8V4: one_pass_k8v4(a); break;
+	default: one_pass_q4(a); break;
 	}
 }
 #endif
@@ -445,7 +470,7 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 	struct host_room room = host_room(it->scratch, sh, live, 1);
 	struct one a = { .v = *v, .d = d, .heads = g, .live = live, .pages = gpu_pages_for(live), .q = room.q, .l = room.logits,
 			 .o = room.out, .ld = host_row_floats(live), .limit = it->seq->pos,
-			 .ref = room.ref, .ref_ld = host_ref_floats(live) };
+			 .tile = room.tile, .ref = room.ref, .ref_ld = host_ref_floats(live) };
 	struct probs p = { .e = a.l, .ld = a.ld, .inv = a.ref, .inv_row = a.ref_ld, .inv_page = 1, .queries = 1, .group = g,
 			   .seen = observed(it, t, it->seq->pos) };
 	float inv[FEW_HEADS], x[HOST_MAX_DIM];

@@ -19,15 +19,16 @@ struct block {
 static void widen(const struct block *b, uint32_t page_index, uint32_t which, uint32_t n, float *dst)
 {
 	const char *page = page_at(&b->v, page_index);
-	const uint32_t row = gpu_row_bytes(b->type, b->d), d = b->d;
-	const char *src = page + (which ? gpu_page_v(b->type, d) : 0u);
+	const struct gpu_parts part = gpu_page_parts(b->type, b->d);
+	const uint32_t row = part.bytes[which], d = b->d;
+	const char *src = page + part.at[which];
 	float scale[GPU_PAGE_SLOTS], offset[GPU_PAGE_SLOTS];
 
 	for (uint32_t s = 0; s < n; s++)
-		row_to_float(dst + (size_t)s * d, b->type, src + (size_t)s * row, d);
-	if (b->type != GPU_Q8)
+		row_to_float(dst + (size_t)s * d, gpu_row_type(b->type, which), src + (size_t)s * row, d);
+	if (!part.bytes[2 + which])
 		return;
-	q8_params((const uint16_t *)(const void *)(page + gpu_page_params(GPU_Q8, d)) + which * 2u * GPU_PAGE_SLOTS, scale, offset);
+	q8_params((const uint16_t *)(const void *)(page + part.at[2 + which]), scale, offset);
 	for (uint32_t s = 0; s < n; s++)
 		for (uint32_t c = 0; c < d; c += VW) {
 			float *x = dst + (size_t)s * d + c;

@@ -20,16 +20,7 @@ struct merging {
 
 static void write_row(const struct selection *s, uint32_t slot, uint32_t which, const float *x)
 {
-	const uint32_t type = s->turn->slot_type, d = s->turn->head_dim, at = slot % GPU_PAGE_SLOTS;
-	char *page = page_at(&s->v, slot / GPU_PAGE_SLOTS);
-	char *row = page + (which ? gpu_page_v(type, d) : 0u) + (size_t)at * gpu_row_bytes(type, d);
-
-	if (type == GPU_Q8)
-		row_to_q8((int8_t *)row, (uint16_t *)(void *)(page + gpu_page_params(type, d)) + (which * GPU_PAGE_SLOTS + at) * 2u, x, d);
-	else if (type == GPU_F32)
-		memcpy(row, x, d * sizeof(*x));
-	else
-		row_from_float(row, type, x, d);
+	put_row(page_at(&s->v, slot / GPU_PAGE_SLOTS), which, slot % GPU_PAGE_SLOTS, s->turn->slot_type, s->turn->head_dim, x);
 }
 
 /* --- targets --------------------------------------------------------------------------------------------------------------------- */

@@ -196,22 +196,15 @@ static void remove_slots(struct selection *s)
 
 static void move_slot(const struct selection *s, uint32_t from, uint32_t to)
 {
-	const uint32_t type = s->turn->slot_type, d = s->turn->head_dim, row = gpu_row_bytes(type, d), half = gpu_page_v(type, d);
+	const struct gpu_parts part = gpu_page_parts(s->turn->slot_type, s->turn->head_dim);
 	const uint32_t fr = from % GPU_PAGE_SLOTS, tr = to % GPU_PAGE_SLOTS;
 	const uint32_t fb = from / GPU_BLOCK_SLOTS, tb = to / GPU_BLOCK_SLOTS;
 	const uint32_t fs = from % GPU_BLOCK_SLOTS, ts = to % GPU_BLOCK_SLOTS;
 	const char *src = page_at(&s->v, from / GPU_PAGE_SLOTS);
 	char *dst = page_at(&s->v, to / GPU_PAGE_SLOTS);
 
-	memcpy(dst + (size_t)tr * row, src + (size_t)fr * row, row);
-	memcpy(dst + half + (size_t)tr * row, src + half + (size_t)fr * row, row);
-	if (type == GPU_Q8) {
-		const char *sp = src + gpu_page_params(type, d);
-		char *dp = dst + gpu_page_params(type, d);
-
-		memcpy(dp + tr * 4u, sp + fr * 4u, 4);
-		memcpy(dp + (GPU_PAGE_SLOTS + tr) * 4u, sp + (GPU_PAGE_SLOTS + fr) * 4u, 4);
-	}
+	for (uint32_t i = 0; i < 4; i++)
+		memcpy(dst + part.at[i] + (size_t)tr * part.bytes[i], src + part.at[i] + (size_t)fr * part.bytes[i], part.bytes[i]);
 	/* The shared position is a copy of the private one: nothing that a client wrote comes back as truth. */
 	block_pos(&s->v, tb)[ts] = credit_pos(&s->v, fb)[fs];
 	credit_pos(&s->v, tb)[ts] = credit_pos(&s->v, fb)[fs];
@@ -249,11 +242,11 @@ static uint32_t list_slots(const struct selection *s, uint32_t first, uint32_t e
 
 VFN void prefetch_slot(const struct selection *s, uint32_t slot)
 {
-	const uint32_t type = s->turn->slot_type, d = s->turn->head_dim, row = gpu_row_bytes(type, d);
-	const char *at = page_at(&s->v, slot / GPU_PAGE_SLOTS) + slot % GPU_PAGE_SLOTS * row;
+	const struct gpu_parts part = gpu_page_parts(s->turn->slot_type, s->turn->head_dim);
+	const char *page = page_at(&s->v, slot / GPU_PAGE_SLOTS);
 
-	prefetch(at, row);
-	prefetch(at + gpu_page_v(type, d), row);
+	for (uint32_t i = 0; i < 2; i++)
+		prefetch(page + part.at[i] + slot % GPU_PAGE_SLOTS * part.bytes[i], part.bytes[i]);
 }
 
 #define MOVES_AHEAD 8u

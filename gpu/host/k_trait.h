@@ -31,10 +31,11 @@ static void read_row(const struct selection *s, uint32_t slot, uint32_t which, f
 	const uint32_t type = s->turn->slot_type, d = s->turn->head_dim, at = slot % GPU_PAGE_SLOTS;
 	const char *page = page_at(&s->v, slot / GPU_PAGE_SLOTS);
 
-	row_to_float(x, type, page + (which ? gpu_page_v(type, d) : 0u) + (size_t)at * gpu_row_bytes(type, d), d);
-	if (type == GPU_Q8) {
-		const uint16_t *param = (const uint16_t *)(const void *)(page + gpu_page_params(type, d)) +
-					(which * GPU_PAGE_SLOTS + at) * 2u;
+	const struct gpu_parts part = gpu_page_parts(type, d);
+
+	row_to_float(x, gpu_row_type(type, which), page + part.at[which] + (size_t)at * part.bytes[which], d);
+	if (part.bytes[2 + which]) {
+		const uint16_t *param = (const uint16_t *)(const void *)(page + part.at[2 + which] + at * 4u);
 		const float scale = f_of_f16(param[0]), offset = f_of_f16(param[1]);
 
 		for (uint32_t c = 0; c < d; c++)

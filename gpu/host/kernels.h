@@ -72,9 +72,30 @@ VFN char *tensor_row(const struct gpu_tensor *t, int64_t row, uint32_t head, uin
 	return (char *)t->data + (row * t->stride + (int64_t)head * d) * (int64_t)gpu_type_bytes(t->type);
 }
 
+/* A whole row of q4. scale * q is exact, so each number is rounded once. */
+static void row_of_q4(float *restrict dst, const char *row, uint32_t d)
+{
+	const uint16_t *param = (const uint16_t *)(const void *)(row + d / 2u);
+
+	for (uint32_t c = 0; c < d; c += 32, param += 2) {
+		const uint8_t *q = (const uint8_t *)row + c / 2u;
+		const float scale = f_of_f16(param[0]), least = f_of_f16(param[1]);
+		const uint32_t half = d - c < 32 ? 8 : 16;
+
+		for (uint32_t b = 0; b < half; b++) {
+			dst[c + b] = least + scale * (float)(q[b] & 15);
+			dst[c + half + b] = least + scale * (float)(q[b] >> 4);
+		}
+	}
+}
+
+/* type: of the row. Of q8 the bare integers. */
 static inline void row_to_float(float *dst, uint32_t type, const char *src, uint32_t d)
 {
 	switch (type) {
+	case GPU_Q4:
+		row_of_q4(dst, src, d);
+		break;
 	case GPU_F32:
 		memcpy(dst, src, (size_t)d * 4u);
 		break;

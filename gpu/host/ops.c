@@ -213,7 +213,7 @@ static int step_run(struct gpu_step *base, struct step_job *job, uint64_t bytes)
 
 static uint64_t lane_bytes(const struct host_step *step, uint64_t slots)
 {
-	return slots * step->shape.n_kv_heads * step->n_seqs * gpu_row_bytes(step->shape.slot_type, step->shape.head_dim) * 2u;
+	return slots * step->shape.n_kv_heads * step->n_seqs * gpu_slot_bytes(step->shape.slot_type, step->shape.head_dim);
 }
 
 static int host_append(struct gpu_step *base, gpu_stream s, uint32_t layer, const struct gpu_tensor *k,
@@ -302,7 +302,7 @@ static int check_turn(const struct gpu_turn *turn, unsigned what, struct select_
 	const char *at = turn->priv;
 	const struct gpu_lane *lane = (const struct gpu_lane *)(const void *)(at + gpu_table_lanes());
 
-	if (turn->n_lanes > t->n_lanes || turn->slot_type > GPU_Q8 || turn->rule.policy >= EVICT_N_POLICIES ||
+	if (turn->n_lanes > t->n_lanes || turn->slot_type > GPU_Q4 || turn->rule.policy >= EVICT_N_POLICIES ||
 	    turn->rule.merge >= EVICT_N_MERGES ||
 	    turn->head_dim > HOST_MAX_DIM || turn->n_credit < evict_n_arrays(turn->rule.policy) ||
 	    turn->n_credit > GPU_MAX_CREDIT || t->n_heat > GPU_MAX_HEAT ||

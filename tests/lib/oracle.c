@@ -13,9 +13,17 @@ static void *zeroed(size_t n, size_t bytes)
 	return p;
 }
 
+uint32_t oracle_row_room(const struct gpu_shape *shape)
+{
+	const uint32_t k = gpu_row_bytes(gpu_row_type(shape->slot_type, 0), shape->head_dim);
+	const uint32_t v = gpu_row_bytes(gpu_row_type(shape->slot_type, 1), shape->head_dim);
+
+	return k > v ? k : v;
+}
+
 void oracle_session_init(struct oracle_session *s)
 {
-	const size_t row = gpu_row_bytes(s->shape.slot_type, s->shape.head_dim);
+	const size_t row = oracle_row_room(&s->shape);
 
 	s->lane = zeroed(s->table.n_lanes, sizeof(*s->lane));
 	for (uint32_t l = 0; l < s->table.n_lanes; l++) {
@@ -41,7 +49,7 @@ void oracle_session_fini(struct oracle_session *s)
 
 void oracle_session_copy(struct oracle_session *to, const struct oracle_session *from)
 {
-	const size_t row = gpu_row_bytes(from->shape.slot_type, from->shape.head_dim);
+	const size_t row = oracle_row_room(&from->shape);
 
 	assert(to->table.n_lanes == from->table.n_lanes && to->max_slots == from->max_slots);
 	for (uint32_t l = 0; l < from->table.n_lanes; l++) {
@@ -146,14 +154,64 @@ void oracle_store(uint32_t type, void *data, size_t index, double x)
 	}
 }
 
-void oracle_row_store(uint32_t slot_type, uint32_t head_dim, const float *x, uint8_t *row, uint32_t *param)
+/* Channel c of a q4 row: which byte, how far up in it, and its group's parameters. */
+struct nibble { uint32_t byte, shift, param; };
+
+static struct nibble nibble_of(uint32_t head_dim, uint32_t c)
+{
+	const uint32_t group = c / 32, m = head_dim - group * 32 < 32 ? 16 : 32, in_group = c % 32;
+
+	return (struct nibble){ group * 16 + in_group % (m / 2), in_group < m / 2 ? 0 : 4, head_dim / 2 + group * 4 };
+}
+
+static void q4_store(uint32_t head_dim, const float *x, uint8_t *row)
+{
+	for (uint32_t first = 0; first < head_dim; first += 32) {
+		const uint32_t end = first + 32 < head_dim ? first + 32 : head_dim;
+		float low = x[first], high = x[first], least, scale;
+		uint16_t low_bits, scale_bits;
+
+		for (uint32_t c = first; c < end; c++) {
+			low = x[c] < low ? x[c] : low;
+			high = x[c] > high ? x[c] : high;
+		}
+		low_bits = oracle_f16((double)(low + 0.0f));
+		least = (float)oracle_from_f16(low_bits);
+		scale_bits = high > least ? oracle_f16_up((double)((high - least) / 15.0f)) : 0;
+		scale = (float)oracle_from_f16(scale_bits);
+		memcpy(row + nibble_of(head_dim, first).param, &scale_bits, 2);
+		memcpy(row + nibble_of(head_dim, first).param + 2, &low_bits, 2);
+		for (uint32_t c = first; c < end; c++) {
+			const struct nibble n = nibble_of(head_dim, c);
+			const float q = scale == 0.0f ? 0.0f : rintf((x[c] - least) / scale);
+			const uint32_t bits = q > 15.0f ? 15 : q < 0.0f ? 0 : (uint32_t)q;
+
+			row[n.byte] = (uint8_t)((row[n.byte] & (n.shift ? 0x0f : 0xf0)) | bits << n.shift);
+		}
+	}
+}
+
+static double q4_load(uint32_t head_dim, const uint8_t *row, uint32_t c)
+{
+	const struct nibble n = nibble_of(head_dim, c);
+	uint16_t param[2];
+
+	memcpy(param, row + n.param, 4);
+	return oracle_from_f16(param[1]) + oracle_from_f16(param[0]) * (double)(row[n.byte] >> n.shift & 15);
+}
+
+void oracle_row_store(uint32_t row_type, uint32_t head_dim, const float *x, uint8_t *row, uint32_t *param)
 {
 	float least = x[0], most = x[0], offset, scale;
 	uint16_t offset_bits, scale_bits;
 
-	if (slot_type != GPU_Q8) {
+	if (row_type == GPU_Q4) {
+		q4_store(head_dim, x, row);
+		return;
+	}
+	if (row_type != GPU_Q8) {
 		for (uint32_t c = 0; c < head_dim; c++)
-			oracle_store(slot_type, row, c, (double)x[c]);
+			oracle_store(row_type, row, c, (double)x[c]);
 		return;
 	}
 	for (uint32_t c = 1; c < head_dim; c++) {
@@ -172,10 +230,12 @@ void oracle_row_store(uint32_t slot_type, uint32_t head_dim, const float *x, uin
 	*param = (uint32_t)offset_bits << 16 | scale_bits;
 }
 
-double oracle_row_load(uint32_t slot_type, const uint8_t *row, uint32_t param, uint32_t channel)
+double oracle_row_load(uint32_t row_type, uint32_t head_dim, const uint8_t *row, uint32_t param, uint32_t channel)
 {
-	if (slot_type != GPU_Q8)
-		return oracle_load(slot_type, row, channel);
+	if (row_type == GPU_Q4)
+		return q4_load(head_dim, row, channel);
+	if (row_type != GPU_Q8)
+		return oracle_load(row_type, row, channel);
 	return oracle_from_f16((uint16_t)(param >> 16)) + oracle_from_f16((uint16_t)param) * (double)((const int8_t *)row)[channel];
 }
 
@@ -184,7 +244,7 @@ double oracle_row_load(uint32_t slot_type, const uint8_t *row, uint32_t param, u
 void oracle_append(const struct oracle_seq *seq, uint32_t layer, const struct gpu_tensor *k, const struct gpu_tensor *v)
 {
 	const struct gpu_shape *shape = &seq->session->shape;
-	const uint32_t d = shape->head_dim, row_bytes = gpu_row_bytes(shape->slot_type, d);
+	const uint32_t d = shape->head_dim, row_bytes = oracle_row_room(shape), type = shape->slot_type;
 	float x[256];
 
 	for (uint32_t t = 0; t < seq->n; t++) {
@@ -197,10 +257,10 @@ void oracle_append(const struct oracle_seq *seq, uint32_t layer, const struct gp
 			assert(at < seq->session->max_slots);
 			for (uint32_t c = 0; c < d; c++)
 				x[c] = (float)oracle_load(k->type, k->data, row * (size_t)k->stride + g * d + c);
-			oracle_row_store(shape->slot_type, d, x, &lane->k[at * row_bytes], &slot->k_param);
+			oracle_row_store(gpu_row_type(type, 0), d, x, &lane->k[at * row_bytes], &slot->k_param);
 			for (uint32_t c = 0; c < d; c++)
 				x[c] = (float)oracle_load(v->type, v->data, row * (size_t)v->stride + g * d + c);
-			oracle_row_store(shape->slot_type, d, x, &lane->v[at * row_bytes], &slot->v_param);
+			oracle_row_store(gpu_row_type(type, 1), d, x, &lane->v[at * row_bytes], &slot->v_param);
 			slot->pos = seq->pos + (int32_t)t;
 			for (uint32_t i = 0; i < seq->session->table.n_heat; i++)
 				slot->heat[i] = 0.0;
@@ -211,13 +271,13 @@ void oracle_append(const struct oracle_seq *seq, uint32_t layer, const struct gp
 /* All rows of a lane as numbers: [live][head_dim]; free(). */
 static double *numbers(const struct oracle_session *s, const struct oracle_lane *lane, uint32_t live, int is_v)
 {
-	const uint32_t d = s->shape.head_dim, row_bytes = gpu_row_bytes(s->shape.slot_type, d);
+	const uint32_t d = s->shape.head_dim, row_bytes = oracle_row_room(&s->shape), type = gpu_row_type(s->shape.slot_type, is_v != 0);
 	const uint8_t *rows = is_v ? lane->v : lane->k;
 	double *x = zeroed((size_t)live * d, sizeof(*x));
 
 	for (uint32_t at = 0; at < live; at++)
 		for (uint32_t c = 0; c < d; c++)
-			x[at * d + c] = oracle_row_load(s->shape.slot_type, &rows[at * row_bytes],
+			x[at * d + c] = oracle_row_load(type, d, &rows[at * row_bytes],
 							is_v ? lane->slot[at].v_param : lane->slot[at].k_param, c);
 	return x;
 }

@@ -21,7 +21,7 @@ struct oracle_lane {
 	uint32_t meaningful;		/* between COMPACT and NEXT: slots from here on are left-overs */
 	uint32_t *next;			/* [window] */
 	struct oracle_slot *slot;	/* [max_slots] */
-	uint8_t *k, *v;			/* [max_slots][row bytes], as stored */
+	uint8_t *k, *v;			/* [max_slots][oracle_row_room()], as stored */
 };
 
 struct oracle_session {
@@ -55,9 +55,11 @@ double oracle_from_f16(uint16_t bits);
 double oracle_from_bf16(uint16_t bits);
 double oracle_load(uint32_t type, const void *data, size_t index);		/* GPU_F32, GPU_F16, GPU_BF16 */
 void oracle_store(uint32_t type, void *data, size_t index, double x);
-/* One row of a slot, as gpu/layout.h says; *param is written for q8 only. */
-void oracle_row_store(uint32_t slot_type, uint32_t head_dim, const float *x, uint8_t *row, uint32_t *param);
-double oracle_row_load(uint32_t slot_type, const uint8_t *row, uint32_t param, uint32_t channel);
+/* Bytes from one row to the next in an oracle_lane's k and v. */
+uint32_t oracle_row_room(const struct gpu_shape *shape);
+/* One row of a slot, as gpu/layout.h says: row_type is gpu_row_type()'s. *param is written for q8 only. */
+void oracle_row_store(uint32_t row_type, uint32_t head_dim, const float *x, uint8_t *row, uint32_t *param);
+double oracle_row_load(uint32_t row_type, uint32_t head_dim, const uint8_t *row, uint32_t param, uint32_t channel);
 
 /* --- operations ---------------------------------------------------------------------------------------------------- */
 

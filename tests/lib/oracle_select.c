@@ -69,12 +69,12 @@ static int tier(const struct lane_turn *t, const struct evict_slot *slot)
 /* A slot's row as float32, cleaned; free(). */
 static float *row_of(const struct lane_turn *t, uint32_t at, int is_v)
 {
-	const uint32_t d = t->s->shape.head_dim, type = t->s->shape.slot_type, bytes = gpu_row_bytes(type, d);
+	const uint32_t d = t->s->shape.head_dim, type = gpu_row_type(t->s->shape.slot_type, is_v != 0), bytes = oracle_row_room(&t->s->shape);
 	const struct oracle_slot *slot = &t->lane->slot[at];
 	float *x = zeroed(d, sizeof(*x));
 
 	for (uint32_t c = 0; c < d; c++) {
-		x[c] = (float)oracle_row_load(type, is_v ? &t->lane->v[at * bytes] : &t->lane->k[at * bytes],
+		x[c] = (float)oracle_row_load(type, d, is_v ? &t->lane->v[at * bytes] : &t->lane->k[at * bytes],
 					      is_v ? slot->v_param : slot->k_param, c);
 		if (!(fabsf(x[c]) <= 1e15f))
 			x[c] = 0.0f;
@@ -399,12 +399,12 @@ struct merged {
 
 static void write_rows(const struct lane_turn *t, uint32_t at, struct merged *m)
 {
-	const uint32_t d = t->s->shape.head_dim, type = t->s->shape.slot_type, bytes = gpu_row_bytes(type, d);
+	const uint32_t d = t->s->shape.head_dim, type = t->s->shape.slot_type, bytes = oracle_row_room(&t->s->shape);
 
 	if (m->k)
-		oracle_row_store(type, d, m->k, &t->lane->k[at * bytes], &t->lane->slot[at].k_param);
+		oracle_row_store(gpu_row_type(type, 0), d, m->k, &t->lane->k[at * bytes], &t->lane->slot[at].k_param);
 	if (m->v)
-		oracle_row_store(type, d, m->v, &t->lane->v[at * bytes], &t->lane->slot[at].v_param);
+		oracle_row_store(gpu_row_type(type, 1), d, m->v, &t->lane->v[at * bytes], &t->lane->slot[at].v_param);
 	for (uint32_t i = 0; (m->k || m->v) && i < evict_n_trait(t->turn->rule.policy); i++)
 		if (evict_trait_once(t->turn->rule.trait[i]))
 			t->lane->slot[at].credit[evict_n_credit(t->turn->rule.policy) + i] = once(t, t->turn->rule.trait[i], at);
@@ -575,7 +575,7 @@ static uint32_t least(const struct lane_turn *t, uint32_t end, const uint8_t *na
 
 static void compact(struct oracle_session *s, struct oracle_lane *lane, uint32_t keep, uint32_t live)
 {
-	const uint32_t row = gpu_row_bytes(s->shape.slot_type, s->shape.head_dim);
+	const uint32_t row = oracle_row_room(&s->shape);
 	uint32_t hole = 0;
 
 	for (uint32_t at = keep; at < live; at++) {

@@ -59,6 +59,11 @@ struct gpu_device *world_device(void)
 	return dev;
 }
 
+uint32_t world_types(void)
+{
+	return gpu_can_store(world_device(), GPU_Q4) ? GPU_Q4 + 1u : GPU_Q8 + 1u;
+}
+
 int world_is_cuda(void)
 {
 	return strncmp(device_name(), "cuda:", 5) == 0;
@@ -222,20 +227,20 @@ struct world_place world_at(struct world *w, uint8_t *const *image, unsigned ses
 {
 	const struct world_session *s = &w->session[session];
 	const struct gpu_table *t = &s->model.table;
-	const uint32_t type = s->model.shape.slot_type, d = s->model.shape.head_dim, row = gpu_row_bytes(type, d);
+	const struct gpu_parts part = gpu_page_parts(s->model.shape.slot_type, s->model.shape.head_dim);
 	const uint32_t in_page = slot % GPU_PAGE_SLOTS, in_block = slot % GPU_BLOCK_SLOTS;
 	uint8_t *page = world_byte(image, s->page[lane * t->max_pages + slot / GPU_PAGE_SLOTS]);
 	uint8_t *block = world_byte(image, s->block[lane * t->max_blocks + slot / GPU_BLOCK_SLOTS]);
 	uint8_t *credit = world_byte(image, s->credit[lane * t->max_blocks + slot / GPU_BLOCK_SLOTS]);
 	struct world_place p = {
-		.k = page + in_page * row, .v = page + gpu_page_v(type, d) + in_page * row,
+		.k = page + in_page * part.bytes[0], .v = page + part.at[1] + in_page * part.bytes[1],
 		.pos = block + in_block * 4, .own_pos = credit + in_block * 4,
 	};
 
-	if (type == GPU_Q8) {
-		p.k_param = page + gpu_page_params(type, d) + in_page * 4;
-		p.v_param = p.k_param + GPU_PAGE_SLOTS * 4;
-	}
+	if (part.bytes[2])
+		p.k_param = page + part.at[2] + in_page * 4;
+	if (part.bytes[3])
+		p.v_param = page + part.at[3] + in_page * 4;
 	for (uint32_t i = 0; i < t->n_heat; i++)
 		p.heat[i] = block + (i + 1) * GPU_BLOCK_SLOTS * 4 + in_block * 4;
 	for (uint32_t i = 0; i < s->model.n_credit; i++)
@@ -303,14 +308,16 @@ static void session_new(struct world *w, unsigned index)
 
 static void rows_new(struct world *w)
 {
-	const uint32_t d = w->spec.shape.head_dim, row = gpu_row_bytes(w->spec.shape.slot_type, d);
+	const uint32_t d = w->spec.shape.head_dim, row = oracle_row_room(&w->spec.shape);
 	float x[256];
 
-	w->rows = zeroed(WORLD_ROWS, row);
+	for (uint32_t which = 0; which < 2; which++)
+		w->rows[which] = zeroed(WORLD_ROWS, row);
 	for (uint32_t i = 0; i < WORLD_ROWS; i++) {
 		for (uint32_t c = 0; c < d; c++)
 			x[c] = w->spec.spread * world_normal(&w->random);
-		oracle_row_store(w->spec.shape.slot_type, d, x, &w->rows[i * row], &w->row_param[i]);
+		for (uint32_t which = 0; which < 2; which++)
+			oracle_row_store(gpu_row_type(w->spec.shape.slot_type, which), d, x, &w->rows[which][i * row], &w->row_param[i]);
 	}
 }
 
@@ -355,7 +362,8 @@ void world_free(struct world *w)
 		free(w->image[index]);
 		free(w->actual[index]);
 	}
-	free(w->rows);
+	free(w->rows[0]);
+	free(w->rows[1]);
 	gpu_map_free(w->dev, w->map);
 	gpu_stream_free(w->dev, w->stream);
 	for (unsigned i = 0; i < w->spec.n_sessions; i++) {
@@ -387,7 +395,7 @@ void world_lane(struct world *w, unsigned session, uint32_t lane, uint32_t len, 
 {
 	struct world_session *s = &w->session[session];
 	struct oracle_lane *l = &s->model.lane[lane];
-	const uint32_t row = gpu_row_bytes(s->model.shape.slot_type, s->model.shape.head_dim);
+	const uint32_t row = oracle_row_room(&s->model.shape);
 	uint32_t *order = zeroed((size_t)len + 1, sizeof(uint32_t));
 
 	assert_true(len <= (uint32_t)pos && len + fresh <= s->model.max_slots);
@@ -402,8 +410,8 @@ void world_lane(struct world *w, unsigned session, uint32_t lane, uint32_t len, 
 
 		const uint32_t k = world_below(&w->random, WORLD_ROWS), v = world_below(&w->random, WORLD_ROWS);
 
-		memcpy(&l->k[i * row], &w->rows[k * row], row);
-		memcpy(&l->v[i * row], &w->rows[v * row], row);
+		memcpy(&l->k[i * row], &w->rows[0][k * row], row);
+		memcpy(&l->v[i * row], &w->rows[1][v * row], row);
 		slot->k_param = w->row_param[k];
 		slot->v_param = w->row_param[v];
 		slot->pos = slot->own_pos = (int32_t)order[i];

@@ -60,7 +60,7 @@ struct world {
 	uint8_t *image[WORLD_MAX_SLABS], *actual[WORLD_MAX_SLABS];
 	struct world_class *places[5];	/* pages, blocks, credit blocks, tables, private tables */
 	uint32_t nowhere;		/* an id in a slab that is not mapped */
-	uint8_t *rows;			/* [WORLD_ROWS], as stored */
+	uint8_t *rows[2];		/* K's and V's: [WORLD_ROWS], as stored */
 	uint32_t row_param[WORLD_ROWS];
 };
 
@@ -76,6 +76,8 @@ struct world_place {
  */
 struct gpu_device *world_device(void);
 int world_is_cuda(void);
+/* How many of enum gpu_type, from 0 on, the device stores. */
+uint32_t world_types(void);
 
 /*
  * world_main - run the tests on the device: on the host once per instruction set that this machine has (the program runs itself

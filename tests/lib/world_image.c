@@ -18,15 +18,16 @@ static void put_slot(struct world *w, unsigned session, uint32_t lane, uint32_t 
 	const struct oracle_session *m = &w->session[session].model;
 	const struct oracle_lane *l = &m->lane[lane];
 	const struct oracle_slot *slot = &l->slot[at];
-	const uint32_t row = gpu_row_bytes(m->shape.slot_type, m->shape.head_dim);
+	const uint32_t row = oracle_row_room(&m->shape);
+	const struct gpu_parts part = gpu_page_parts(m->shape.slot_type, m->shape.head_dim);
 	struct world_place p = world_at(w, w->image, session, lane, at);
 
-	memcpy(p.k, &l->k[at * row], row);
-	memcpy(p.v, &l->v[at * row], row);
-	if (p.k_param) {
+	memcpy(p.k, &l->k[at * row], part.bytes[0]);
+	memcpy(p.v, &l->v[at * row], part.bytes[1]);
+	if (p.k_param)
 		memcpy(p.k_param, &slot->k_param, 4);
+	if (p.v_param)
 		memcpy(p.v_param, &slot->v_param, 4);
-	}
 	memcpy(p.pos, &slot->pos, 4);
 	memcpy(p.own_pos, &slot->own_pos, 4);
 	for (uint32_t i = 0; i < m->table.n_heat; i++) {
@@ -139,16 +140,16 @@ static void check_heat(struct where *at, uint8_t *expected, const uint8_t *actua
 static void check_slot(struct world *w, struct where *at, double relative, double absolute)
 {
 	const struct oracle_session *m = &w->session[at->session].model;
-	const uint32_t row = gpu_row_bytes(m->shape.slot_type, m->shape.head_dim);
+	const struct gpu_parts part = gpu_page_parts(m->shape.slot_type, m->shape.head_dim);
 	struct world_place want = world_at(w, w->image, at->session, at->lane, at->slot);
 	struct world_place got = world_at(w, w->actual, at->session, at->lane, at->slot);
 
 	same(at, "position", want.pos, got.pos, 4);
 	same(at, "the daemon's position", want.own_pos, got.own_pos, 4);
-	same(at, "K's parameters", want.k_param, got.k_param, 4);
-	same(at, "V's parameters", want.v_param, got.v_param, 4);
-	same(at, "K", want.k, got.k, row);
-	same(at, "V", want.v, got.v, row);
+	same(at, "K's parameters", want.k_param, got.k_param, part.bytes[2]);
+	same(at, "V's parameters", want.v_param, got.v_param, part.bytes[3]);
+	same(at, "K", want.k, got.k, part.bytes[0]);
+	same(at, "V", want.v, got.v, part.bytes[1]);
 	for (uint32_t i = 0; i < m->n_credit; i++)
 		same(at, "credit", want.credit[i], got.credit[i], 4);
 	for (uint32_t i = 0; i < m->table.n_heat; i++)
@@ -159,18 +160,18 @@ static void check_slot(struct world *w, struct where *at, double relative, doubl
 static void take_slot(struct world *w, const struct where *at)
 {
 	const struct oracle_session *m = &w->session[at->session].model;
-	const uint32_t row = gpu_row_bytes(m->shape.slot_type, m->shape.head_dim);
+	const struct gpu_parts part = gpu_page_parts(m->shape.slot_type, m->shape.head_dim);
 	struct world_place want = world_at(w, w->image, at->session, at->lane, at->slot);
 	struct world_place got = world_at(w, w->actual, at->session, at->lane, at->slot);
 
-	memcpy(want.k, got.k, row);
-	memcpy(want.v, got.v, row);
+	memcpy(want.k, got.k, part.bytes[0]);
+	memcpy(want.v, got.v, part.bytes[1]);
 	memcpy(want.pos, got.pos, 4);
 	memcpy(want.own_pos, got.own_pos, 4);
-	if (want.k_param) {
+	if (want.k_param)
 		memcpy(want.k_param, got.k_param, 4);
+	if (want.v_param)
 		memcpy(want.v_param, got.v_param, 4);
-	}
 	for (uint32_t i = 0; i < m->table.n_heat; i++)
 		memcpy(want.heat[i], got.heat[i], 4);
 	for (uint32_t i = 0; i < m->n_credit; i++)

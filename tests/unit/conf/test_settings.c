@@ -70,8 +70,8 @@ static void settings_are_all_taken_or_none(void **state)
 	assert_int_equal(session.window, before.window);
 
 	before = session;
-	assert_int_equal(conf_settings(&session, "window=64 slots=q4", NULL, why, sizeof(why)), -22);
-	assert_string_equal(why, "slots: found 'q4'; allowed: f32 | f16 | bf16 | q8");
+	assert_int_equal(conf_settings(&session, "window=64 slots=q5", NULL, why, sizeof(why)), -22);
+	assert_string_equal(why, "slots: found 'q5'; allowed: f32 | f16 | bf16 | q8 | k8v4 | q4");
 	assert_int_equal(conf_settings(&session, "window=64 window=32", NULL, why, sizeof(why)), -22);
 	assert_string_equal(why, "window: found again; allowed: each key once");
 	assert_int_equal(conf_settings(&session, "window=64 widow=3", NULL, why, sizeof(why)), -22);

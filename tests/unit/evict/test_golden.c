@@ -636,7 +636,7 @@ static double stored(const struct run *r, int lane, int j, int c, int is_v)
 {
 	const struct oracle_lane *l = &r->session.lane[lane];
 
-	return oracle_row_load(GPU_F32, is_v ? &l->v[(size_t)j * DIM * 4] : &l->k[(size_t)j * DIM * 4], 0, (uint32_t)c);
+	return oracle_row_load(GPU_F32, DIM, is_v ? &l->v[(size_t)j * DIM * 4] : &l->k[(size_t)j * DIM * 4], 0, (uint32_t)c);
 }
 
 static void check_row(const struct run *r, int lane, int j, int is_v, const double *want, const char *what)

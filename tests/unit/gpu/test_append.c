@@ -73,7 +73,7 @@ static void one_case(uint32_t slot_type, uint32_t dim, unsigned number)
 static void append_stores_what_layout_h_says(void **state)
 {
 	(void)state;
-	for (uint32_t type = GPU_F32; type <= GPU_Q8; type++)
+	for (uint32_t type = GPU_F32; type < world_types(); type++)
 		for (unsigned i = 0; i < sizeof(dims) / sizeof(dims[0]); i++)
 			one_case(type, dims[i], type * 6 + i + type);
 }
@@ -108,7 +108,7 @@ static void append_rounds_hard_rows_exactly(void **state)
 	const uint32_t empty[] = { 0, 3, 16 };
 
 	(void)state;
-	for (uint32_t type = GPU_F32; type <= GPU_Q8; type++) {
+	for (uint32_t type = GPU_F32; type < world_types(); type++) {
 		struct world_spec spec = {
 			.shape = { .n_kv_heads = 2, .group = 1, .head_dim = 128, .slot_type = type },
 			.n_layers = 1, .n_sessions = 1, .window = 32, .max_slots = 64, .n_heat = 1, .n_credit = 1, .seed = 5, .places = 6,
@@ -162,7 +162,40 @@ static void q8_rows_lose_half_a_step_at_most(void **state)
 		const double loss = (double)(most - least) / 254.0 / 2.0 * 1.002 + (double)(fabsf(shift) + 20.0f * spread) / 2048.0 + 1e-6;
 
 		for (unsigned c = 0; c < 64; c++)
-			assert_true(fabs(oracle_row_load(GPU_Q8, row, param, c) - (double)x[c]) <= loss);
+			assert_true(fabs(oracle_row_load(GPU_Q8, 64, row, param, c) - (double)x[c]) <= loss);
+	}
+}
+
+/* The same of q4: half of a group's step, and what float16 takes from the least number. A small group last (d = 80). */
+static void q4_rows_lose_half_a_step_at_most(void **state)
+{
+	enum { D = 80 };
+	uint64_t random = 12;
+
+	(void)state;
+	assert_int_equal(gpu_row_bytes(GPU_Q4, D), 52);
+	assert_int_equal(gpu_page_bytes(GPU_Q4, 64), 16 * 80);
+	assert_int_equal(gpu_page_bytes(GPU_K8V4, 64), (16 * (64 + 4 + 40) + 127) / 128 * 128);
+	for (unsigned trial = 0; trial < 2000; trial++) {
+		const float spread = 1e-3f + (float)world_below(&random, 1000) / 50.0f;
+		float x[D];
+		uint8_t row[52];
+
+		for (unsigned c = 0; c < D; c++)
+			x[c] = spread * world_normal(&random);
+		oracle_row_store(GPU_Q4, D, x, row, NULL);
+		for (unsigned first = 0; first < D; first += 32) {
+			const unsigned end = first + 32 < D ? first + 32 : D;
+			float least = x[first], most = least;
+
+			for (unsigned c = first; c < end; c++) {
+				least = x[c] < least ? x[c] : least;
+				most = x[c] > most ? x[c] : most;
+			}
+			for (unsigned c = first; c < end; c++)
+				assert_true(fabs(oracle_row_load(GPU_Q4, D, row, 0, c) - (double)x[c]) <=
+					    (double)(most - least) / 30.0 * 1.002 + (double)fabsf(least) / 1024.0 + 1e-6);
+		}
 	}
 }
 
@@ -172,6 +205,7 @@ static int run(void)
 		cmocka_unit_test(append_stores_what_layout_h_says),
 		cmocka_unit_test(append_rounds_hard_rows_exactly),
 		cmocka_unit_test(q8_rows_lose_half_a_step_at_most),
+		cmocka_unit_test(q4_rows_lose_half_a_step_at_most),
 	};
 
 	return cmocka_run_group_tests_name("gpu_append", tests, NULL, NULL);

@@ -86,7 +86,7 @@ static void observe_adds_what_the_log_sum_exp_says(void **state)
 	static const uint32_t n[][3] = { { 1, 0, 2 }, { 8, 32, 1 } };
 
 	(void)state;
-	for (uint32_t type = GPU_F32; type <= GPU_Q8; type++)
+	for (uint32_t type = GPU_F32; type < world_types(); type++)
 		for (unsigned i = 0; i < 6; i++)
 			one_case(type, dims[i], groups[(i + type) % 6], type * 7 + i, lasts[(i + type) % 5], n[i % 2]);
 }

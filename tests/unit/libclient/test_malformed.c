@@ -67,7 +67,7 @@ static int spare = -1;	/* a descriptor to send and to close afterwards */
 	X(WIRE_SLAB, (f->sent[0] = false, f->mangle = NULL, fake_send_slab(f, 0))) \
 	X(WIRE_OPENED, msg->u.opened.session = WIRE_MAX_SESSIONS) \
 	X(WIRE_OPENED, msg->u.opened.pool = 1) \
-	X(WIRE_OPENED, msg->u.opened.slot_type = GPU_Q8 + 1) \
+	X(WIRE_OPENED, msg->u.opened.slot_type = GPU_Q4 + 1) \
 	X(WIRE_OPENED, msg->u.opened.table.n_lanes = 1) \
 	X(WIRE_OPENED, msg->u.opened.table.window = 0) \
 	X(WIRE_OPENED, msg->u.opened.table.window = 0xffffffff) \
