@@ -262,7 +262,7 @@ static void impossible_arguments_are_refused(void **state)
 		{ .n_kv_heads = 0, .group = 1, .head_dim = 64 }, { .n_kv_heads = 1, .group = 0, .head_dim = 64 },
 		{ .n_kv_heads = 1, .group = 17, .head_dim = 64 }, { .n_kv_heads = 1, .group = 1, .head_dim = 48 },
 		{ .n_kv_heads = 1, .group = 1, .head_dim = 72 }, { .n_kv_heads = 1, .group = 1, .head_dim = 272 },
-		{ .n_kv_heads = 1, .group = 1, .head_dim = 64, .slot_type = 4 },
+		{ .n_kv_heads = 1, .group = 1, .head_dim = 64, .slot_type = GPU_Q4 + 1 },
 	};
 	const struct gpu_shape good = { .n_kv_heads = 1, .group = 1, .head_dim = 64 };
 	struct gpu_seq seq[3] = { 0 };
