@@ -92,7 +92,6 @@ int change_prepare(struct session *s, const struct conf_session *asked, char *wh
 	return 0;
 }
 
-
 static void call_off(struct session *s)
 {
 	snprintf(s->kept, sizeof(s->kept), "pool %s has no room for it", s->pool->name);

@@ -6,8 +6,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char *const slot_names[] = { "f32", "f16", "bf16", "q8", "k8v4", "q4" };
-
 static json_int_t num(uint64_t v)
 {
 	return (json_int_t)v;
@@ -163,7 +161,7 @@ static void session_row(void *arg, struct session *s)
 	set_text(o, "split", split_of(s));
 	set_text(o, "budget", budget);
 	set(o, "budget_slots", s->budget);
-	set_text(o, "slots", slot_names[s->slot_type]);
+	set_text(o, "slots", gpu_type_name(s->slot_type));
 	set(o, "tokens", tokens_now(s));
 	set(o, "max_tokens", s->max_tokens);
 	set(o, "lanes", s->table.n_lanes);

@@ -136,7 +136,7 @@ int session_spec(struct session *s, char *why, size_t why_bytes)
 	}
 	if (!gpu_can_store(s->pool->dev, a->slots)) {
 		snprintf(why, why_bytes, "slots %s do not work on the device of pool %s: use slots=q8, or a pool with device = host",
-			 a->slots == GPU_K8V4 ? "k8v4" : "q4", s->pool->name);
+			 gpu_type_name(a->slots), s->pool->name);
 		return -ENOTSUP;
 	}
 	pin = a->pin_prompt == 2 ? info->pin_prompt : a->pin_prompt == 1;

@@ -187,6 +187,14 @@ int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struc
 	return tensor_ok(q) && lse ? step->dev->ops->observe(step, s, layer, q, lse, scale, last) : -EINVAL;
 }
 
+const char *gpu_type_name(uint32_t slot_type)
+{
+	static const char *const name[] = { [GPU_F32] = "f32", [GPU_F16] = "f16", [GPU_BF16] = "bf16", [GPU_Q8] = "q8", [GPU_K8V4] = "k8v4",
+					    [GPU_Q4] = "q4" };
+
+	return slot_type < sizeof(name) / sizeof(*name) ? name[slot_type] : NULL;
+}
+
 int gpu_can_store(const struct gpu_device *dev, uint32_t slot_type)
 {
 	return !dev->info.is_cuda || slot_type <= GPU_Q8;

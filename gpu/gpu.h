@@ -109,6 +109,9 @@ struct gpu_shape {
 	uint32_t slot_type;	/* enum gpu_type */
 };
 
+/* gpu_type_name - what settings and reports call slots of this type: "bf16"; NULL: there is no such type. */
+const char *gpu_type_name(uint32_t slot_type);
+
 /* gpu_can_store - 1 if the device's operations know slots of this type, else 0 (they say -ENOTSUP): k8v4 and q4 are the host's alone. */
 int gpu_can_store(const struct gpu_device *dev, uint32_t slot_type);
 

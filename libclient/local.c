@@ -200,16 +200,15 @@ static const char *next_value(const char **at, const char *key, size_t *bytes)
 /* The value of slots=; without it the daemon's own default. */
 static int slots_of(struct ebb *ebb, const char *settings, uint32_t *type)
 {
-	static const char *const name[] = { "f32", "f16", "bf16", "q8", "k8v4", "q4" };	/* in the order of enum gpu_type */
-	const char *at = settings ? settings : "", *value;
+	const char *at = settings ? settings : "", *value, *name;
 	size_t len;
 
 	*type = GPU_BF16;
 	while ((value = next_value(&at, "slots=", &len))) {
-		for (*type = 0; *type < 6; ++*type)
-			if (len == strlen(name[*type]) && strncmp(value, name[*type], len) == 0)
+		for (*type = 0; (name = gpu_type_name(*type)); ++*type)
+			if (len == strlen(name) && strncmp(value, name, len) == 0)
 				break;
-		if (*type == 6)
+		if (!name)
 			return ebbi_error(ebb, -EINVAL, "slots: found %.*s; allowed: f32, f16, bf16, q8, k8v4, q4", (int)len, value);
 	}
 	return 0;

@@ -325,22 +325,32 @@ static void avx2_panel(const float *x, size_t x_stride, uint32_t rows, const flo
 	}
 }
 
-static float avx2_exps(float *x, uint32_t n)
+/* The largest of n numbers; a NaN never is. */
+static float highest(const float *x, uint32_t n)
 {
-	__m256 top8 = _mm256_set1_ps(x[0]), sum8s = _mm256_setzero_ps();
-	float top, lane[8], sum;
+	__m256 top8 = _mm256_set1_ps(-INFINITY);
+	float top = -INFINITY, lane[8];
 	uint32_t i = 0;
 
-	for (; i + 8 <= n; i += 8)
-		top8 = _mm256_max_ps(top8, _mm256_loadu_ps(x + i));
+	for (; i + 8 <= n; i += 8)	/* the second operand comes out when one is NaN */
+		top8 = _mm256_max_ps(_mm256_loadu_ps(x + i), top8);
 	_mm256_storeu_ps(lane, top8);
-	top = lane[0];
-	for (int k = 1; k < 8; k++)
+	for (int k = 0; k < 8; k++)
 		top = lane[k] > top ? lane[k] : top;
 	for (; i < n; i++)
 		top = x[i] > top ? x[i] : top;
-	top8 = _mm256_set1_ps(top);
-	for (i = 0; i + 8 <= n; i += 8) {
+	return top;
+}
+
+static float avx2_exps(float *x, uint32_t n)
+{
+	const float top = highest(x, n);
+	const __m256 top8 = _mm256_set1_ps(top);
+	__m256 sum8s = _mm256_setzero_ps();
+	float sum;
+	uint32_t i = 0;
+
+	for (; i + 8 <= n; i += 8) {
 		const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), top8));
 
 		_mm256_storeu_ps(x + i, e);
@@ -389,22 +399,13 @@ static void avx2_silu_mul(float *gate, const float *up, uint32_t n)
 
 static double avx2_lse(const float *x, uint32_t n)
 {
-	__m256 top8 = _mm256_set1_ps(x[0]);
+	const float top = highest(x, n);
+	const __m256 top8 = _mm256_set1_ps(top);
 	__m256d a = _mm256_setzero_pd(), b = a;
 	double sum[4], total;
-	float top, lane[8];
 	uint32_t i = 0;
 
-	for (; i + 8 <= n; i += 8)
-		top8 = _mm256_max_ps(top8, _mm256_loadu_ps(x + i));
-	_mm256_storeu_ps(lane, top8);
-	top = lane[0];
-	for (int k = 1; k < 8; k++)
-		top = lane[k] > top ? lane[k] : top;
-	for (; i < n; i++)
-		top = x[i] > top ? x[i] : top;
-	top8 = _mm256_set1_ps(top);
-	for (i = 0; i + 8 <= n; i += 8) {
+	for (; i + 8 <= n; i += 8) {
 		__m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(x + i), top8));
 
 		a = _mm256_add_pd(a, _mm256_cvtps_pd(_mm256_castps256_ps128(e)));
@@ -419,18 +420,9 @@ static double avx2_lse(const float *x, uint32_t n)
 
 static uint32_t avx2_best(const float *x, uint32_t n)
 {
-	__m256 top8 = _mm256_set1_ps(-INFINITY);
-	float top = -INFINITY, lane[8];
-	uint32_t i = 0;
+	const float top = highest(x, n);
 
-	for (; i + 8 <= n; i += 8)	/* the second operand comes out when one is NaN: a NaN of x never wins */
-		top8 = _mm256_max_ps(_mm256_loadu_ps(x + i), top8);
-	_mm256_storeu_ps(lane, top8);
-	for (int k = 0; k < 8; k++)
-		top = lane[k] > top ? lane[k] : top;
-	for (; i < n; i++)
-		top = x[i] > top ? x[i] : top;
-	for (i = 0; i < n; i++)
+	for (uint32_t i = 0; i < n; i++)
 		if (x[i] == top)
 			return i;
 	return 0;
