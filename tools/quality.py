@@ -9,19 +9,23 @@ A budget of 25 % is a count here: a quarter of the document's tokens (512 slots 
 so many tokens equal the full run and are left out of kl, top1 and mass_kept.
 
 Environment:
-  QUALITY   quick (default: about ten minutes), ranks, full (everything with everything), reference (the rules that were measured by
-            another implementation, at its budgets), or several of them with commas
-  TEXTS     documents to take instead of the default ones, with spaces
+  QUALITY   quick (default: about ten minutes), ranks, splits, full (everything with everything), levers (rank, split and precision, each
+            alone and all together, at equal bytes), reference (the rules that were measured by another implementation, at its
+            budgets), or several of them with commas
+  TEXTS     documents to take instead of the default ones, with spaces: FILE or KIND=FILE
   TOKENS    tokens of each document (quick: 1024, else 2048)           BUDGETS   percent, with commas (quick: 12,25, else 25,12,6,50)
   POLICIES  instead of all: NAME[:key=value,...][+setting=value...] with spaces, e.g. "h2o h2o+recent=32 belady"
   SPLITS    instead of all: names with spaces                          JOBS      cells at a time (number of cores, at most 2)
   OUT       the folder (build/quality)                                 MINUTES   stop starting cells after so many
+  LANES     the lane table (share/smollm2-135M.lanes)                  POOL      size of the daemon's pool (2G)
 """
 import csv, ctypes, hashlib, io, json, os, queue, re, shutil, signal, subprocess, sys, tempfile, threading, time
 
 BIN = os.environ.get("EBB_BIN", "build/bin")
 MODEL = os.environ.get("EBB_MODEL", "build/model/SmolLM2-135M-Instruct.Q4_1.gguf")
 OUT = os.environ.get("OUT", "build/quality")
+# What each lane of the model is worth, for split=measured.
+LANES = os.environ.get("LANES") or os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "share/smollm2-135M.lanes")
 WINDOW = 32
 BINS = 64                                   # of the heat map, over the document's length
 FIELDS = ["document", "kind", "text", "tokens", "percent", "slots", "policy", "split", "settings", "nll", "nll_full", "nll_tail",
@@ -39,6 +43,10 @@ DOCUMENTS = [
     ("howto", [PERL + "Test/Tutorial.pod", "/usr/lib/python3*/pydoc.py"]),
     ("spec", [PERL + "CPAN/Meta/Spec.pm", "/usr/share/common-licenses/MPL-2.0"]),
 ]
+# The best published-style rule, and what is measured beside it: rank, split, how K and V are stored.
+LEVERS = [("h2o:age=1", "uniform", "bf16"), ("h2o:age=1", "measured", "bf16"), ("ebb", "uniform", "bf16"), ("h2o:age=1", "uniform", "q8"),
+          ("ebb", "measured", "bf16"), ("h2o:age=1", "measured", "q8"), ("ebb", "measured", "q8")]
+SLOT_BYTES = {"bf16": 256, "q8": 136}       # K and V of a slot, head_dim 64
 # The other implementation's budget is what is left after each decision; here the window's slots are part of it.
 REFERENCE_SLOTS = 256 + WINDOW
 
@@ -57,7 +65,7 @@ def documents():
     import glob
     texts = os.environ.get("TEXTS", "").split()
     if texts:
-        found = [(os.path.basename(t), "text", t) for t in texts]
+        found = [(os.path.basename(t), t.partition("=")[0] if "=" in t else "text", t.partition("=")[2] or t) for t in texts]
     else:
         found = []
         for kind, candidates in DOCUMENTS:
@@ -94,7 +102,7 @@ def cell(doc, tokens, percent, slots, policy, split="uniform", settings=""):
 
 def matrix(name, docs, listed, base):
     """The cells of one matrix, documents outermost so that what is done can be compared early."""
-    ranks = [p["name"] for p in listed if p["kind"] == "rank" and p["name"] != "full"] + ["belady"]
+    ranks = [p["name"] for p in listed if p["kind"] == "rank" and p["name"] != "full"] + ["h2o:age=1", "belady"]
     splits = [p["name"] for p in listed if p["kind"] == "split" and p["name"] != "uniform"]
     merges = [p["name"] for p in listed if p["kind"] == "merge" and p["name"] != "none"]
     ranks = os.environ.get("POLICIES", "").split() or ranks
@@ -108,6 +116,10 @@ def matrix(name, docs, listed, base):
     for t in tokens:
         for percent in percents:
             for doc in docs:
+                if name == "levers":
+                    for rank, split, slots in LEVERS:
+                        out.append(cell(doc, t, percent, t * percent * SLOT_BYTES["bf16"] // SLOT_BYTES[slots] // 100, rank, split, "slots=" + slots))
+                    continue
                 c = lambda rank, split="uniform", extra="": cell(doc, t, percent, t * percent // 100, rank.partition("+")[0], split,
                                                                  " ".join(filter(None, [rank.partition("+")[2].replace("+", " "), extra])))
                 out += [c(r) for r in ranks]
@@ -174,7 +186,8 @@ def die_with_parent():
 def start_daemon(work):
     sock, ini = os.path.join(work, "ebbd.sock"), os.path.join(work, "ebbd.ini")
     with open(ini, "w") as f:
-        f.write("[daemon]\nsocket = %s\ndrain = 0s\n[pool host]\ndevice = host\nsize = 2G\n" % sock)
+        f.write("[daemon]\nsocket = %s\ndrain = 0s\n[model smollm2-135M]\nlanes = %s\n"
+                "[pool host]\ndevice = host\nsize = %s\n" % (sock, LANES, os.environ.get("POOL") or "2G"))
     log = open(os.path.join(work, "ebbd.log"), "w")
     daemon = subprocess.Popen([os.path.join(BIN, "ebbd"), "--config", ini], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                               preexec_fn=die_with_parent)
@@ -225,11 +238,10 @@ class Runner:
 
     def command(self, c, kept):
         args = [os.path.join(BIN, "ebb-llama"), "-m", MODEL, "--socket", self.sock, "-f", c["path"], "--nll", "--against-full",
-                "--full-run", self.full_run(c), "--limit", str(c["tokens"]), "--budget", str(c["slots"]), "--slots", "f32",
+                "--full-run", self.full_run(c), "--limit", str(c["tokens"]), "--budget", str(c["slots"]), "--split", c["split"],
                 "--window", str(WINDOW), "--kept", kept]
+        args += ["--full-slots", "f32"] if "slots=" in c["settings"] else ["--slots", "f32"]
         args += ["--belady", "--recent", str(WINDOW)] if c["policy"] == "belady" else ["--policy", c["policy"]]
-        if c["split"] != "uniform":
-            args += ["--split", c["split"]]
         for s in c["settings"].split():
             args += ["--set", s]
         return args
@@ -314,7 +326,7 @@ class Runner:
 
 def main():
     names = choice("QUALITY", "quick")
-    known = ["quick", "ranks", "splits", "full", "reference"]
+    known = ["quick", "ranks", "splits", "full", "levers", "reference"]
     if [n for n in names if n not in known]:
         fail("QUALITY=%s: known are %s" % (",".join(names), ", ".join(known)))
     os.makedirs(os.path.join(OUT, "full"), exist_ok=True)

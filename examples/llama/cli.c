@@ -48,6 +48,8 @@ static const struct option_row rows[] = {
 	  "with --nll: run the full cache in lock-step and add what eviction costs: kl, top1, mass_kept, kl_all" },
 	{ "full-run", "FILE", 0, TEXT, AT(full_run), 0, 0, NULL,
 	  "with --against-full: keep what the full cache said in FILE, and take it from there the next time" },
+	{ "full-slots", "TYPE", 0, TEXT, AT(full_slots), 0, 0, NULL,
+	  "with --against-full: how the full cache stores keys and values (as --slots says)" },
 	{ "belady", NULL, 0, FLAG, AT(belady), 0, 0, NULL,
 	  "with --full-run: keep slots by the attention that they will still receive in the full run: the bound" },
 	{ "kept", "FILE", 0, TEXT, AT(kept), 0, 0, NULL, "with --against-full: write the positions that each lane holds at the end" },
@@ -281,6 +283,10 @@ static int check_against(struct cli *cli)
 {
 	if (cli->against_full && (!cli->nll || cli->local)) {
 		cli_error("--against-full is a part of --nll through the daemon%s", cli->local ? ": it does not go with --local" : "");
+		return 2;
+	}
+	if (cli->full_slots && !cli->against_full) {
+		cli_error("--full-slots is a part of --against-full: give that too");
 		return 2;
 	}
 	if ((cli->full_run || cli->kept) && !cli->against_full) {

@@ -19,7 +19,8 @@ static int open_live(struct full *f)
 {
 	const struct run *run = f->run;
 	const struct model *m = run->model;
-	char why[512] = "", device[64] = "host", settings[sizeof(run->cli->settings) + 16];
+	char why[512] = "", device[64] = "host", settings[sizeof(run->cli->settings) + 64];
+	const char *slots = run->cli->full_slots;
 	struct ebb_options options = { .device = device, .threads = run->cli->threads, .why = why, .why_bytes = sizeof(why) };
 	struct ebb_batch_options batch = { .stream = run->ops->stream(run->forward), .max_sessions = run->n_seqs,
 					   .max_rows = run->max_rows };
@@ -27,7 +28,8 @@ static int open_live(struct full *f)
 
 	if (run->pool.is_cuda)
 		snprintf(device, sizeof(device), "cuda:%d", run->pool.ordinal);
-	snprintf(settings, sizeof(settings), "%s observe=1", run->cli->settings);
+	/* What is said last counts. A name that is too long is cut off, and refused as unknown. */
+	snprintf(settings, sizeof(settings), "%s observe=1%s%.24s", run->cli->settings, slots ? " slots=" : "", slots ? slots : "");
 	err = ebb_local(&f->ebb, &options);
 	if (err) {
 		cli_error("the full cache to compare with: %s", *why ? why : strerror(-err));
@@ -93,7 +95,8 @@ static struct full_head expected(const struct full *f)
 {
 	const struct run *run = f->run;
 	const struct tokens *ids = &run->seq[0].ids;
-	const char *slots = strstr(run->cli->settings, "slots=");
+	const char *set = strstr(run->cli->settings, "slots=");
+	const char *slots = run->cli->full_slots ? run->cli->full_slots : set ? set + 6 : "";
 	struct full_head h = { .magic = "ebbfull", .tokens = run->seq[0].n_prompt, .n_vocab = run->model->n_vocab,
 			       .n_lanes = f->n_lanes, .chunk = f->chunk, .ids = 14695981039346656037u };
 	struct stat st;
@@ -103,7 +106,7 @@ static struct full_head expected(const struct full *f)
 		h.ids = (h.ids ^ (uint32_t)ids->id[i]) * 1099511628211u;
 	if (stat(run->cli->model, &st) == 0)
 		h.model_bytes = (uint64_t)st.st_size;
-	snprintf(h.slots, sizeof(h.slots), "%.*s", slots ? (int)strcspn(slots + 6, " ") : 0, slots ? slots + 6 : "");
+	snprintf(h.slots, sizeof(h.slots), "%.*s", (int)strcspn(slots, " "), slots);
 	snprintf(h.isa, sizeof(h.isa), "%.7s %.7s", run->ops->name, tensor_isa());
 	return h;
 }

@@ -80,6 +80,25 @@ static void a_full_run_from_a_file_says_the_same(void **state)
 	assert_true(strncmp(t.out, "{\"tokens\":200,\"layers\":30,\"kv_heads\":3,\"kept\":[[", 48) == 0);
 }
 
+/* With room for all tokens only the way they are stored can cost anything. */
+static void the_full_cache_may_store_its_slots_otherwise(void **state)
+{
+	(void)state;
+	tl_run(&t, NLL "--budget 4096 --slots q8 --against-full", d.socket);
+	assert_int_equal(t.status, 0);
+	assert_true(tl_number(&t, "kl_all") == 0.0);
+	for (unsigned i = 0; i < 2; i++) {
+		tl_run(&u, NLL "--budget 4096 --slots q8 --against-full --full-slots f32 %s", d.socket, i ? "--full-run $DIR/f32" : "");
+		assert_int_equal(u.status, 0);
+		assert_true(tl_number(&u, "kl_all") > 0.0 && tl_number(&u, "kl_all") < 0.01);
+	}
+	tl_run(&t, NLL "--budget 80 --slots f32 --against-full --full-run $DIR/f32", d.socket);
+	assert_int_equal(t.status, 0);
+	tl_run(&t, NLL "--budget 80 --against-full --full-slots gold", d.socket);
+	assert_int_equal(t.status, 1);
+	assert_non_null(strstr(t.err, "gold"));
+}
+
 static void a_full_run_of_something_else_is_refused(void **state)
 {
 	static const struct { const char *options, *says; } wrong[] = {
@@ -111,7 +130,7 @@ static void what_does_not_go_together_is_refused(void **state)
 {
 	static const char *const wrong[] = {
 		"-p text --against-full", "-p text --nll --against-full --local", "-p text --nll --full-run x", "-p text --nll --kept x",
-		"-p text --nll --against-full --belady", "-p text --nll --against-full --full-run x --batch 2",
+		"-p text --nll --full-slots f32", "-p text --nll --against-full --belady", "-p text --nll --against-full --full-run x --batch 2",
 		"-p text --nll --against-full --full-run x --belady --policy h2o",
 	};
 
@@ -129,6 +148,7 @@ int main(void)
 		cmocka_unit_test(a_budget_that_holds_everything_costs_exactly_nothing),
 		cmocka_unit_test(the_comparison_disturbs_nothing),
 		cmocka_unit_test(a_full_run_from_a_file_says_the_same),
+		cmocka_unit_test(the_full_cache_may_store_its_slots_otherwise),
 		cmocka_unit_test(a_full_run_of_something_else_is_refused),
 		cmocka_unit_test(what_does_not_go_together_is_refused),
 	};
