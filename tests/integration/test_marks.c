@@ -210,6 +210,49 @@ static void attention_after_drops_is_that_of_a_local_cache(void **state)
 	}
 }
 
+/* Another policy and a drop meet in one turn, in either order, and while the change before still waits for the window's end. */
+static void change_and_drop(struct client *c, int local)
+{
+	static const char *const to[] = { "policy=h2o", "policy=tova split=ada", "policy=roco split=uniform", "policy=keydiff",
+					  "policy=rkv split=pyramid", "policy=streaming", "policy=full" };
+
+	for (uint32_t i = 0; i < 28; i++) {
+		feed(c, 5 + 7 * (i % 5), i % 3 ? 64 : 1);
+		/* With room for everything only the drops take slots away, whatever the policy. */
+		if (!local && i % 2)
+			assert_in_range(ebb_session_set(c->session, to[i % 7]), 0, 1);
+		must(c, ebb_session_drop(c->session, 5 * i, 4, i % LAYERS));
+		if (!local && !(i % 2))
+			assert_in_range(ebb_session_set(c->session, to[i % 7]), 0, 1);
+		if (i % 4 == 3)
+			must(c, ebb_session_drop(c->session, 5 * i - 3, 6, 1));
+	}
+	feed(c, 200, 64);
+	must(c, ebb_session_drop(c->session, 0, 1, 0));		/* is gone already: a turn, so that the statistics are of now */
+}
+
+static void a_drop_and_another_policy_meet(void **state)
+{
+	struct ebb_stats there, here;
+	static struct client remote, local;
+
+	(void)state;
+	begin(&remote, 0, "policy=h2o budget=2048 slots=f32 window=16", 0);
+	change_and_drop(&remote, 0);
+	begin(&local, 1, "slots=f32", 0);
+	local.as = remote.steps;
+	change_and_drop(&local, 1);
+	assert_true(remote.hash == local.hash);
+	ebb_session_stats(remote.session, &there);
+	ebb_session_stats(local.session, &here);
+	assert_int_equal(there.tokens, here.tokens);
+	assert_int_equal(there.evicted, here.evicted);
+	assert_int_equal(there.live_slots, here.live_slots);
+	assert_true(here.evicted > 500);
+	end(&local);
+	end(&remote);
+}
+
 static void dropped_slots_make_room_for_new_tokens_under_a_budget(void **state)
 {
 	static int32_t pos[LANES][MAX];
@@ -541,6 +584,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_dropped_is_gone_there_and_nowhere_else),
 		cmocka_unit_test(attention_after_drops_is_that_of_a_local_cache),
+		cmocka_unit_test(a_drop_and_another_policy_meet),
 		cmocka_unit_test(dropped_slots_make_room_for_new_tokens_under_a_budget),
 		cmocka_unit_test(pinned_tokens_stay_while_others_can_go),
 		cmocka_unit_test(more_pins_than_slots_do_not_enlarge_the_budget),
