@@ -18,6 +18,7 @@ Environment:
   SPLITS    instead of all: names with spaces                          JOBS      cells at a time (number of cores, at most 2)
   OUT       the folder (build/quality)                                 MINUTES   stop starting cells after so many
   LANES     the lane table (share/smollm2-135M.lanes)                  POOL      size of the daemon's pool (2G)
+  DEVICE    of the pool (host)
 """
 import csv, ctypes, hashlib, io, json, os, queue, re, shutil, signal, subprocess, sys, tempfile, threading, time
 
@@ -187,7 +188,7 @@ def start_daemon(work):
     sock, ini = os.path.join(work, "ebbd.sock"), os.path.join(work, "ebbd.ini")
     with open(ini, "w") as f:
         f.write("[daemon]\nsocket = %s\ndrain = 0s\n[model smollm2-135M]\nlanes = %s\n"
-                "[pool host]\ndevice = host\nsize = %s\n" % (sock, LANES, os.environ.get("POOL") or "2G"))
+                "[pool p]\ndevice = %s\nsize = %s\n" % (sock, LANES, os.environ.get("DEVICE") or "host", os.environ.get("POOL") or "2G"))
     log = open(os.path.join(work, "ebbd.log"), "w")
     daemon = subprocess.Popen([os.path.join(BIN, "ebbd"), "--config", ini], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                               preexec_fn=die_with_parent)

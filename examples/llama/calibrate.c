@@ -12,7 +12,7 @@
 
 #define SAMPLES 6u
 #define MAX_BUDGETS 8u
-#define LEAST_BUDGET 64u
+#define LEAST_BUDGET 40u	/* sinks, a window, and a few to choose */
 #define DEFAULT_BUDGETS "64,160,400,1000"
 #define READ_WORK 40.0			/* of reading a text, in layers of one alternative's worth: for the time that is left */
 #define OUTPUT_WORK 4.0
