@@ -183,6 +183,64 @@ def plot_kept(folder, rows, path):
     return shown[0]
 
 
+# --- levers: rank, split, how slots are stored -------------------------------------------------------------------------------------
+
+LEVER_BASE = ("h2o:age=1 slots=bf16", "uniform")
+
+
+def lever_name(rule):
+    rank, slots = rule[0].split(" slots=")
+    parts = [rank] * (rank != "h2o:age=1") + ["split measured"] * (rule[1] == "measured") + [slots] * (slots != "bf16")
+    return " + ".join(parts) or "h2o:age=1, uniform, bf16"
+
+
+def plot_levers(groups, path, tokens):
+    percents = sorted(groups)
+    fig, ax = plt.subplots(figsize=(6, 4))
+    for i, r in enumerate(sorted({r for g in groups.values() for r in g.cells} - {LEVER_BASE}, key=lever_name)):
+        have = [(p, groups[p].paired(r, LEVER_BASE)) for p in percents]
+        have = [(p, v) for p, v in have if v]
+        ax.errorbar([p for p, _ in have], [math.exp(v[0]) for _, v in have], marker="osv^D<>"[i % 7], markersize=3, capsize=2, linewidth=1, label=lever_name(r),
+                    yerr=[[math.exp(v[0]) - math.exp(v[0] - (v[1] or 0)) for _, v in have], [math.exp(v[0] + (v[1] or 0)) - math.exp(v[0]) for _, v in have]])
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xticks(percents, ["%d %%" % p for p in percents])
+    ax.set_xlabel("bytes of so many bf16 slots, of %d tokens" % tokens)
+    ax.set_ylabel("KL relative to h2o:age=1, uniform, bf16")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=6, frameon=False)
+    save(fig, path)
+
+
+def levers(rows, plots, link):
+    """What each lever gives alone and with the others, at equal bytes of K and V."""
+    groups = collections.defaultdict(lambda: collections.defaultdict(list))
+    for r in rows:
+        groups[r["tokens"]][int(r["percent"])].append(r)
+    out = []
+    for tokens in sorted(groups):
+        by = {p: Group(rs) for p, rs in groups[tokens].items()}
+        by = {p: g for p, g in by.items() if LEVER_BASE in g.cells}
+        if not by:
+            continue
+        out += ["## Rank, split and precision at equal bytes, %d tokens" % tokens, "",
+                "P %% is the bytes of K and V of so many bf16 slots; q8 has 1.88 times as many slots in them. KL to the full cache in float32. Base: the best published-style "
+                "rule (mean attention, newest half protected), equal lanes, bf16. Relative: geometric mean over documents with its 95 % interval, and the "
+                "document where it is worst.".replace("%%", "%"), ""]
+        plot_levers(by, os.path.join(plots, "levers-%d.svg" % tokens), tokens)
+        for p in sorted(by):
+            g = by[p]
+            out += ["| %d %% | slots | KL | relative | worst document | documents |" % p, "|---|---|---|---|---|---|"]
+            for r in sorted(g.cells, key=lambda r: (r != LEVER_BASE, mean_ci(g.values(r))[0])):
+                both = [d for d in g.cells[r] if d in g.cells[LEVER_BASE]]
+                worst = max(((g.cells[r][d]["kl"] / g.cells[LEVER_BASE][d]["kl"], g.cells[r][d]["kind"]) for d in both), default=None)
+                out.append("| %s | %d | %s | %s | %s | %d |" % (lever_name(r), next(iter(g.cells[r].values()))["slots"], text_ci(*mean_ci(g.values(r)), 4),
+                           text_ratio(g.paired(r, LEVER_BASE)) if r != LEVER_BASE else "", "%.2f (%s)" % worst if worst and r != LEVER_BASE else "", len(g.cells[r])))
+            out.append("")
+        out += ["![levers](%slevers-%d.svg)" % (link, tokens), ""]
+    return out
+
+
 # --- the page ----------------------------------------------------------------------------------------------------------------------
 
 def reference_table(rows):
@@ -262,13 +320,15 @@ def page(folder, rows, plots, link):
            "differ more than policies do, so compare policies by the relative column: KL as a multiple of a baseline's on the same document, geometric "
            "mean over documents, with its 95 % interval.", ""]
     groups = collections.defaultdict(lambda: collections.defaultdict(list))
+    lever_rows = [r for r in rows if "slots=" in r["settings"]]
+    rows = [r for r in rows if "slots=" not in r["settings"]]
     for r in rows:
         if r["percent"]:
             groups[r["tokens"]][int(r["percent"])].append(r)
-    documents = {r["text"]: r for r in rows}
+    documents = {r["text"]: r for r in rows + lever_rows}
     out += ["Documents: " + ", ".join("%s (%s)" % (r["document"], r["kind"]) for r in sorted(documents.values(), key=lambda r: r["document"])) +
             ". %d cells measured; the figures are in [results.csv](%sresults.csv); put that file into build/quality/ and `make quality` "
-            "goes on from there. A rule that was measured on fewer documents than others stands behind them." % (sum(r["kl"] is not None for r in rows), link), ""]
+            "goes on from there. A rule that was measured on fewer documents than others stands behind them." % (sum(r["kl"] is not None for r in rows + lever_rows), link), ""]
     for tokens in sorted(groups):
         by = {p: Group(rs) for p, rs in groups[tokens].items()}
         by = {p: g for p, g in by.items() if g.order("uniform")}
@@ -287,6 +347,7 @@ def page(folder, rows, plots, link):
             for base in sorted({r[0] for r in split_rules}):
                 rules = [r for r in by[p].order() if r[0] == base]
                 out += ["### Splits under %s, %d %%" % (base, p), ""] + table(by[p], rules, (base, "uniform"), "split") + [""]
+    out += levers([r for r in lever_rows if r["kl"] is not None], plots, link)
     out += same_table(rows) + reference_table(rows)
     shown = plot_kept(folder, rows, os.path.join(plots, "kept.svg"))
     if shown:
