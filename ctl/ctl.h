@@ -117,6 +117,12 @@ struct ctl_watch_options {
 /* ctl_watch - refresh until q, a signal, the count, or (not on a terminal) a failure. Returns the exit code. */
 int ctl_watch(struct ctl_source *source, const struct ctl_watch_options *options);
 
+/*
+ * ctl_doctor - doctor.c: checks of the machine and of the daemon, a line each, with what to do. @root: for tests, a folder in place of / (NULL).
+ * Returns the exit code: 1 when something keeps ebbd from working.
+ */
+int ctl_doctor(struct ctl_source *source, const char *root, bool json, FILE *to, const struct ctl_style *style);
+
 /* Looks at fd 1, NO_COLOR, TERM and the locale. */
 struct ctl_style ctl_style_of(int fd);
 

@@ -3,7 +3,7 @@
 _ebbctl()
 {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} word command= i
-	local commands='status sessions session lanes clients pools policies config watch version help'
+	local commands='status sessions session lanes clients pools policies config doctor watch version help'
 	local options='--socket --json --help --version'
 
 	COMPREPLY=()

@@ -25,6 +25,7 @@ static const struct command commands[] = {
 	{ "pools", "memory by device", ctl_show_pools },
 	{ "policies", "eviction policies and their parameters", ctl_show_policies },
 	{ "config", "the settings in force, and when a change takes effect", ctl_show_config },
+	{ "doctor", "what this machine gives ebbd and what it keeps from it, and what to do about it", NULL },
 	{ "watch", "pools, rates and sessions, refreshed in place; q quits", NULL },
 	{ "version", "of this tool and of the daemon", NULL },
 	{ "help", "this text", NULL },
@@ -33,7 +34,7 @@ static const struct command commands[] = {
 enum { N_COMMANDS = sizeof(commands) / sizeof(commands[0]) };
 
 struct arguments {
-	const char *socket, *from, *command, *object;	/* object: what a command is about, or NULL */
+	const char *socket, *from, *root, *command, *object;	/* object: what a command is about, or NULL */
 	char settings[512];		/* session ID set: with spaces between them */
 	bool json, help, version;
 	struct ctl_watch_options watch;
@@ -104,6 +105,7 @@ static int read_arguments(int argc, char **argv, struct arguments *a)
 		{ "interval", required_argument, NULL, 'n' },
 		{ "count", required_argument, NULL, 'c' },
 		{ "from", required_argument, NULL, 'F' },
+		{ "root", required_argument, NULL, 'R' },
 		{ "help", no_argument, NULL, 'h' },
 		{ "version", no_argument, NULL, 'V' },
 		{ NULL, 0, NULL, 0 },
@@ -116,6 +118,7 @@ static int read_arguments(int argc, char **argv, struct arguments *a)
 		case 's': a->socket = optarg; break;
 		case 'j': a->json = true; break;
 		case 'F': a->from = optarg; break;	/* for tests: a file in place of the daemon */
+		case 'R': a->root = optarg; break;	/* for tests: a folder in place of / */
 		case 'h': a->help = true; break;
 		case 'V': a->version = true; break;
 		case 'n':
@@ -219,11 +222,13 @@ static int run(struct ctl_source *source, const struct command *command, const s
 		return ctl_watch(source, &a->watch);
 	if (*a->settings)
 		return set_session(source, a);
+	style = ctl_style_of(STDOUT_FILENO);
+	if (strcmp(command->name, "doctor") == 0)
+		return ctl_doctor(source, a->root, a->json, stdout, &style);
 	if (ctl_ask(source, question, &answer, why, sizeof(why)) != 0) {
 		fprintf(stderr, "ebbctl: %s\n", why);
 		return 1;
 	}
-	style = ctl_style_of(STDOUT_FILENO);
 	style.columns = 0;	/* a terminal wraps; what was asked for is shown whole */
 	if (a->json)
 		print_json(answer);

@@ -13,6 +13,7 @@
  *   tide.c     with [pool] tide: how many slots a lane of each session of the pool may hold
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
  *   loop.c     one io_uring that tells the others when
+ *   mps.c      is there an MPS server?
  *   report.c   answers questions in JSON
  *   record.c   writes what a session sees to a file, for ebb-replay
  */
@@ -214,7 +215,7 @@ struct daemon {
 	unsigned n_waiting, n_claimed;
 	struct loop *loop;
 	int life_fd;
-	bool draining;
+	bool draining, mps;		/* mps: ebbd's own CUDA runs under an MPS server */
 	uint64_t session_ids, client_ids, started_ns;
 	struct {
 		uint64_t tokens, steps, records, windows, claims, compactions, moves, evicted, dropped, opened, refused;
@@ -341,6 +342,9 @@ void pressure_retry(struct daemon *d);				/* something was freed: try the waitin
 void pressure_forget(struct client *c);
 void pressure_tick(struct daemon *d, uint64_t now);
 bool pressure_short(const struct pool *pool);			/* few slabs are left, or somebody waits */
+
+/* --- mps.c: does an MPS server wait for this process's CUDA? For what ebbd says of itself (log, report) alone. */
+bool mps_on(void);
 
 /* --- report.c */
 char *report_json(struct daemon *d, const char *question);	/* malloc'ed, or NULL: no such question */

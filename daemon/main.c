@@ -203,6 +203,7 @@ static int start(struct daemon *d, int listen_fd)
 		fprintf(stderr, "ebbd: out of memory for %u clients\n", d->max_clients);
 		return -ENOMEM;
 	}
+	d->mps = mps_on();
 	for (unsigned i = 0; i < d->conf.n_pools; i++) {
 		rc = pool_open(&d->pool[i], &d->conf.pool[i], why, sizeof(why));
 		if (rc) {
@@ -216,6 +217,9 @@ static int start(struct daemon *d, int listen_fd)
 		log_line(LOG_INFO, "pool_open pool=%s device=\"%s\" uuid=%s size=%llu slab=%u slabs=%u", d->pool[i].name,
 			 gpu_info(d->pool[i].dev)->name, gpu_info(d->pool[i].dev)->uuid,
 			 (unsigned long long)d->pool[i].size_bytes, d->pool[i].slab_bytes, d->pool[i].n_slabs);
+		if (gpu_info(d->pool[i].dev)->is_cuda)
+			log_line(LOG_INFO, "mps pool=%s state=%s%s", d->pool[i].name, d->mps ? "on" : "off",
+				 d->mps ? "" : " hint=\"ebbctl doctor says what it is worth and how to turn it on\"");
 	}
 	d->life_fd = life_open();
 	if (d->life_fd < 0) {

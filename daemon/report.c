@@ -48,6 +48,7 @@ static json_t *pools(struct daemon *d)
 		set(o, "slabs_used", p->n_slabs - p->n_free - p->n_quarantine);
 		set(o, "slabs_quarantined", p->n_quarantine);
 		set(o, "waiting", p->wanted);
+		json_object_set_new(o, "mps", gpu_info(p->dev)->is_cuda ? json_boolean(d->mps) : json_null());
 		json_object_set_new(o, "tide", json_boolean(d->conf.pool[i].tide));
 		json_object_set_new(o, "tide_level", d->conf.pool[i].tide && d->tide[i].rounds && d->tide[i].level > EVICT_LOW_TIDE ?
 				    json_real((double)d->tide[i].level) : json_null());

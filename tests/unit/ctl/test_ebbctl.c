@@ -10,6 +10,7 @@
 #include <poll.h>
 #include <pty.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,8 @@
 #include <sys/wait.h>
 #include <termios.h>
 #include <unistd.h>
+
+#include "libclient/ebb.h"
 
 static char program[600];
 static char answers[] = "/tmp/ebbctl_test_XXXXXX";
@@ -293,6 +296,85 @@ static void colour_is_left_off_when_asked(void **state)
 	free(t);
 }
 
+/* A file system made up for the doctor. */
+static void put(const char *root, const char *path, const char *text)
+{
+	char command[600];
+
+	snprintf(command, sizeof(command), "mkdir -p \"$(dirname %s%s)\" && printf '%s' > %s%s", root, path, text, root, path);
+	assert_int_equal(system(command), 0);
+}
+
+static void has_check(const json_t *list, const char *check, const char *state, bool cure)
+{
+	const json_t *row;
+	size_t i;
+
+	json_array_foreach(list, i, row) {
+		if (strcmp(json_string_value(json_object_get(row, "check")), check) != 0)
+			continue;
+		if (strcmp(json_string_value(json_object_get(row, "state")), state) != 0 || json_is_string(json_object_get(row, "cure")) != cure)
+			fail_msg("%s: %s", check, json_dumps(row, 0));
+		return;
+	}
+	fail_msg("no check %s", check);
+}
+
+static void the_doctor_names_what_is_wrong_and_the_cure(void **state)
+{
+	static const char thp[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled", uring[] = "/proc/sys/kernel/io_uring_disabled";
+	static const char gpu_pool[] = "{\"status\":{\"version\":\"" EBB_VERSION "\",\"pools\":[{\"name\":\"g\",\"mps\":%s},{\"name\":\"h\",\"mps\":null}]}}";
+	char root[] = "/tmp/ebb_doctor_XXXXXX", out[8192], command[256], answer[256];
+	json_t *list;
+
+	(void)state;
+	assert_non_null(mkdtemp(root));
+	put(root, uring, "0\n");
+	put(root, thp, "always within_size [advise] never deny force\n");
+	snprintf(command, sizeof(command), "--root %s doctor --json", root);
+	assert_int_equal(run_from(command, out, sizeof(out)), 0);	/* a daemon of another version: a hint */
+	list = json_loads(out, 0, NULL);
+	has_check(list, "daemon", "ok", false);
+	has_check(list, "versions", "hint", true);
+	has_check(list, "io_uring", "ok", false);
+	has_check(list, "large pages", "ok", false);
+	has_check(list, "GPUs", "ok", false);
+	json_decref(list);
+
+	put(root, uring, "2\n");
+	put(root, thp, "always within_size advise [never] deny force\n");
+	put(root, "/proc/driver/nvidia/gpus/0000:00:06.0/information", "x");
+	snprintf(command, sizeof(command), "--socket %s/none --root %s doctor --json", root, root);
+	assert_int_equal(run(command, out, sizeof(out)), 1);
+	list = json_loads(out, 0, NULL);
+	has_check(list, "daemon", "bad", true);
+	has_check(list, "io_uring", "bad", true);
+	has_check(list, "large pages", "hint", true);
+	has_check(list, "nvidia-uvm", "bad", true);
+	json_decref(list);
+
+	put(root, uring, "1\n");
+	put(root, "/dev/nvidia-uvm", "");
+	for (int on = 0; on < 2; on++) {
+		char file[64];
+
+		snprintf(file, sizeof(file), "%s/answer", root);
+		snprintf(answer, sizeof(answer), gpu_pool, on ? "true" : "false");
+		put(root, "/answer", answer);
+		snprintf(command, sizeof(command), "--from %s --root %s doctor --json", file, root);
+		assert_int_equal(run(command, out, sizeof(out)), 0);
+		list = json_loads(out, 0, NULL);
+		has_check(list, "io_uring", "hint", true);
+		has_check(list, "MPS", on ? "ok" : "hint", !on);
+		json_decref(list);
+	}
+	snprintf(command, sizeof(command), "--from %s/answer --root %s doctor", root, root);
+	assert_int_equal(run(command, out, sizeof(out)), 0);
+	assert_non_null(strstr(out, "hint  io_uring"));
+	snprintf(command, sizeof(command), "rm -r %s", root);
+	assert_int_equal(system(command), 0);
+}
+
 static int set_up(void **state)
 {
 	const char *bin = getenv("EBB_BIN");
@@ -322,6 +404,7 @@ int main(void)
 		cmocka_unit_test(ctrl_z_gives_the_terminal_back_and_fg_takes_it_again),
 		cmocka_unit_test(a_new_size_is_drawn_at_once),
 		cmocka_unit_test(colour_is_left_off_when_asked),
+		cmocka_unit_test(the_doctor_names_what_is_wrong_and_the_cure),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, clean_up);
