@@ -69,17 +69,23 @@ CTL_O    := $(call c_of,ctl/*.c)
 REPLAY_O := $(call c_of,replay/*.c)
 LLAMA_O  := $(call c_of,examples/llama/*.c) $(call cu_of,examples/llama/*.cu)
 
+# cuBLAS: its headers here, the library when a program runs (examples/llama/blas.cuh). ebb-bench-serve is nothing without it.
+CUBLAS   := $(if $(CUDA),$(wildcard $(CUDA_HOME)/include/cublas_v2.h))
+SERVE_O  := $(if $(CUBLAS),$(call c_of,examples/serve/*.c) $(call cu_of,examples/serve/*.cu))
+
 BIN := $(B)/bin
 LIB := $(B)/lib
 PROGRAMS := $(if $(wildcard daemon/main.c),$(BIN)/ebbd) $(if $(wildcard ctl/*.c),$(BIN)/ebbctl) \
 	$(if $(wildcard examples/llama/*.c),$(BIN)/ebb-llama) $(if $(wildcard replay/*.c),$(BIN)/ebb-replay) \
-	$(if $(wildcard examples/hello.c),$(BIN)/ebb-hello)
+	$(if $(wildcard examples/hello.c),$(BIN)/ebb-hello) $(if $(SERVE_O),$(BIN)/ebb-bench-serve)
 LIBS := $(if $(CLIENT_O),$(LIB)/libebb.a $(LIB)/libebb.so)
 
 .PHONY: all
 all: $(PROGRAMS) $(LIBS)	## build the programs and the library
 ifeq ($(CUDA),)
 	@echo "CUDA: left out ($(if $(SAN),sanitizer build,$(if $(NO_CUDA),NO_CUDA is set,nvcc not found))); host pools only"
+else ifeq ($(CUBLAS),)
+	@echo "cuBLAS: no headers in $(CUDA_HOME); ebb-bench-serve, and bf16 weights in ebb-llama, left out"
 endif
 
 # --- rules -------------------------------------------------------------------------------------------------------------
@@ -128,6 +134,8 @@ $(BIN)/ebbctl: $(CTL_O) $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS) -ljansson)
 $(BIN)/ebb-llama: $(LLAMA_O) $(LIB)/libebb.a
 	$(call link,$^ $(CLIENT_LIBS) -ljansson)
+$(BIN)/ebb-bench-serve: $(SERVE_O) $(LIB)/libebb.a
+	$(call link,$^ $(CLIENT_LIBS))
 $(BIN)/ebb-replay: $(REPLAY_O) $(EVICT_O) $(GPU_O)
 	$(call link,$^)
 $(BIN)/ebb-hello: $(B)/obj/examples/hello.o $(LIB)/libebb.a
@@ -232,7 +240,7 @@ check-headers:	## each header compiles alone, as C and as C++
 check-layers: $(EVICT_O)	## who includes whom; what evict/ may call
 	@tools/check-layers.sh $(B)
 
-STYLE_SRC = $(wildcard conf/*.c ctl/*.c daemon/*.c evict/*.c examples/*.c examples/llama/*.c gpu/*.c gpu/host/*.c libclient/*.c replay/*.c)
+STYLE_SRC = $(wildcard conf/*.c ctl/*.c daemon/*.c evict/*.c examples/*.c examples/llama/*.c examples/serve/*.c gpu/*.c gpu/host/*.c libclient/*.c replay/*.c)
 check-style:	## no function over 70 lines, no file over 600; clang-format where .clang-format exists
 	@$(SETUP) build style
 	@tools/check-style.sh $(STYLE_SRC)
@@ -249,14 +257,16 @@ bench:	## run the benchmarks: a table, and build/bench.jsonl
 	@+$(submake) all benches
 	@$(TEST_ENV) tools/bench.sh build/bench.jsonl $(BENCHES)
 
-# Runs where the GPU is; without one it says so. BENCH=attend,ragged,latency,chunk,append,select,small runs parts of it.
+# Runs where the GPU is; without one it says so. BENCH=attend,ragged,latency,chunk,append,select,small runs parts of bench_gpu,
+# BENCH=check,serve,handover,growth parts of ebb-bench-serve.
 $(B)/bench/bench_gpu: $(B)/obj/tests/gpu/bench_gpu.cu.o $(LIB)/all.a
 	$(call link,$< $(LIB)/all.a $(DAEMON_LIBS) -lstdc++)
 
 .PHONY: bench-gpu
 bench-gpu:	## device operations on cuda:0 against the speed of its memory: a table, and build/bench-gpu.jsonl
 	@if [ -z "$(CUDA)" ] || ! nvidia-smi -L >/dev/null 2>&1; then echo "skipped: $(if $(CUDA),no NVIDIA GPU answers,nvcc not found)"; else \
-		$(submake) $(B)/bench/bench_gpu && tools/bench.sh $(B)/bench-gpu.jsonl $(B)/bench/bench_gpu; fi
+		$(submake) $(B)/bench/bench_gpu $(BIN)/ebbd $(if $(SERVE_O),$(BIN)/ebb-bench-serve) && \
+		EBB_BENCH_ROWS=1 tools/bench.sh $(B)/bench-gpu.jsonl $(B)/bench/bench_gpu $(if $(SERVE_O),$(BIN)/ebb-bench-serve); fi
 
 # --- demo ------------------------------------------------------------------------------------------------------------------------
 demo:	## several processes decode a real model from one pool that is too small, with ebbd evicting
@@ -300,7 +310,7 @@ INI      := $(firstword $(wildcard systemd/ebbd.ini conf/ebbd.ini systemd/ebbd.i
 .PHONY: install uninstall
 install: all	## install everything under PREFIX (/usr/local) and /etc; DESTDIR in front
 	$(Q)install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)'
-	$(Q)install -m 755 $(filter-out %/ebb-hello,$(PROGRAMS)) '$(DESTDIR)$(BINDIR)'
+	$(Q)install -m 755 $(filter-out %/ebb-hello %/ebb-bench-serve,$(PROGRAMS)) '$(DESTDIR)$(BINDIR)'
 	$(Q)install -m 644 $(LIB)/libebb.a '$(DESTDIR)$(LIBDIR)'
 	$(Q)install -m 755 $(LIB)/libebb.so '$(DESTDIR)$(LIBDIR)/libebb.so.$(VERSION)'
 	$(Q)ln -sf libebb.so.$(VERSION) '$(DESTDIR)$(LIBDIR)/libebb.so.0'

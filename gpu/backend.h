@@ -39,6 +39,7 @@ struct gpu_backend {
 	void (*step_free)(struct gpu_device *dev, struct gpu_step *step);
 	int (*step_set)(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, const struct gpu_map *map,
 			const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max);
+	uint64_t (*step_key)(const struct gpu_step *step);	/* NULL: 0 */
 	int (*append)(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *k,
 		      const struct gpu_tensor *v);
 	int (*attend)(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q,

@@ -165,6 +165,11 @@ int gpu_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *sh
 	return step->dev->ops->step_set(step, s, shape, map, seq, n_seqs, live_max);
 }
 
+uint64_t gpu_step_key(const struct gpu_step *step)
+{
+	return step->dev->ops->step_key ? step->dev->ops->step_key(step) : 0;
+}
+
 static int tensor_ok(const struct gpu_tensor *t)
 {
 	return t->data && (t->type == GPU_F32 || t->type == GPU_F16 || t->type == GPU_BF16) && t->stride > 0;

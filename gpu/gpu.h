@@ -117,7 +117,7 @@ int gpu_can_store(const struct gpu_device *dev, uint32_t slot_type);
 
 /* One session in one step. */
 struct gpu_seq {
-	const void *table;	/* the session's shared table, this process's address */
+	const void *table;	/* the session's shared table, this process's address; NULL (CUDA): nobody, the rows are left alone */
 	uint32_t row;		/* its first row in k, v, q and out */
 	uint32_t n;		/* tokens of this step; 0 is allowed */
 	uint32_t used;		/* tokens of the window appended before this step */
@@ -137,11 +137,14 @@ struct gpu_tensor {
  * gpu_step_set - announce the step that the following operations work on.
  * @live_max: an upper bound of any lane's live slots in this step (sizes launches and scratch).
  * Errors: -EINVAL, -ENOMEM, -ENOTSUP a heat_from on CUDA.
+ * gpu_step_key - a number for what the step's operations launch: with the same arguments they make the same launches in all steps of this key, so
+ * a captured graph of them may stand for the calls. Host: 0.
  */
 int gpu_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, struct gpu_step **out);
 void gpu_step_free(struct gpu_device *dev, struct gpu_step *step);
 int gpu_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, const struct gpu_map *map,
 		 const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max);
+uint64_t gpu_step_key(const struct gpu_step *step);
 
 /*
  * gpu_append - write K and V of the step's tokens of one layer into their slots: position set, heat zeroed.

@@ -62,6 +62,7 @@ int ebb_batch_new(struct ebb *ebb, const struct ebb_batch_options *o, struct ebb
 	b->stream = pool->info.is_cuda ? o->stream : NULL;
 	b->max_sessions = o->max_sessions ? o->max_sessions : DEFAULT_SESSIONS;
 	b->max_rows = o->max_rows ? o->max_rows : DEFAULT_ROWS;
+	b->pad = pool->info.is_cuda ? o->pad_sessions : 0;
 	rc = allocate(b);
 	if (rc) {
 		release(b);

@@ -105,9 +105,11 @@ struct ebb_batch {
 	gpu_stream stream;
 	struct gpu_step *step;
 	uint32_t max_sessions, max_rows;
+	uint32_t pad;			/* 0 or 1: not */
 	uint32_t n;
 	bool open;			/* between step_begin and step_end */
 	uint32_t n_seqs;		/* of the open step */
+	uint32_t n_rows;		/* as it is launched */
 	uint64_t n_tokens;
 	struct ebb_session **member;	/* [max_sessions], in the order of joining */
 	struct ebb_session **active;	/* [max_sessions]: those with tokens in the open step, [n_seqs] */

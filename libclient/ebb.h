@@ -209,6 +209,12 @@ struct ebb_batch_options {
 	void *stream;		/* cudaStream_t on a CUDA pool, kept: destroy it after the batch; ignored on the host */
 	uint32_t max_sessions;	/* 0: 64 */
 	uint32_t max_rows;	/* tokens of one step over all sessions; 0: 2048 */
+	/*
+	 * CUDA, for clients that keep the launches of a step in graphs: a step of one token a session is launched as if as many sessions
+	 * decoded as the next multiple of this (max_sessions at most), so that its key (ebb_step_key()) stays while sessions join and
+	 * leave. 0: it is launched as it is.
+	 */
+	uint32_t pad_sessions;
 };
 
 /* ebb_batch_new - @out: returned; free with ebb_batch_free() (ebb_close() does too). */
@@ -255,6 +261,19 @@ int ebb_attend(struct ebb_batch *batch, uint32_t layer, const struct ebb_tensor 
  * session in this step (0: all), from their log-sum-exp. @lse: float [rows][n_kv_heads * group].
  */
 int ebb_observe(struct ebb_batch *batch, uint32_t layer, const struct ebb_tensor *q, const float *lse, float scale, uint32_t last);
+
+/*
+ * ebb_step_key - which launches the operations of the open step make, for CUDA graphs. Two steps of a batch with the same key make the same
+ * launches from the same calls. So what ebb_append(), ebb_attend() and ebb_observe() put on the batch's stream while it was captured
+ * (cudaStreamBeginCapture(), behind ebb_step_begin() and with nothing called before) may be launched as a graph in every later step with that
+ * key, in place of the calls. ebb_step_begin() and ebb_step_end() are never captured: they tell the device what differs.
+ * The key changes with the number of sessions (see pad_sessions), with a step of other than one token a session, and with the bound on
+ * the lanes' lengths, in steps of an eighth; not when sessions grow within that, evict, change places or are others.
+ * @rows: NULL, or out: rows that the step is launched with. With pad_sessions they may be more than its tokens, and q, k, v and out must have
+ * memory for them; k, v and q are not read there, out is not written.
+ * 0: no step is open, or the pool is on the host, where nothing is launched.
+ */
+uint64_t ebb_step_key(const struct ebb_batch *batch, uint32_t *rows);
 
 /*
  * ebb_step_end - the step's work is enqueued (CUDA) or done (host): hand the step over. No system call unless a window is used

@@ -191,6 +191,20 @@ static int find_table(struct ebb_session *s)
 	return 0;
 }
 
+/* Makes a step of one token a session up to the batch's multiple with sessions that are not there. Returns how many there are then. */
+static uint32_t pad(struct ebb_batch *b)
+{
+	uint32_t n = b->n_seqs, room = b->max_sessions < b->max_rows ? b->max_sessions : b->max_rows;
+	uint64_t most = b->pad ? ((uint64_t)n + b->pad - 1) / b->pad * b->pad : n;
+
+	if (b->n_tokens != n)
+		return n;
+	for (; n < most && n < room; n++)
+		b->seq[n] = (struct gpu_seq){ .table = NULL, .row = n, .n = 1 };
+	b->n_rows = n;
+	return n;
+}
+
 /* The step as the device wants it. The sessions are ours now, so their words stand still. */
 static int describe(struct ebb_batch *b, const uint32_t *n)
 {
@@ -218,9 +232,9 @@ static int describe(struct ebb_batch *b, const uint32_t *n)
 		live = live > s->max_slots ? s->max_slots : live;
 		live_max = live > live_max ? live : live_max;
 	}
-	b->n_tokens = row;
+	b->n_tokens = b->n_rows = row;
 	if (!rc)
-		rc = gpu_step_set(b->step, b->stream, &b->member[0]->shape, b->pool->map, b->seq, b->n_seqs, live_max);
+		rc = gpu_step_set(b->step, b->stream, &b->member[0]->shape, b->pool->map, b->seq, pad(b), live_max);
 	if (rc && rc != -EPIPE)
 		rc = ebbi_broken(b->ebb, "the device refused the step: %s", strerror(-rc));
 	return rc;
@@ -288,6 +302,15 @@ int ebb_step_begin(struct ebb_batch *b, uint32_t *n, int timeout_ms)
 		n[i] = n[i] ? b->take[i] : 0;
 	b->open = true;
 	return 0;
+}
+
+uint64_t ebb_step_key(const struct ebb_batch *b, uint32_t *rows)
+{
+	if (!b || !b->open)
+		return 0;
+	if (rows)
+		*rows = b->n_rows;
+	return gpu_step_key(b->step);
 }
 
 /* Is a session of the step now the daemon's to look at? */

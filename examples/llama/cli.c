@@ -85,6 +85,8 @@ static const struct option_row rows[] = {
 	{ "pin", "A:B", 0, MARK, EBB_PIN, 0, 0, NULL, "positions A to B-1 are not evicted while anything else can be; may be repeated" },
 	{ "drop", "A:B@L", 0, MARK, EBB_DROP, 0, 0, NULL,
 	  "once position B is reached, layers from L on lose positions A to B-1; may be repeated" },
+	{ "weights", "TYPE", 0, TEXT, AT(weights), 0, 0, NULL,
+	  "on a GPU: f32 (as on the host, kernels of its own), or bf16 (cuBLAS, steps as CUDA graphs) (f32)" },
 	{ "threads", "N", 't', COUNT, AT(threads), 1, 256, NULL, "CPU threads (1)" },
 	{ "logits", "FILE", 0, TEXT, AT(logits), 0, 0, NULL, "write the float32 logits of every prediction, one after the other" },
 	{ "status", "FILE", 0, TEXT, AT(status), 0, 0, NULL, "keep a JSON line on the progress in this file" },
@@ -349,6 +351,10 @@ static int check(struct cli *cli)
 	if (cli->marks.n && (cli->passkey || cli->full_run || cli->calibrate)) {
 		cli_error("--tag, --pin and --drop speak of positions of the given text: they do not go with "
 			  "--passkey, --full-run or --calibrate");
+		return 2;
+	}
+	if (cli->weights && strcmp(cli->weights, "f32") != 0 && strcmp(cli->weights, "bf16") != 0) {
+		cli_error("--weights %s: f32 or bf16 is needed", cli->weights);
 		return 2;
 	}
 	if (!cli->passkey && cli->depths) {

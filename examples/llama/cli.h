@@ -26,6 +26,7 @@ struct cli {
 	int wait_ms;
 	const char *pool, *socket;
 	const char *system, *logits, *status, *lanes;
+	const char *weights;		/* "f32", "bf16" or NULL */
 	const char *full_run, *full_slots, *kept;
 	const char *output, *budgets;	/* of --calibrate */
 	const char *depths;		/* of --passkey */

@@ -1,6 +1,7 @@
 /*
- * The forward pass: one interface, an implementation per kind of pool. The CPU's is forward_cpu.c, CUDA's forward_cuda.cu
- * (in builds that have nvcc; the symbol is weak). The caller chooses by ebb_pool_info.is_cuda, with forward_for().
+ * The forward pass: one interface, an implementation per kind of pool. The CPU's is forward_cpu.c, CUDA's are forward_cuda.cu (float32
+ * weights, kernels of its own) and forward_bf16.cu (bf16 weights, cuBLAS), in builds that have nvcc and its headers: the symbols are weak. The caller
+ * chooses by ebb_pool_info.is_cuda, with forward_for().
  *
  * One step of a batch, as the caller (run.c) does it:
  *
@@ -71,9 +72,10 @@ struct forward_ops {
 
 extern const struct forward_ops forward_cpu_ops;
 extern const struct forward_ops forward_cuda_ops __attribute__((weak));	/* forward_cuda.cu */
+extern const struct forward_ops forward_bf16_ops __attribute__((weak));	/* forward_bf16.cu; open() says -ENOSYS where there is no cuBLAS */
 
-/* forward_for - the implementation for a pool; NULL when this build has none (CUDA without nvcc). */
-const struct forward_ops *forward_for(int is_cuda);
+/* forward_for - the implementation for a pool, on CUDA with bf16 weights or without; NULL when this build has none. */
+const struct forward_ops *forward_for(int is_cuda, int bf16);
 
 #ifdef __cplusplus
 }

@@ -8,6 +8,7 @@
 #include "examples/llama/gguf.h"
 #include "examples/llama/status.h"
 
+#define PAD 8u		/* decoding sequences are launched in multiples of this, so that graphs of a step last */
 #define MAX_TEXT_BYTES (256u << 20)
 
 uint64_t run_ns(void)
@@ -220,9 +221,14 @@ static int open_forward(struct run *run)
 		.model = run->model, .max_rows = run->max_rows, .max_out = run->max_out, .threads = run->cli->threads,
 		.ordinal = run->pool.ordinal, .why = why, .why_bytes = sizeof(why),
 	};
+	const int bf16 = run->pool.is_cuda && run->cli->weights && strcmp(run->cli->weights, "bf16") == 0;
 	int err;
 
-	run->ops = forward_for(run->pool.is_cuda);
+	run->ops = forward_for(run->pool.is_cuda, bf16);
+	if (!run->ops && bf16) {
+		cli_error("this ebb-llama was built without cuBLAS's headers: --weights bf16 is not there");
+		return -ENODEV;
+	}
 	if (!run->ops || (run->pool.is_cuda && run->pool.ordinal < 0)) {
 		cli_error(run->ops ? "the pool %s is on a GPU that this process cannot see (CUDA_VISIBLE_DEVICES?)" :
 			  "the pool %s is on a GPU, and this ebb-llama was built without CUDA; choose a host pool with --pool",
@@ -291,7 +297,7 @@ static int open_sessions(struct run *run)
 	const struct cli *cli = run->cli;
 	struct ebb_batch_options batch = {
 		.pool = cli->local ? NULL : run->pool.name, .stream = run->ops->stream(run->forward),
-		.max_sessions = run->n_seqs, .max_rows = run->max_rows,
+		.max_sessions = run->n_seqs, .max_rows = run->max_rows, .pad_sessions = run->n_seqs > PAD ? PAD : 0,
 	};
 	int err = ebb_batch_new(run->ebb, &batch, &run->batch);
 

@@ -28,6 +28,7 @@ const struct gpu_backend gpu_cuda_backend = {
 	.step_new = cuda_step_new,
 	.step_free = cuda_step_free,
 	.step_set = cuda_step_set,
+	.step_key = cuda_step_key,
 	.append = cuda_append,
 	.attend = cuda_attend,
 	.observe = cuda_observe,

@@ -125,6 +125,7 @@ struct cuda_step {
 	struct cuda_item *item;		/* [CUDA_LAYERS][kv head * (single ? tile : session)] */
 	size_t item_bytes;
 	int first;			/* nothing has been launched since step_set: what comes must wait for its kernels */
+	uint64_t key;			/* of all the above, as step_set left it: whatever launches depend on is in this struct */
 };
 
 static inline struct cuda_device *cuda_dev(struct gpu_device *dev) { return (struct cuda_device *)dev; }

@@ -42,6 +42,7 @@ int cuda_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, 
 void cuda_step_free(struct gpu_device *dev, struct gpu_step *step);
 int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, const struct gpu_map *map,
 		  const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max);
+uint64_t cuda_step_key(const struct gpu_step *step);
 
 /* append.cu, attend.cu, observe.cu, select.cu, move.cu */
 int cuda_append(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *k, const struct gpu_tensor *v);

@@ -3,6 +3,8 @@
  *
  * What: host arrays sent through the staging ring; no kernels.
  * Memory traffic: 8 bytes a slab when it is set; 32 bytes a session, 8 a token and 8 a tile once a step.
+ * Graphs: what differs from step to step lies in the lists, at addresses that stay; what launches depend on is in struct cuda_step, and its
+ * hash is the step's key. A session that is not there has an empty table behind the lists: every kernel finds that it has no lanes.
  * Determinism: scratch only holds values that the same operation wrote before it reads them.
  */
 #include <stdlib.h>
@@ -89,8 +91,13 @@ int cuda_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, 
 	st->base.dev = dev;
 	st->max_seqs = max_seqs;
 	st->max_rows = max_rows;
-	rc = cuda_errno(cudaMalloc((void **)&st->lists, list_bytes(max_seqs, max_rows)));
+	rc = cuda_errno(cudaMalloc((void **)&st->lists, list_bytes(max_seqs, max_rows) + sizeof(struct gpu_table)));
+	if (!rc)
+		rc = cuda_errno(cudaMemset(st->lists + list_bytes(max_seqs, max_rows), 0, sizeof(struct gpu_table)));
+	if (!rc)
+		rc = cuda_errno(cudaStreamSynchronize(0));
 	if (rc) {
+		(void)cudaFree(st->lists);
 		free(st);
 		return rc;
 	}
@@ -177,6 +184,8 @@ static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gp
 
 	memcpy(at, seq, n_seqs * sizeof(*seq));
 	for (unsigned i = 0; i < n_seqs; i++) {
+		if (!seq[i].table)
+			((struct gpu_seq *)at)[i].table = st->lists + list_bytes(st->max_seqs, st->max_rows);
 		for (uint32_t r = 0; r < seq[i].n * group; r += tile_rows) {
 			tile[n_tiles].seq = i;
 			tile[n_tiles++].row0 = r;
@@ -187,6 +196,32 @@ static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gp
 		}
 	}
 	return n_tiles;
+}
+
+/* A bound that changes seldom: up to the next of eight steps to the next power of two. */
+static uint32_t coarse(uint32_t n)
+{
+	uint32_t grain = GPU_PAGE_SLOTS;
+
+	while (grain < n / 16u)
+		grain *= 2u;
+	return n < UINT32_MAX - grain ? (n + grain - 1u) / grain * grain : n;
+}
+
+static uint64_t hash(const struct cuda_step *st)
+{
+	uint64_t h = 0xcbf29ce484222325ull;
+
+	for (size_t i = 0; i < offsetof(struct cuda_step, key); i++) {
+		h = (h ^ ((const unsigned char *)st)[i]) * 0x100000001b3ull;
+		h ^= h >> 29;
+	}
+	return h ? h : 1;
+}
+
+uint64_t cuda_step_key(const struct gpu_step *step)
+{
+	return ((const struct cuda_step *)step)->key;
 }
 
 int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, const struct gpu_map *map,
@@ -205,6 +240,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		return rc;
 	if (n_seqs > st->max_seqs)
 		return -EINVAL;
+	live_max = coarse(live_max);
 	for (unsigned i = 0; i < n_seqs; i++) {
 		uint64_t end = (uint64_t)seq[i].row + seq[i].n, pairs = (uint64_t)seq[i].n * shape->group;
 		uint64_t rest = pairs % tile_rows;	/* rows of the last tile, if it is not full */
@@ -248,5 +284,6 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	st->few_rows = few;
 	st->many_rows = many;
 	st->first = 1;
+	st->key = hash(st);
 	return cuda_mma_items(st, cuda_stream(s));
 }

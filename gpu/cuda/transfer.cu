@@ -1,7 +1,7 @@
 /*
  * Bytes to, from and on a device, and word from the device to the host.
  *
- * What: copy, write, read, scrub by the copy engines; notify by a host callback; signal by a kernel of one thread.
+ * What: copy, write, read, scrub by the copy engines; notify by a host callback; signal by a kernel of a thread a word.
  * Memory traffic: each byte once, and once more through the pinned ring for writes; a signal 8 bytes a word.
  * Determinism: everything happens in stream order.
  */
@@ -12,7 +12,7 @@
 #include "gpu/cuda/common.cuh"
 
 #define REGISTERED_MAX 256	/* connections of a process */
-#define SIGNAL_MAX 64u		/* words of one launch: 1 KiB of its parameters */
+#define SIGNAL_MAX 252u		/* words of one launch: its parameters are below 4 KiB */
 
 struct signal_args {
 	unsigned n;
@@ -20,12 +20,15 @@ struct signal_args {
 	uint64_t value[SIGNAL_MAX];
 };
 
-/* One thread, so that the words are stored in the caller's order. Partner: the acquire loads of whoever polls them. */
-static __global__ void signal_kernel(struct signal_args a)
+/*
+ * A word a thread, because a store that is visible to the host takes about a microsecond. All work before this kernel is in its past, so each
+ * store releases it; the words among themselves are in no order. Partner: the acquire loads of whoever polls them.
+ */
+static __global__ void signal_kernel(const __grid_constant__ struct signal_args a)
 {
-	if (threadIdx.x || blockIdx.x)
-		return;
-	for (unsigned i = 0; i < a.n; i++)
+	unsigned i = threadIdx.x;
+
+	if (i < a.n)
 		asm volatile("st.release.sys.global.u64 [%0], %1;" :: "l"(a.word[i]), "l"(a.value[i]) : "memory");
 }
 
@@ -214,7 +217,7 @@ int cuda_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *cons
 			a.word[i] = word[at + i];
 			a.value[i] = value[at + i];
 		}
-		signal_kernel<<<1, 1, 0, cuda_stream(s)>>>(a);
+		signal_kernel<<<1, (a.n + 31u) / 32u * 32u, 0, cuda_stream(s)>>>(a);
 		rc = cuda_errno(cudaGetLastError());
 	}
 	return rc;

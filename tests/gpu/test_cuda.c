@@ -549,6 +549,83 @@ static void slots_written_in_the_step_before_are_seen(void **state)
 	}
 }
 
+/* --- steps that are launched alike -------------------------------------------------------------------------------------------------- */
+
+enum { PLACES = 8 };
+
+/* Session `which[i]` in row i, and nobody in the rows behind. Returns the step's key. */
+static uint64_t seat(struct world *w, struct gpu_step *step, const struct gpu_seq *seq, const unsigned *which, unsigned n, unsigned places,
+		     uint32_t live_max)
+{
+	struct gpu_seq at[PLACES];
+
+	for (unsigned i = 0; i < places; i++) {
+		at[i] = i < n ? seq[which[i]] : (struct gpu_seq){ .table = NULL, .n = 1 };
+		at[i].row = i;
+	}
+	assert_int_equal(gpu_step_set(step, w->stream, &w->spec.shape, w->map, at, places, live_max), 0);
+	return gpu_step_key(step);
+}
+
+static void nobody_changes_nothing_and_keeps_the_key(void **state)
+{
+	static const uint32_t len[] = { 1500, 33, 700, 64 }, n[] = { 1, 1, 1 };
+	static const unsigned all[] = { 0, 1, 2 }, last[] = { 2 };
+
+	(void)state;
+	(void)device();
+	for (unsigned round = 0; round < 3; round++) {
+		const struct world_spec spec = {
+			.shape = { .n_kv_heads = 2, .group = 4, .head_dim = 128, .slot_type = round == 0 ? GPU_BF16 : round == 1 ? GPU_Q8 : GPU_F32 },
+			.n_layers = 1, .n_sessions = 3, .window = 32, .max_slots = 1600, .n_heat = 1, .observe = 1, .n_credit = 1,
+			.seed = 90 + round, .places = 91 + round,
+		};
+		struct gpu_seq seq[WORLD_MAX_SESSIONS];
+		struct oracle_seq oracle[WORLD_MAX_SESSIONS];
+		struct world *w = world_new(&spec);
+		struct world_tensor k, v, q, out, padded;
+		const size_t row = 2 * 4 * 128 * sizeof(float);
+		struct gpu_step *step;
+		uint64_t key[5];
+
+		for (unsigned i = 0; i < 3; i++)
+			world_fill(w, i, len, 4, 5);
+		world_put(w);
+		(void)world_step(w, n, seq, oracle);
+		assert_int_equal(gpu_step_new(w->dev, PLACES, PLACES, &step), 0);
+		world_tensor_new(w, &k, PLACES, 2 * 128, GPU_BF16, 0, 1.0f);
+		world_tensor_new(w, &v, PLACES, 2 * 128, GPU_BF16, 0, 1.0f);
+		world_tensor_new(w, &q, PLACES, 2 * 4 * 128, GPU_BF16, 0, 2.0f);
+		world_tensor_new(w, &out, PLACES, 2 * 4 * 128, GPU_F32, 0, 0.0f);
+		world_tensor_new(w, &padded, PLACES, 2 * 4 * 128, GPU_F32, 0, 0.0f);
+		key[0] = seat(w, step, seq, all, 3, 3, 1600);
+		assert_int_equal(gpu_append(step, w->stream, 0, &k.device, &v.device), 0);
+		assert_int_equal(gpu_attend(step, w->stream, 0, &q.device, &out.device, 0.0883883f, NULL), 0);
+		key[1] = seat(w, step, seq, all, 3, PLACES, 1600);
+		assert_int_equal(gpu_append(step, w->stream, 0, &k.device, &v.device), 0);
+		assert_int_equal(gpu_attend(step, w->stream, 0, &q.device, &padded.device, 0.0883883f, NULL), 0);
+		key[2] = seat(w, step, seq, last, 1, PLACES, 1590);
+		key[3] = seat(w, step, seq, last, 1, PLACES, 3200);
+		key[4] = seat(w, step, seq, all, 3, 3, 1600);
+		assert_true(key[0] && key[1] && key[3]);
+		assert_true(key[0] != key[1] && key[1] == key[2]);
+		assert_true(key[3] != key[2]);
+		assert_true(key[4] && key[4] != key[1]);	/* key[0] again, unless scratch has grown meanwhile */
+		world_tensor_read(w, &out);
+		world_tensor_read(w, &padded);
+		assert_memory_equal(padded.host.data, out.host.data, 3 * row);
+		for (size_t i = 3 * row; i < PLACES * row; i++)
+			assert_int_equal(((uint8_t *)padded.host.data)[i], 0xff);
+		world_tensor_free(w, &k);
+		world_tensor_free(w, &v);
+		world_tensor_free(w, &q);
+		world_tensor_free(w, &out);
+		world_tensor_free(w, &padded);
+		gpu_step_free(w->dev, step);
+		world_free(w);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -565,6 +642,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(split_and_whole_lanes_give_the_same_bits),
 		cmocka_unit_test(however_many_ctas_share_a_lane_the_bits_are_the_same),
 		cmocka_unit_test(slots_written_in_the_step_before_are_seen),
+		cmocka_unit_test(nobody_changes_nothing_and_keeps_the_key),
 	};
 
 	if (argc == 2 && strcmp(argv[1], "import") == 0)

@@ -1,0 +1,635 @@
+/*
+ * ebb-bench-serve: how many long sessions a GPU serves, and how fast, with ebbd and without.
+ *
+ * A model of the shape of Llama-3-8B with random weights decodes sessions of --length tokens out of --pool bytes of KV memory: with plain full
+ * caches (ebb_local(): contiguous runs of pages, nothing evicted, the same attention kernels, so as good as ours), through ebbd with the policy
+ * full, with a budget that never bites, and with budgets that do. One line a configuration; goals beside them.
+ *
+ * Each client is a process of its own (--work, worker.cu). This one starts ebbd and the clients, lets them begin together and adds up. It has
+ * no CUDA in it. Parts (--part, or BENCH in the environment): check serve handover growth.
+ */
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "examples/serve/serve.h"
+
+#define MAX_PROCESSES 16u
+#define MAX_BUDGETS 8u
+#define WINDOW 32u
+
+struct client {
+	pid_t pid;
+	FILE *to, *from;
+	struct serve_result r;
+};
+
+struct options {
+	struct serve_config base;
+	uint32_t budget[MAX_BUDGETS], n_budgets;
+	uint32_t processes[4], n_processes;
+	uint32_t growth;		/* tokens a session generates in the part growth */
+	uint64_t pool_bytes;
+	unsigned limit_s;		/* of one worker */
+	const char *part, *log;
+	bool json;
+};
+
+static struct options opt;
+static char dir[64], sock[128];
+static pid_t daemon_pid;
+
+static const char usage[] =
+"usage: ebb-bench-serve [options]\n"
+"  --part NAME,...     check serve handover growth (default: $BENCH, else all)\n"
+"  --length N          tokens of a session in all (16384)\n"
+"  --decode N          of them decoded, 32 as a warm-up; the rest is appended at random (256)\n"
+"  --sessions N        sessions in all; 0: as many as fit (0)\n"
+"  --budgets N,...     slots a lane (4096,2048,1024)\n"
+"  --processes N,...   client processes (1,4)\n"
+"  --pool BYTES        memory for KV; K, M, G (40G)\n"
+"  --layers N          of the model (32); --vocab N (128256)\n"
+"  --growth N          tokens a session generates in the part growth (100000)\n"
+"  --device N          CUDA device (0)\n"
+"  --pad N             launch steps as for a multiple of N sessions (0: as they are)\n"
+"  --no-graph          launch every kernel of every step\n"
+"  --limit S           seconds a client may take (300)\n"
+"  --daemon-log FILE   what ebbd says\n"
+"  --json              figures as JSON lines, too (make bench-gpu sets EBB_BENCH_ROWS=1 for the same)\n";
+
+/* --- rows ------------------------------------------------------------------------------------------------------------------------- */
+
+static void number(const char *key, double value)
+{
+	if (isfinite(value))
+		printf("\"%s\": %.6g, ", key, value);
+	else
+		printf("\"%s\": null, ", key);
+}
+
+/* In the form of tests/bench/bench.h. ceiling NAN: none; ok < 0: no goal. */
+static void row(const char *name, double value, const char *unit, double ceiling, const char *goal, int ok)
+{
+	if (!opt.json)
+		return;
+	printf("{\"name\": \"%s\", ", name);
+	number("value", value);
+	printf("\"unit\": \"%s\", ", unit);
+	number("ceiling", ceiling);
+	number("ratio", value / ceiling);
+	printf("\"goal\": \"%s\", \"ok\": %s}\n", goal, ok < 0 ? "null" : ok ? "true" : "false");
+	fflush(stdout);
+}
+
+/* --- processes -------------------------------------------------------------------------------------------------------------------- */
+
+static int complain(const char *what, const char *why)
+{
+	fprintf(stderr, "ebb-bench-serve: %s: %s\n", what, why);
+	return 1;
+}
+
+static int connected(void)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), ok;
+
+	snprintf(a.sun_path, sizeof(a.sun_path), "%.107s", sock);
+	ok = fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0;
+	if (fd >= 0)
+		close(fd);
+	return ok;
+}
+
+static void daemon_stop(void)
+{
+	char path[128];
+
+	if (daemon_pid > 0) {
+		kill(daemon_pid, SIGTERM);
+		waitpid(daemon_pid, NULL, 0);
+	}
+	daemon_pid = 0;
+	if (!*dir)
+		return;
+	snprintf(path, sizeof(path), "%s/ini", dir);
+	unlink(path);
+	unlink(sock);
+	rmdir(dir);
+	*dir = '\0';
+}
+
+static void daemon_run(const char *exe, const char *ini)
+{
+	prctl(PR_SET_PDEATHSIG, SIGTERM);
+	if (!freopen("/dev/null", "r", stdin) || !freopen(opt.log ? opt.log : "/dev/null", "a", stdout) ||
+	    !freopen(opt.log ? opt.log : "/dev/null", "a", stderr))
+		_exit(1);
+	execl(exe, "ebbd", "--config", ini, (char *)NULL);
+	_exit(127);
+}
+
+/* ebbd beside this program, or in $EBB_BIN, with one pool. */
+static int daemon_start(void)
+{
+	const char *bin = getenv("EBB_BIN");
+	char exe[512], self[400], ini[128], *slash;
+	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	FILE *f;
+
+	self[n > 0 ? n : 0] = '\0';
+	slash = strrchr(self, '/');
+	if (slash)
+		*slash = '\0';
+	snprintf(exe, sizeof(exe), "%s/ebbd", bin && *bin ? bin : self);
+	snprintf(dir, sizeof(dir), "/tmp/ebb-serve.XXXXXX");
+	if (!mkdtemp(dir))
+		return complain("a folder in /tmp", strerror(errno));
+	snprintf(ini, sizeof(ini), "%s/ini", dir);
+	snprintf(sock, sizeof(sock), "%s/sock", dir);
+	f = fopen(ini, "w");
+	if (!f)
+		return complain(ini, strerror(errno));
+	fprintf(f, "[daemon]\nsocket = %s\ndrain = 0s\n[pool gpu]\ndevice = cuda:%d\nsize = %llu\n", sock, opt.base.ordinal,
+		(unsigned long long)opt.pool_bytes);
+	fclose(f);
+	fflush(stdout);
+	daemon_pid = fork();
+	if (daemon_pid == 0)
+		daemon_run(exe, ini);
+	for (unsigned i = 0; i < 600; i++) {
+		if (daemon_pid < 0 || waitpid(daemon_pid, NULL, WNOHANG) != 0)
+			break;
+		if (connected())
+			return 0;
+		usleep(100000);
+	}
+	return complain(exe, "it does not answer (see --daemon-log)");
+}
+
+/* What --work gets; read back by work(). */
+static void describe(const struct serve_config *c, char *to, size_t bytes)
+{
+	const struct serve_model *m = &c->model;
+
+	snprintf(to, bytes, "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %d %d %d", m->layers, m->heads, m->kv_heads, m->head_dim, m->hidden, m->ffn,
+		 m->vocab, c->ordinal, (unsigned long long)c->bytes, c->sessions, c->length, c->decode, c->warm, c->pad, c->graph, c->ragged,
+		 c->check);
+}
+
+static int work(char **argv)
+{
+	struct serve_config c = { .gate = 1 };
+	struct serve_model *m = &c.model;
+	struct serve_result r;
+	unsigned long long bytes;
+
+	if (sscanf(argv[2], "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %d %d %d", &m->layers, &m->heads, &m->kv_heads, &m->head_dim, &m->hidden,
+		   &m->ffn, &m->vocab, &c.ordinal, &bytes, &c.sessions, &c.length, &c.decode, &c.warm, &c.pad, &c.graph, &c.ragged,
+		   &c.check) != 17)
+		return complain("--work", "is for this program's own use");
+	c.bytes = bytes;
+	c.socket = *argv[3] ? argv[3] : NULL;
+	c.settings = argv[4];
+	if (serve_work(&c, &r))
+		return 1;
+	printf("result %u %u %.17g %.17g %.17g %.17g %u %.17g %.17g %llx %u", r.sessions, r.steps, r.seconds, r.window_ms, r.cpu_us, r.ebb_us, r.graphs,
+	       r.open_s, r.prefill_s, (unsigned long long)r.hash, r.n_series);
+	for (uint32_t i = 0; i < r.n_series; i++)
+		printf(" %.6g", r.series_ms[i]);
+	printf("\n");
+	return 0;
+}
+
+static int client_start(struct client *c, const struct serve_config *config)
+{
+	int in[2], out[2];
+	char text[256], limit[16];
+
+	describe(config, text, sizeof(text));
+	snprintf(limit, sizeof(limit), "%u", opt.limit_s);
+	if (pipe(in) || pipe(out))
+		return complain("a pipe", strerror(errno));
+	fflush(stdout);
+	c->pid = fork();
+	if (c->pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		dup2(in[0], 0);
+		dup2(out[1], 1);
+		for (int fd = 3; fd < 64; fd++)
+			close(fd);
+		execl("/proc/self/exe", "ebb-bench-serve", "--work", text, config->socket ? config->socket : "", config->settings, limit, (char *)NULL);
+		_exit(127);
+	}
+	close(in[0]);
+	close(out[1]);
+	c->to = fdopen(in[1], "w");
+	c->from = fdopen(out[0], "r");
+	return c->pid < 0 || !c->to || !c->from ? complain("a process", strerror(errno)) : 0;
+}
+
+/* The client's next line that begins with `word`. Its own lines only: what libraries print is not ours to read. */
+static int next_line(struct client *c, const char *word, char *line, size_t bytes)
+{
+	while (fgets(line, (int)bytes, c->from))
+		if (strncmp(line, word, strlen(word)) == 0)
+			return 0;
+	return 1;
+}
+
+static int read_result(struct client *c)
+{
+	struct serve_result *r = &c->r;
+	unsigned long long hash;
+	char line[1024];
+	int at = 0;
+
+	if (next_line(c, "result ", line, sizeof(line)) ||
+	    sscanf(line, "result %u %u %lf %lf %lf %lf %u %lf %lf %llx %u%n", &r->sessions, &r->steps, &r->seconds, &r->window_ms, &r->cpu_us, &r->ebb_us,
+		   &r->graphs, &r->open_s, &r->prefill_s, &hash, &r->n_series, &at) != 11 || r->n_series > SERVE_SERIES)
+		return 1;
+	r->hash = hash;
+	for (uint32_t i = 0; i < r->n_series; i++) {
+		int more = 0;
+
+		if (sscanf(line + at, "%lf%n", &r->series_ms[i], &more) != 1)
+			return 1;
+		at += more;
+	}
+	return 0;
+}
+
+/* One result of all: sessions and seconds of the slowest, means of the rest. */
+static void add_up(const struct client *c, uint32_t n, struct serve_result *out)
+{
+	*out = c[0].r;
+	for (uint32_t i = 1; i < n; i++) {
+		const struct serve_result *r = &c[i].r;
+
+		out->sessions += r->sessions;
+		out->seconds = r->seconds > out->seconds ? r->seconds : out->seconds;
+		out->window_ms += r->window_ms;
+		out->cpu_us += r->cpu_us;
+		out->ebb_us += r->ebb_us;
+		out->graphs += r->graphs;
+	}
+	out->window_ms /= n;
+	out->cpu_us /= n;
+	out->ebb_us /= n;
+}
+
+/* Runs n clients of this configuration side by side; all begin to decode when the last is ready. */
+static int run(const struct serve_config *config, uint32_t n, struct serve_result *out)
+{
+	struct client c[MAX_PROCESSES] = { 0 };
+	char line[1024];
+	int bad = 0;
+
+	for (uint32_t i = 0; i < n && !bad; i++)
+		bad = client_start(&c[i], config);
+	for (uint32_t i = 0; i < n && !bad; i++)
+		bad = next_line(&c[i], "ready ", line, sizeof(line));
+	for (uint32_t i = 0; i < n && !bad; i++) {
+		fprintf(c[i].to, "go\n");
+		fflush(c[i].to);
+	}
+	for (uint32_t i = 0; i < n && !bad; i++)
+		bad = read_result(&c[i]);
+	for (uint32_t i = 0; i < n; i++) {
+		if (c[i].pid > 0 && bad)
+			kill(c[i].pid, SIGKILL);
+		if (c[i].to)
+			fclose(c[i].to);
+		if (c[i].from)
+			fclose(c[i].from);
+		if (c[i].pid > 0)
+			waitpid(c[i].pid, NULL, 0);
+	}
+	if (!bad)
+		add_up(c, n, out);
+	return bad;
+}
+
+/* --- check: the same bits ------------------------------------------------------------------------------------------------------------ */
+
+struct same {
+	const char *name;
+	bool local;
+	int graph, ragged;
+	uint32_t pad;
+	const char *settings;
+	int like;			/* row whose bits it must have; -1: none */
+};
+
+static const struct same same[] = {
+	{ "no daemon", true, 1, 0, 0, "", -1 },
+	{ "no daemon, no graph", true, 0, 0, 0, "", 0 },
+	{ "ebbd, full", false, 1, 0, 0, "policy=full", 0 },
+	{ "ebbd, a budget that never bites", false, 1, 0, 0, "policy=h2o budget=100%", 0 },
+	{ "ebbd, the same, no graph", false, 0, 0, 0, "policy=h2o budget=100%", 0 },
+	{ "no daemon, sessions come and go, padded", true, 1, 1, 8, "", -1 },
+	{ "no daemon, the same, no graph", true, 0, 1, 8, "", 5 },
+	{ "ebbd, never bites, come and go, padded", false, 1, 1, 8, "policy=h2o budget=100%", 5 },
+	{ "ebbd, budget 256", false, 1, 0, 0, "policy=h2o budget=256 prefill=chunked", -1 },
+	{ "ebbd, budget 256, no graph", false, 0, 0, 0, "policy=h2o budget=256 prefill=chunked", 8 },
+};
+
+static int check(void)
+{
+	uint64_t hash[sizeof(same) / sizeof(same[0])];
+	unsigned wrong = 0;
+
+	for (size_t i = 0; i < sizeof(same) / sizeof(same[0]); i++) {
+		const struct same *s = &same[i];
+		struct serve_config c = opt.base;
+		struct serve_result r;
+
+		c.model.layers = c.model.layers < 3 ? c.model.layers : 3;
+		c.sessions = 5;
+		c.length = 1024;
+		c.decode = 224;
+		c.warm = WINDOW;
+		c.check = 1;
+		c.graph = s->graph;
+		c.ragged = s->ragged;
+		c.pad = s->pad;
+		c.socket = s->local ? NULL : sock;
+		c.settings = s->settings;
+		if (run(&c, 1, &r))
+			return 1;
+		hash[i] = r.hash;
+		if (s->like >= 0 && hash[i] != hash[s->like])
+			wrong++;
+		printf("%-5s %-44s logits %016llx, %u graphs, prompts %.1f s\n", s->like < 0 ? "-" : hash[i] == hash[s->like] ? "ok" : "FAIL", s->name,
+		       (unsigned long long)hash[i], r.graphs, r.prefill_s);
+		fflush(stdout);
+	}
+	row("serve: configurations whose logits differ", wrong, "", NAN, "0", wrong == 0);
+	return wrong != 0;
+}
+
+/* --- serve: the page ------------------------------------------------------------------------------------------------------------------- */
+
+static void page_row(const char *name, uint32_t processes, const struct serve_result *r, const struct serve_result *full, double goal_speed,
+		     double goal_sessions)
+{
+	double speed = (double)r->sessions * r->steps / r->seconds, base = (double)full->sessions * full->steps / full->seconds;
+	char text[160], goal[32];
+
+	printf("%-30s %2u %9u %7.2fx %10.0f %7.2fx %9.3f %8.0f %7.1f %5.1f %5.1f\n", name, processes, r->sessions, (double)r->sessions / full->sessions,
+	       speed, speed / base, r->seconds * 1e3 / r->steps, r->cpu_us, r->ebb_us, r->open_s, r->prefill_s);
+	fflush(stdout);
+	snprintf(text, sizeof(text), "serve, %s, %u process%s: sessions", name, processes, processes == 1 ? "" : "es");
+	snprintf(goal, sizeof(goal), goal_sessions > 0 ? ">= %gx" : "", goal_sessions);
+	row(text, r->sessions, "sessions", full->sessions, goal, goal_sessions > 0 ? r->sessions >= goal_sessions * full->sessions : -1);
+	snprintf(text, sizeof(text), "serve, %s, %u process%s: speed", name, processes, processes == 1 ? "" : "es");
+	snprintf(goal, sizeof(goal), goal_speed > 0 ? ">= %gx" : "", goal_speed);
+	row(text, speed, "tokens/s", base, goal, goal_speed > 0 ? speed >= goal_speed * base : -1);
+}
+
+/* all: sessions that one process had, to be shared; 0: find out. */
+static int page_one(const char *name, const char *settings, uint32_t processes, uint32_t *all, struct serve_result *full, double goal_speed,
+		    double goal_sessions)
+{
+	struct serve_config c = opt.base;
+	struct serve_result r;
+
+	c.settings = settings;
+	c.socket = *settings ? sock : NULL;
+	c.bytes = opt.pool_bytes / processes;
+	c.sessions = opt.base.sessions ? opt.base.sessions / processes : processes > 1 && *all ? *all / processes : 0;
+	if (run(&c, processes, &r))
+		return complain(name, "failed");
+	if (!full->sessions)
+		*full = r;
+	if (processes == 1)
+		*all = r.sessions;
+	page_row(name, processes, &r, full, goal_speed, goal_sessions);
+	return 0;
+}
+
+static int page(void)
+{
+	uint32_t all[3 + MAX_BUDGETS] = { 0 };
+	char name[64], text[128];
+	int bad = 0;
+
+	printf("%-30s %2s %9s %8s %10s %8s %9s %8s %7s %5s %5s\n", "cache", "P", "sessions", "", "tokens/s", "", "ms/step", "CPU us", "ebb us", "open",
+	       "fill");
+	for (uint32_t p = 0; p < opt.n_processes; p++) {
+		struct serve_result full = { 0 };
+		uint32_t n = opt.processes[p];
+
+		bad |= page_one("plain full cache, no daemon", "", n, &all[0], &full, 0, 0);
+		if (p == 0)
+			bad |= page_one("ebbd, full", "policy=full", n, &all[1], &full, 0, 0);
+		snprintf(text, sizeof(text), "policy=h2o budget=%u floor=%u", opt.base.length, opt.base.length);
+		bad |= page_one("ebbd, a budget that never bites", text, n, &all[2], &full, n == 1 ? 0.98 : 0, 0);
+		snprintf(text, sizeof(text), "policy=h2o observe=4 budget=%u floor=%u", opt.base.length, opt.base.length);
+		if (p == 0)
+			bad |= page_one("ebbd, the same, observe=4", text, n, &all[2], &full, n == 1 ? 0.98 : 0, 0);
+		for (uint32_t i = 0; i < opt.n_budgets; i++) {
+			uint32_t b = opt.budget[i];
+
+			snprintf(name, sizeof(name), "ebbd, budget %u", b);
+			snprintf(text, sizeof(text), "policy=h2o budget=%u floor=%u prefill=chunked", b, b);
+			bad |= page_one(name, text, n, &all[3 + i], &full, n == 1 && b == 1024 ? 6 : 0, n == 1 && b == 1024 ? 12 : 0);
+		}
+	}
+	return bad;
+}
+
+/* --- handover and growth ------------------------------------------------------------------------------------------------------------------ */
+
+static int handover(void)
+{
+	static const struct {
+		const char *name, *settings;
+	} kind[] = { { "no daemon", "" }, { "ebbd, no heat", "policy=h2o observe=0 budget=100%" }, { "ebbd, heat", "policy=h2o budget=100%" } };
+	static const uint32_t processes[] = { 1, 4, 8 };
+	char name[96];
+
+	printf("%-16s %2s %12s %12s %8s %8s %8s\n", "window of 32", "P", "median ms", "mean ms", "more", "CPU us", "ebb us");
+	for (size_t p = 0; p < sizeof(processes) / sizeof(processes[0]); p++) {
+		double base = 0.0;
+
+		for (size_t k = 0; k < sizeof(kind) / sizeof(kind[0]); k++) {
+			struct serve_config c = opt.base;
+			struct serve_result r;
+			double mean;
+
+			c.model.layers = c.model.layers < 8 ? c.model.layers : 8;
+			c.sessions = 32u / processes[p];
+			c.length = 2048;
+			c.decode = 512;		/* of local caches, in whole blocks */
+			c.settings = kind[k].settings;
+			c.socket = *c.settings ? sock : NULL;
+			c.bytes = opt.pool_bytes;
+			if (run(&c, processes[p], &r))
+				return 1;
+			mean = r.seconds * 1e3 / (r.steps / WINDOW);
+			base = k ? base : r.window_ms;
+			printf("%-16s %2u %12.3f %12.3f %+7.2f%% %8.1f %8.2f\n", kind[k].name, processes[p], r.window_ms, mean,
+			       100.0 * (r.window_ms / base - 1.0), r.cpu_us, r.ebb_us);
+			fflush(stdout);
+			snprintf(name, sizeof(name), "hand-over, %s, %u processes: a window", kind[k].name, processes[p]);
+			row(name, r.window_ms, "ms", base, k == 1 && p == 0 ? "<= 0.7 % more" : "", k == 1 && p == 0 ? r.window_ms <= 1.007 * base : -1);
+		}
+	}
+	return 0;
+}
+
+static int growth(void)
+{
+	struct serve_config c = opt.base;
+	struct serve_result r;
+	double first, worst = 0.0;
+
+	c.model.layers = c.model.layers < 2 ? c.model.layers : 2;
+	c.sessions = 8;
+	c.warm = 2048;			/* by then every lane is at its budget */
+	c.decode = c.warm + opt.growth / WINDOW * WINDOW;
+	c.length = c.decode + 256;
+	c.settings = "policy=h2o budget=1024 floor=1024 prefill=chunked";
+	c.socket = sock;
+	if (run(&c, 1, &r))
+		return 1;
+	first = r.series_ms[0];
+	printf("%-24s %s\n", "tokens of a session", "ms a step (8 sessions, 2 layers, budget 1024)");
+	for (uint32_t i = 0; i < r.n_series; i++) {
+		printf("%-24u %.4f\n", 256u + c.warm + (uint32_t)((uint64_t)(i + 1) * r.steps / r.n_series), r.series_ms[i]);
+		worst = r.series_ms[i] > worst ? r.series_ms[i] : worst;
+	}
+	row("growth: last step time against the first, at budget", r.series_ms[r.n_series - 1], "ms", first, "flat: within 2 %",
+	    r.series_ms[r.n_series - 1] <= 1.02 * first);
+	row("growth: largest mean step time", worst, "ms", first, "", -1);
+	return 0;
+}
+
+/* --- command line ------------------------------------------------------------------------------------------------------------------------- */
+
+static uint32_t list(const char *text, uint32_t *to, uint32_t room)
+{
+	uint32_t n = 0;
+	char *end;
+
+	for (; n < room && *text; text = *end ? end + 1 : end) {
+		unsigned long x = strtoul(text, &end, 10);
+
+		if (end == text || (*end && *end != ',') || !x || x > 1u << 20)
+			return 0;
+		to[n++] = (uint32_t)x;
+	}
+	return *text ? 0 : n;
+}
+
+static uint64_t size(const char *text)
+{
+	char *end;
+	uint64_t x = strtoull(text, &end, 10);
+	unsigned shift = *end == 'G' ? 30 : *end == 'M' ? 20 : *end == 'K' ? 10 : 0;
+
+	return end == text || (*end && end[1]) || (*end && !shift) ? 0 : x << shift;
+}
+
+/* One option with a value. 0 when it is none or impossible. */
+static int option(const char *name, const char *value)
+{
+	struct { const char *name; uint32_t *to; bool zero; } n[] = {
+		{ "--length", &opt.base.length, false }, { "--decode", &opt.base.decode, false }, { "--sessions", &opt.base.sessions, true },
+		{ "--layers", &opt.base.model.layers, false }, { "--vocab", &opt.base.model.vocab, false }, { "--growth", &opt.growth, false },
+		{ "--pad", &opt.base.pad, true }, { "--limit", &opt.limit_s, false },
+	};
+	char *end;
+
+	for (size_t i = 0; i < sizeof(n) / sizeof(n[0]); i++) {
+		unsigned long x = strtoul(value, &end, 10);
+
+		if (strcmp(name, n[i].name) != 0)
+			continue;
+		*n[i].to = (uint32_t)x;
+		return end != value && !*end && (x || n[i].zero) && x <= 1u << 24;
+	}
+	if (strcmp(name, "--budgets") == 0)
+		return (opt.n_budgets = list(value, opt.budget, MAX_BUDGETS)) != 0;
+	if (strcmp(name, "--processes") == 0)
+		return (opt.n_processes = list(value, opt.processes, 4)) != 0 && opt.processes[opt.n_processes - 1] <= MAX_PROCESSES;
+	if (strcmp(name, "--pool") == 0)
+		return (opt.pool_bytes = size(value)) != 0;
+	if (strcmp(name, "--device") == 0)
+		return (opt.base.ordinal = atoi(value)) >= 0;
+	if (strcmp(name, "--part") == 0)
+		return (opt.part = value) != NULL;
+	if (strcmp(name, "--daemon-log") == 0)
+		return (opt.log = value) != NULL;
+	return 0;
+}
+
+static int wanted(const char *part)
+{
+	const char *at = opt.part ? strstr(opt.part, part) : NULL;
+	size_t n = strlen(part);
+
+	return !opt.part || !*opt.part || (at && (at == opt.part || at[-1] == ',') && (!at[n] || at[n] == ','));
+}
+
+static int parse(int argc, char **argv)
+{
+	opt = (struct options){
+		.base = { .model = { 32, 32, 8, 128, 4096, 14336, 128256 }, .length = 16384, .decode = 256, .warm = WINDOW, .graph = 1, .settings = "" },
+		.budget = { 4096, 2048, 1024 }, .n_budgets = 3, .processes = { 1, 4 }, .n_processes = 2, .growth = 100000,
+		.pool_bytes = 40ull << 30, .limit_s = 300, .part = getenv("BENCH"), .json = getenv("EBB_BENCH_ROWS") != NULL,
+	};
+	for (int i = 1; i < argc; i++) {
+		if (strcmp(argv[i], "--no-graph") == 0)
+			opt.base.graph = 0;
+		else if (strcmp(argv[i], "--json") == 0)
+			opt.json = true;
+		else if (strcmp(argv[i], "--help") == 0)
+			return printf("%s", usage), -1;
+		else if (i + 1 < argc && option(argv[i], argv[i + 1]))
+			i++;
+		else
+			return fprintf(stderr, "ebb-bench-serve: %s\n%s", argv[i], usage), 2;
+	}
+	if (opt.base.decode < 2 * WINDOW || opt.base.decode >= opt.base.length)
+		return complain("--decode", "two windows (64) at least, and less than --length"), 2;
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	int bad;
+
+	if (argc == 6 && strcmp(argv[1], "--work") == 0) {
+		alarm((unsigned)atoi(argv[5]));	/* nothing that hangs stays */
+		return work(argv);
+	}
+	bad = parse(argc, argv);
+	if (bad)
+		return bad < 0 ? 0 : bad;
+	if (!wanted("check") && !wanted("serve") && !wanted("handover") && !wanted("growth"))
+		return 0;
+	bad = daemon_start();
+	if (!bad && wanted("check"))
+		bad = check();
+	if (!bad && wanted("serve"))
+		bad = page();
+	if (!bad && wanted("handover"))
+		bad = handover();
+	if (!bad && wanted("growth"))
+		bad = growth();
+	daemon_stop();
+	return bad;
+}
