@@ -19,9 +19,9 @@
 #define BLAS_WORKSPACE (64u << 20)	/* given, because a captured product must not allocate */
 
 /* The header overloads the name in C++; the symbol is this one. */
-typedef cublasStatus_t (*blas_gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *, const void *, cudaDataType_t, int,
-				    const void *, cudaDataType_t, int, const void *, void *, cudaDataType_t, int, cublasComputeType_t,
-				    cublasGemmAlgo_t);
+typedef cublasStatus_t (*blas_gemm)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *, const void *,
+				    cudaDataType_t, int, const void *, cudaDataType_t, int, const void *, void *, cudaDataType_t, int,
+				    cublasComputeType_t, cublasGemmAlgo_t);
 
 struct blas {
 	void *lib, *workspace;
@@ -78,8 +78,8 @@ static inline int blas_open(struct blas *b, cudaStream_t stream, char *why, size
 }
 
 /* y = x w^T: x [rows][cols], w [outs][cols], both bf16, y [rows][outs] of type `to`. */
-static inline cublasStatus_t blas_matmul(const struct blas *b, const void *w, const void *x, uint32_t rows, uint32_t cols, uint32_t outs, void *y,
-					 cudaDataType_t to)
+static inline cublasStatus_t blas_matmul(const struct blas *b, const void *w, const void *x, uint32_t rows, uint32_t cols, uint32_t outs,
+					 void *y, cudaDataType_t to)
 {
 	const float one = 1.0f, zero = 0.0f;
 

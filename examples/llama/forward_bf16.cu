@@ -346,19 +346,23 @@ static int matmul(struct pass *f, const bf16 *w, const bf16 *x, uint32_t rows, u
 	return s == CUBLAS_STATUS_SUCCESS ? 0 : fail(f, -EIO, "cuBLAS: %s", f->blas.text(s));
 }
 
+static dim3 grid(uint32_t rows, uint32_t threads)
+{
+	return dim3(rows, (threads + BF16_THREADS - 1u) / BF16_THREADS);
+}
+
 static int one_layer(struct pass *f, struct ebb_batch *batch, uint32_t i, uint32_t rows)
 {
 	const struct model *m = f->model;
 	const struct layer *l = &f->layer[i];
 	uint32_t q = m->n_heads * m->head_dim, kv = m->n_kv_heads * m->head_dim, all = qkv_outs(m), e = m->n_embd, half = m->rope_dims / 2u;
-	uint32_t pairs = (m->n_heads + m->n_kv_heads) * half;
 	struct ebb_tensor tq = { f->qkv, EBB_F32, all }, tk = { f->qkv + q, EBB_F32, all }, tv = { f->qkv + q + kv, EBB_F32, all };
 	struct ebb_tensor out = { f->att, EBB_BF16, 0 };
 	int err;
 
 	bf16_norm_kernel<float><<<rows, BF16_THREADS, 0, f->stream>>>(f->h, i ? f->delta : NULL, NULL, l->attn_norm, e, m->rms_eps, f->x);
 	err = matmul(f, l->qkv, f->x, rows, e, all, f->qkv);
-	bf16_rope_kernel<float><<<dim3(rows, (pairs + BF16_THREADS - 1u) / BF16_THREADS), BF16_THREADS, 0, f->stream>>>(
+	bf16_rope_kernel<float><<<grid(rows, (m->n_heads + m->n_kv_heads) * half), BF16_THREADS, 0, f->stream>>>(
 		f->qkv, all, m->n_heads + m->n_kv_heads, m->head_dim, half, f->angle, f->in + f->max_rows, NULL);
 	if (!err) {
 		err = ebb_append(batch, i, &tk, &tv);
@@ -372,8 +376,7 @@ static int one_layer(struct pass *f, struct ebb_batch *batch, uint32_t i, uint32
 	bf16_norm_kernel<float><<<rows, BF16_THREADS, 0, f->stream>>>(f->h, f->delta, NULL, l->ffn_norm, e, m->rms_eps, f->x);
 	if (!err)
 		err = matmul(f, l->gate_up, f->x, rows, e, 2u * m->n_ff, f->gate_up);
-	bf16_silu_kernel<float><<<dim3(rows, (m->n_ff / 2u + BF16_THREADS - 1u) / BF16_THREADS), BF16_THREADS, 0, f->stream>>>(f->gate_up, m->n_ff,
-															     f->act);
+	bf16_silu_kernel<float><<<grid(rows, m->n_ff / 2u), BF16_THREADS, 0, f->stream>>>(f->gate_up, m->n_ff, f->act);
 	if (!err)
 		err = matmul(f, l->down, f->act, rows, m->n_ff, e, f->delta);
 	return err ? err : check(f, cudaGetLastError(), "a layer");
@@ -471,8 +474,8 @@ static int pass_layers(struct forward *forward, struct ebb_batch *batch, const s
 	if (err)
 		return err;
 	if (in->n_out)
-		bf16_norm_kernel<float><<<in->n_out, BF16_THREADS, 0, f->stream>>>(f->h, f->delta, (const uint32_t *)f->in + 2u * f->max_rows, f->out_norm,
-										   m->n_embd, m->rms_eps, f->x);
+		bf16_norm_kernel<float><<<in->n_out, BF16_THREADS, 0, f->stream>>>(
+			f->h, f->delta, (const uint32_t *)f->in + 2u * f->max_rows, f->out_norm, m->n_embd, m->rms_eps, f->x);
 	f->n_out = in->n_out;
 	return check(f, cudaGetLastError(), "a step");
 }

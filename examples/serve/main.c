@@ -1,39 +1,24 @@
 /*
  * ebb-bench-serve: how many long sessions a GPU serves, and how fast, with ebbd and without.
  *
- * A model of the shape of Llama-3-8B with random weights decodes sessions of --length tokens out of --pool bytes of KV memory: with plain full
- * caches (ebb_local(): contiguous runs of pages, nothing evicted, the same attention kernels, so as good as ours), through ebbd with the policy
- * full, with a budget that never bites, and with budgets that do. One line a configuration; goals beside them.
+ * A model of the shape of Llama-3-8B with random weights decodes sessions of --length tokens out of --pool bytes of KV memory: with plain
+ * full caches (ebb_local(): contiguous runs of pages, nothing evicted, the same attention kernels, so as good as ours), through ebbd with
+ * the policy full, with a budget that never bites, and with budgets that do. One line a configuration; goals beside them.
  *
- * Each client is a process of its own (--work, worker.cu). This one starts ebbd and the clients, lets them begin together and adds up. It has
- * no CUDA in it. Parts (--part, or BENCH in the environment): check serve handover growth.
+ * Each client is a process of its own (clients.c starts them and ebbd, worker.cu is one). No CUDA here.
+ * Parts (--part, or BENCH in the environment): check serve handover growth.
  */
-#include <errno.h>
 #include <math.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "examples/serve/serve.h"
 
-#define MAX_PROCESSES 16u
 #define MAX_BUDGETS 8u
 #define WINDOW 32u
-
-struct client {
-	pid_t pid;
-	FILE *to, *from;
-	struct serve_result r;
-};
 
 struct options {
 	struct serve_config base;
@@ -41,14 +26,24 @@ struct options {
 	uint32_t processes[4], n_processes;
 	uint32_t growth;		/* tokens a session generates in the part growth */
 	uint64_t pool_bytes;
-	unsigned limit_s;		/* of one worker */
+	unsigned limit_s;		/* of one client */
 	const char *part, *log;
 	bool json;
 };
 
 static struct options opt;
-static char dir[64], sock[128];
-static pid_t daemon_pid;
+static const char *sock;
+
+static int run(const struct serve_config *config, uint32_t n, struct serve_result *out)
+{
+	return serve_run(config, n, opt.limit_s, out);
+}
+
+static int complain(const char *what, const char *why)
+{
+	fprintf(stderr, "ebb-bench-serve: %s: %s\n", what, why);
+	return 1;
+}
 
 static const char usage[] =
 "usage: ebb-bench-serve [options]\n"
@@ -68,7 +63,7 @@ static const char usage[] =
 "  --daemon-log FILE   what ebbd says\n"
 "  --json              figures as JSON lines, too (make bench-gpu sets EBB_BENCH_ROWS=1 for the same)\n";
 
-/* --- rows ------------------------------------------------------------------------------------------------------------------------- */
+/* --- rows ---------------------------------------------------------------------------------------------------------------- */
 
 static void number(const char *key, double value)
 {
@@ -92,236 +87,7 @@ static void row(const char *name, double value, const char *unit, double ceiling
 	fflush(stdout);
 }
 
-/* --- processes -------------------------------------------------------------------------------------------------------------------- */
-
-static int complain(const char *what, const char *why)
-{
-	fprintf(stderr, "ebb-bench-serve: %s: %s\n", what, why);
-	return 1;
-}
-
-static int connected(void)
-{
-	struct sockaddr_un a = { .sun_family = AF_UNIX };
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), ok;
-
-	snprintf(a.sun_path, sizeof(a.sun_path), "%.107s", sock);
-	ok = fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0;
-	if (fd >= 0)
-		close(fd);
-	return ok;
-}
-
-static void daemon_stop(void)
-{
-	char path[128];
-
-	if (daemon_pid > 0) {
-		kill(daemon_pid, SIGTERM);
-		waitpid(daemon_pid, NULL, 0);
-	}
-	daemon_pid = 0;
-	if (!*dir)
-		return;
-	snprintf(path, sizeof(path), "%s/ini", dir);
-	unlink(path);
-	unlink(sock);
-	rmdir(dir);
-	*dir = '\0';
-}
-
-static void daemon_run(const char *exe, const char *ini)
-{
-	prctl(PR_SET_PDEATHSIG, SIGTERM);
-	if (!freopen("/dev/null", "r", stdin) || !freopen(opt.log ? opt.log : "/dev/null", "a", stdout) ||
-	    !freopen(opt.log ? opt.log : "/dev/null", "a", stderr))
-		_exit(1);
-	execl(exe, "ebbd", "--config", ini, (char *)NULL);
-	_exit(127);
-}
-
-/* ebbd beside this program, or in $EBB_BIN, with one pool. */
-static int daemon_start(void)
-{
-	const char *bin = getenv("EBB_BIN");
-	char exe[512], self[400], ini[128], *slash;
-	ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-	FILE *f;
-
-	self[n > 0 ? n : 0] = '\0';
-	slash = strrchr(self, '/');
-	if (slash)
-		*slash = '\0';
-	snprintf(exe, sizeof(exe), "%s/ebbd", bin && *bin ? bin : self);
-	snprintf(dir, sizeof(dir), "/tmp/ebb-serve.XXXXXX");
-	if (!mkdtemp(dir))
-		return complain("a folder in /tmp", strerror(errno));
-	snprintf(ini, sizeof(ini), "%s/ini", dir);
-	snprintf(sock, sizeof(sock), "%s/sock", dir);
-	f = fopen(ini, "w");
-	if (!f)
-		return complain(ini, strerror(errno));
-	fprintf(f, "[daemon]\nsocket = %s\ndrain = 0s\n[pool gpu]\ndevice = cuda:%d\nsize = %llu\n", sock, opt.base.ordinal,
-		(unsigned long long)opt.pool_bytes);
-	fclose(f);
-	fflush(stdout);
-	daemon_pid = fork();
-	if (daemon_pid == 0)
-		daemon_run(exe, ini);
-	for (unsigned i = 0; i < 600; i++) {
-		if (daemon_pid < 0 || waitpid(daemon_pid, NULL, WNOHANG) != 0)
-			break;
-		if (connected())
-			return 0;
-		usleep(100000);
-	}
-	return complain(exe, "it does not answer (see --daemon-log)");
-}
-
-/* What --work gets; read back by work(). */
-static void describe(const struct serve_config *c, char *to, size_t bytes)
-{
-	const struct serve_model *m = &c->model;
-
-	snprintf(to, bytes, "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %d %d %d", m->layers, m->heads, m->kv_heads, m->head_dim, m->hidden, m->ffn,
-		 m->vocab, c->ordinal, (unsigned long long)c->bytes, c->sessions, c->length, c->decode, c->warm, c->pad, c->graph, c->ragged,
-		 c->check);
-}
-
-static int work(char **argv)
-{
-	struct serve_config c = { .gate = 1 };
-	struct serve_model *m = &c.model;
-	struct serve_result r;
-	unsigned long long bytes;
-
-	if (sscanf(argv[2], "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %d %d %d", &m->layers, &m->heads, &m->kv_heads, &m->head_dim, &m->hidden,
-		   &m->ffn, &m->vocab, &c.ordinal, &bytes, &c.sessions, &c.length, &c.decode, &c.warm, &c.pad, &c.graph, &c.ragged,
-		   &c.check) != 17)
-		return complain("--work", "is for this program's own use");
-	c.bytes = bytes;
-	c.socket = *argv[3] ? argv[3] : NULL;
-	c.settings = argv[4];
-	if (serve_work(&c, &r))
-		return 1;
-	printf("result %u %u %.17g %.17g %.17g %.17g %u %.17g %.17g %llx %u", r.sessions, r.steps, r.seconds, r.window_ms, r.cpu_us, r.ebb_us, r.graphs,
-	       r.open_s, r.prefill_s, (unsigned long long)r.hash, r.n_series);
-	for (uint32_t i = 0; i < r.n_series; i++)
-		printf(" %.6g", r.series_ms[i]);
-	printf("\n");
-	return 0;
-}
-
-static int client_start(struct client *c, const struct serve_config *config)
-{
-	int in[2], out[2];
-	char text[256], limit[16];
-
-	describe(config, text, sizeof(text));
-	snprintf(limit, sizeof(limit), "%u", opt.limit_s);
-	if (pipe(in) || pipe(out))
-		return complain("a pipe", strerror(errno));
-	fflush(stdout);
-	c->pid = fork();
-	if (c->pid == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		dup2(in[0], 0);
-		dup2(out[1], 1);
-		for (int fd = 3; fd < 64; fd++)
-			close(fd);
-		execl("/proc/self/exe", "ebb-bench-serve", "--work", text, config->socket ? config->socket : "", config->settings, limit, (char *)NULL);
-		_exit(127);
-	}
-	close(in[0]);
-	close(out[1]);
-	c->to = fdopen(in[1], "w");
-	c->from = fdopen(out[0], "r");
-	return c->pid < 0 || !c->to || !c->from ? complain("a process", strerror(errno)) : 0;
-}
-
-/* The client's next line that begins with `word`. Its own lines only: what libraries print is not ours to read. */
-static int next_line(struct client *c, const char *word, char *line, size_t bytes)
-{
-	while (fgets(line, (int)bytes, c->from))
-		if (strncmp(line, word, strlen(word)) == 0)
-			return 0;
-	return 1;
-}
-
-static int read_result(struct client *c)
-{
-	struct serve_result *r = &c->r;
-	unsigned long long hash;
-	char line[1024];
-	int at = 0;
-
-	if (next_line(c, "result ", line, sizeof(line)) ||
-	    sscanf(line, "result %u %u %lf %lf %lf %lf %u %lf %lf %llx %u%n", &r->sessions, &r->steps, &r->seconds, &r->window_ms, &r->cpu_us, &r->ebb_us,
-		   &r->graphs, &r->open_s, &r->prefill_s, &hash, &r->n_series, &at) != 11 || r->n_series > SERVE_SERIES)
-		return 1;
-	r->hash = hash;
-	for (uint32_t i = 0; i < r->n_series; i++) {
-		int more = 0;
-
-		if (sscanf(line + at, "%lf%n", &r->series_ms[i], &more) != 1)
-			return 1;
-		at += more;
-	}
-	return 0;
-}
-
-/* One result of all: sessions and seconds of the slowest, means of the rest. */
-static void add_up(const struct client *c, uint32_t n, struct serve_result *out)
-{
-	*out = c[0].r;
-	for (uint32_t i = 1; i < n; i++) {
-		const struct serve_result *r = &c[i].r;
-
-		out->sessions += r->sessions;
-		out->seconds = r->seconds > out->seconds ? r->seconds : out->seconds;
-		out->window_ms += r->window_ms;
-		out->cpu_us += r->cpu_us;
-		out->ebb_us += r->ebb_us;
-		out->graphs += r->graphs;
-	}
-	out->window_ms /= n;
-	out->cpu_us /= n;
-	out->ebb_us /= n;
-}
-
-/* Runs n clients of this configuration side by side; all begin to decode when the last is ready. */
-static int run(const struct serve_config *config, uint32_t n, struct serve_result *out)
-{
-	struct client c[MAX_PROCESSES] = { 0 };
-	char line[1024];
-	int bad = 0;
-
-	for (uint32_t i = 0; i < n && !bad; i++)
-		bad = client_start(&c[i], config);
-	for (uint32_t i = 0; i < n && !bad; i++)
-		bad = next_line(&c[i], "ready ", line, sizeof(line));
-	for (uint32_t i = 0; i < n && !bad; i++) {
-		fprintf(c[i].to, "go\n");
-		fflush(c[i].to);
-	}
-	for (uint32_t i = 0; i < n && !bad; i++)
-		bad = read_result(&c[i]);
-	for (uint32_t i = 0; i < n; i++) {
-		if (c[i].pid > 0 && bad)
-			kill(c[i].pid, SIGKILL);
-		if (c[i].to)
-			fclose(c[i].to);
-		if (c[i].from)
-			fclose(c[i].from);
-		if (c[i].pid > 0)
-			waitpid(c[i].pid, NULL, 0);
-	}
-	if (!bad)
-		add_up(c, n, out);
-	return bad;
-}
-
-/* --- check: the same bits ------------------------------------------------------------------------------------------------------------ */
+/* --- check: the same bits ------------------------------------------------------------------------------------------------ */
 
 struct same {
 	const char *name;
@@ -371,15 +137,15 @@ static int check(void)
 		hash[i] = r.hash;
 		if (s->like >= 0 && hash[i] != hash[s->like])
 			wrong++;
-		printf("%-5s %-44s logits %016llx, %u graphs, prompts %.1f s\n", s->like < 0 ? "-" : hash[i] == hash[s->like] ? "ok" : "FAIL", s->name,
-		       (unsigned long long)hash[i], r.graphs, r.prefill_s);
+		printf("%-5s %-44s logits %016llx, %u graphs, prompts %.1f s\n", s->like < 0 ? "-" : hash[i] == hash[s->like] ? "ok" : "FAIL",
+		       s->name, (unsigned long long)hash[i], r.graphs, r.prefill_s);
 		fflush(stdout);
 	}
 	row("serve: configurations whose logits differ", wrong, "", NAN, "0", wrong == 0);
 	return wrong != 0;
 }
 
-/* --- serve: the page ------------------------------------------------------------------------------------------------------------------- */
+/* --- serve: the page ----------------------------------------------------------------------------------------------------- */
 
 static void page_row(const char *name, uint32_t processes, const struct serve_result *r, const struct serve_result *full, double goal_speed,
 		     double goal_sessions)
@@ -387,8 +153,9 @@ static void page_row(const char *name, uint32_t processes, const struct serve_re
 	double speed = (double)r->sessions * r->steps / r->seconds, base = (double)full->sessions * full->steps / full->seconds;
 	char text[160], goal[32];
 
-	printf("%-30s %2u %9u %7.2fx %10.0f %7.2fx %9.3f %8.0f %7.1f %5.1f %5.1f\n", name, processes, r->sessions, (double)r->sessions / full->sessions,
-	       speed, speed / base, r->seconds * 1e3 / r->steps, r->cpu_us, r->ebb_us, r->open_s, r->prefill_s);
+	printf("%-30s %2u %9u %7.2fx %10.0f %7.2fx %9.3f %8.0f %7.1f %5.1f %5.1f\n", name, processes, r->sessions,
+	       (double)r->sessions / full->sessions, speed, speed / base, r->seconds * 1e3 / r->steps, r->cpu_us, r->ebb_us, r->open_s,
+	       r->prefill_s);
 	fflush(stdout);
 	snprintf(text, sizeof(text), "serve, %s, %u process%s: sessions", name, processes, processes == 1 ? "" : "es");
 	snprintf(goal, sizeof(goal), goal_sessions > 0 ? ">= %gx" : "", goal_sessions);
@@ -425,8 +192,8 @@ static int page(void)
 	char name[64], text[128];
 	int bad = 0;
 
-	printf("%-30s %2s %9s %8s %10s %8s %9s %8s %7s %5s %5s\n", "cache", "P", "sessions", "", "tokens/s", "", "ms/step", "CPU us", "ebb us", "open",
-	       "fill");
+	printf("%-30s %2s %9s %8s %10s %8s %9s %8s %7s %5s %5s\n", "cache", "P", "sessions", "", "tokens/s", "", "ms/step", "CPU us",
+	       "ebb us", "open", "fill");
 	for (uint32_t p = 0; p < opt.n_processes; p++) {
 		struct serve_result full = { 0 };
 		uint32_t n = opt.processes[p];
@@ -450,13 +217,15 @@ static int page(void)
 	return bad;
 }
 
-/* --- handover and growth ------------------------------------------------------------------------------------------------------------------ */
+/* --- handover and growth ------------------------------------------------------------------------------------------------- */
 
 static int handover(void)
 {
 	static const struct {
 		const char *name, *settings;
-	} kind[] = { { "no daemon", "" }, { "ebbd, no heat", "policy=h2o observe=0 budget=100%" }, { "ebbd, heat", "policy=h2o budget=100%" } };
+	} kind[] = {
+		{ "no daemon", "" }, { "ebbd, no heat", "policy=h2o observe=0 budget=100%" }, { "ebbd, heat", "policy=h2o budget=100%" },
+	};
 	static const uint32_t processes[] = { 1, 4, 8 };
 	char name[96];
 
@@ -484,7 +253,8 @@ static int handover(void)
 			       100.0 * (r.window_ms / base - 1.0), r.cpu_us, r.ebb_us);
 			fflush(stdout);
 			snprintf(name, sizeof(name), "hand-over, %s, %u processes: a window", kind[k].name, processes[p]);
-			row(name, r.window_ms, "ms", base, k == 1 && p == 0 ? "<= 0.7 % more" : "", k == 1 && p == 0 ? r.window_ms <= 1.007 * base : -1);
+			row(name, r.window_ms, "ms", base, k == 1 && p == 0 ? "<= 0.7 % more" : "",
+			    k == 1 && p == 0 ? r.window_ms <= 1.007 * base : -1);
 		}
 	}
 	return 0;
@@ -517,7 +287,7 @@ static int growth(void)
 	return 0;
 }
 
-/* --- command line ------------------------------------------------------------------------------------------------------------------------- */
+/* --- command line -------------------------------------------------------------------------------------------------------- */
 
 static uint32_t list(const char *text, uint32_t *to, uint32_t room)
 {
@@ -547,8 +317,9 @@ static uint64_t size(const char *text)
 static int option(const char *name, const char *value)
 {
 	struct { const char *name; uint32_t *to; bool zero; } n[] = {
-		{ "--length", &opt.base.length, false }, { "--decode", &opt.base.decode, false }, { "--sessions", &opt.base.sessions, true },
-		{ "--layers", &opt.base.model.layers, false }, { "--vocab", &opt.base.model.vocab, false }, { "--growth", &opt.growth, false },
+		{ "--length", &opt.base.length, false }, { "--decode", &opt.base.decode, false },
+		{ "--sessions", &opt.base.sessions, true }, { "--layers", &opt.base.model.layers, false },
+		{ "--vocab", &opt.base.model.vocab, false }, { "--growth", &opt.growth, false },
 		{ "--pad", &opt.base.pad, true }, { "--limit", &opt.limit_s, false },
 	};
 	char *end;
@@ -564,7 +335,7 @@ static int option(const char *name, const char *value)
 	if (strcmp(name, "--budgets") == 0)
 		return (opt.n_budgets = list(value, opt.budget, MAX_BUDGETS)) != 0;
 	if (strcmp(name, "--processes") == 0)
-		return (opt.n_processes = list(value, opt.processes, 4)) != 0 && opt.processes[opt.n_processes - 1] <= MAX_PROCESSES;
+		return (opt.n_processes = list(value, opt.processes, 4)) != 0 && opt.processes[opt.n_processes - 1] <= SERVE_PROCESSES;
 	if (strcmp(name, "--pool") == 0)
 		return (opt.pool_bytes = size(value)) != 0;
 	if (strcmp(name, "--device") == 0)
@@ -587,7 +358,8 @@ static int wanted(const char *part)
 static int parse(int argc, char **argv)
 {
 	opt = (struct options){
-		.base = { .model = { 32, 32, 8, 128, 4096, 14336, 128256 }, .length = 16384, .decode = 256, .warm = WINDOW, .graph = 1, .settings = "" },
+		.base = { .model = { 32, 32, 8, 128, 4096, 14336, 128256 }, .length = 16384, .decode = 256, .warm = WINDOW, .graph = 1,
+			  .settings = "" },
 		.budget = { 4096, 2048, 1024 }, .n_budgets = 3, .processes = { 1, 4 }, .n_processes = 2, .growth = 100000,
 		.pool_bytes = 40ull << 30, .limit_s = 300, .part = getenv("BENCH"), .json = getenv("EBB_BENCH_ROWS") != NULL,
 	};
@@ -614,14 +386,15 @@ int main(int argc, char **argv)
 
 	if (argc == 6 && strcmp(argv[1], "--work") == 0) {
 		alarm((unsigned)atoi(argv[5]));	/* nothing that hangs stays */
-		return work(argv);
+		return serve_be_client(argv[2], argv[3], argv[4]);
 	}
 	bad = parse(argc, argv);
 	if (bad)
 		return bad < 0 ? 0 : bad;
 	if (!wanted("check") && !wanted("serve") && !wanted("handover") && !wanted("growth"))
 		return 0;
-	bad = daemon_start();
+	sock = serve_daemon_start(opt.base.ordinal, opt.pool_bytes, opt.log);
+	bad = !sock;
 	if (!bad && wanted("check"))
 		bad = check();
 	if (!bad && wanted("serve"))
@@ -630,6 +403,6 @@ int main(int argc, char **argv)
 		bad = handover();
 	if (!bad && wanted("growth"))
 		bad = growth();
-	daemon_stop();
+	serve_daemon_stop();
 	return bad;
 }

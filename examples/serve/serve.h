@@ -1,6 +1,6 @@
 /*
- * ebb-bench-serve: main.c runs workers, one process per client and configuration, and makes the page of what they say; worker.cu is the client:
- * a model of a given shape with random weights that decodes sessions. They talk by a pipe (see worker.cu).
+ * ebb-bench-serve: main.c says what is measured and makes the page of it; clients.c starts ebbd and the clients, a process each; worker.cu is
+ * a client: a model of a given shape with random weights (model.cuh) that decodes sessions.
  */
 #ifndef SERVE_SERVE_H
 #define SERVE_SERVE_H
@@ -12,6 +12,7 @@ extern "C" {
 #endif
 
 #define SERVE_SERIES 32u
+#define SERVE_PROCESSES 16u
 
 struct serve_model {
 	uint32_t layers, heads, kv_heads, head_dim, hidden, ffn, vocab;
@@ -48,6 +49,22 @@ struct serve_result {
 	uint32_t n_series;
 	double series_ms[SERVE_SERIES];	/* mean step time over equal parts of the measured steps */
 };
+
+/*
+ * serve_daemon_start - ebbd beside this program, or in $EBB_BIN, with one pool on the device. @log: NULL: nowhere. Returns the path of its
+ * socket, or NULL after a sentence on stderr. serve_daemon_stop() ends it and takes its files away.
+ */
+const char *serve_daemon_start(int ordinal, uint64_t bytes, const char *log);
+void serve_daemon_stop(void);
+
+/*
+ * serve_run - n clients of this configuration side by side; all begin to decode when the last is ready. @limit_s: seconds after which one is
+ * ended. @out: sessions of all, times of the slowest, means of the rest. 0, or 1 after a sentence of the client's on stderr.
+ */
+int serve_run(const struct serve_config *config, uint32_t n, unsigned limit_s, struct serve_result *out);
+
+/* serve_be_client - what serve_run() starts. Returns the exit status. */
+int serve_be_client(const char *numbers, const char *socket_path, const char *settings);
 
 /* serve_work - be a client. Progress on stderr. 0, or 1 after a sentence on stderr. */
 int serve_work(const struct serve_config *config, struct serve_result *out);

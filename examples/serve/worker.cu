@@ -1,11 +1,12 @@
 /*
  * A client of ebb-bench-serve: a model of a given shape, random bf16 weights, cuBLAS, and as many sessions as it is told or as fit.
  *
- * The sessions' first tokens are not computed: random K and V rows are appended through the ordinary calls, in chunks as large as the daemon
- * grants. Then all sessions decode, greedily, a token each a step. Nothing on the device waits for the host: tokens and positions stay there, and the
- * host sees the tokens of a step while the next one runs, as a server does.
+ * The sessions' first tokens are not computed: random K and V rows are appended through the ordinary calls, in chunks as large as the
+ * daemon grants. Then all sessions decode, greedily, a token each a step. Nothing on the device waits for the host: tokens and positions
+ * stay there, and the host sees the tokens of a step while the next one runs, as a server does.
  *
- * Deterministic: what is random depends on (session, position, channel) and on nothing else, so with the same caches two runs give the same bits.
+ * Deterministic: what is random depends on (session, position, channel) and on nothing else, so with the same caches two runs give the
+ * same bits.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 
 #include "examples/llama/bf16.cuh"
 #include "examples/llama/blas.cuh"
+#include "examples/serve/model.cuh"
 #include "examples/serve/serve.h"
 #include "libclient/ebb.h"
 
@@ -22,8 +24,6 @@
 #define SHIFT 8u		/* elements by which a layer's random rows differ from the last layer's: 16 bytes */
 #define MAX_GRAPHS 64u
 #define PREFILL_ROWS 1024u	/* of a step of prompts, or a window of every session: attend's scratch grows with them */
-
-typedef __nv_bfloat16 bf16;
 
 struct layer {
 	bf16 *qkv, *o, *gate_up, *down;
@@ -107,38 +107,6 @@ static void progress(const char *what, double part, double since)
 
 /* --- the model ------------------------------------------------------------------------------------------------------------------ */
 
-static __device__ __forceinline__ uint64_t mix(uint64_t x)
-{
-	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-	x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-	return x ^ (x >> 31);
-}
-
-static __device__ __forceinline__ float unit(uint32_t x) { return (float)(int32_t)x * (1.0f / 2147483648.0f); }	/* -1 .. 1 */
-
-/* Two numbers a thread, uniform in -scale .. scale. */
-static __global__ void random_kernel(bf16 *to, size_t pairs, uint64_t seed, float scale)
-{
-	for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < pairs; i += (size_t)gridDim.x * blockDim.x) {
-		uint64_t r = mix(seed + i);
-
-		bf16_store2(to + 2 * i, make_float2(scale * unit((uint32_t)r), scale * unit((uint32_t)(r >> 32))));
-	}
-}
-
-static __global__ void ones_kernel(float *to, uint32_t n)
-{
-	for (uint32_t i = threadIdx.x; i < n; i += blockDim.x)
-		to[i] = 1.0f;
-}
-
-static __global__ void angle_kernel(float2 *to, uint32_t half, float theta)
-{
-	double by = (double)blockIdx.x * exp2(-log2((double)theta) * (double)threadIdx.x / half);
-
-	to[(size_t)blockIdx.x * half + threadIdx.x] = make_float2((float)cos(by), (float)sin(by));
-}
-
 static int random_matrix(struct worker *w, bf16 **to, size_t outs, size_t cols, uint64_t seed)
 {
 	cudaError_t e = cudaMalloc((void **)to, outs * cols * sizeof(bf16));
@@ -196,9 +164,11 @@ static int make_room(struct worker *w)
 	       room((void **)&w->att, rows * m->heads * m->head_dim * sizeof(bf16)) ||
 	       room((void **)&w->delta, rows * m->hidden * sizeof(bf16)) || room((void **)&w->gate_up, rows * 2u * m->ffn * sizeof(bf16)) ||
 	       room((void **)&w->act, rows * m->ffn * sizeof(bf16)) || room((void **)&w->logits, rows * m->vocab * sizeof(bf16)) ||
-	       room((void **)&w->token, (w->n_sessions + 1u) * sizeof(int32_t)) || room((void **)&w->pos, (w->n_sessions + 1u) * sizeof(int32_t)) ||
+	       room((void **)&w->token, (w->n_sessions + 1u) * sizeof(int32_t)) ||
+	       room((void **)&w->pos, (w->n_sessions + 1u) * sizeof(int32_t)) ||
 	       room((void **)&w->slot, rows * sizeof(uint32_t)) || room((void **)&w->hash, sizeof(*w->hash)) ||
-	       room((void **)&w->fill_k, w->fill_rows * stride * sizeof(bf16)) || room((void **)&w->fill_v, w->fill_rows * stride * sizeof(bf16)) ||
+	       room((void **)&w->fill_k, w->fill_rows * stride * sizeof(bf16)) ||
+	       room((void **)&w->fill_v, w->fill_rows * stride * sizeof(bf16)) ||
 	       room((void **)&w->fill_of, w->fill_rows * sizeof(uint2)) ||
 	       cu(cudaHostAlloc((void **)&w->h_fill_of, w->fill_rows * sizeof(uint2), 0), "pinned memory") ||
 	       cu(cudaHostAlloc((void **)&w->h_slot, 2 * rows * sizeof(uint32_t), 0), "pinned memory") ||
@@ -207,6 +177,11 @@ static int make_room(struct worker *w)
 }
 
 /* --- a step --------------------------------------------------------------------------------------------------------------------- */
+
+static dim3 grid(uint32_t rows, uint32_t threads)
+{
+	return dim3(rows, (threads + BF16_THREADS - 1u) / BF16_THREADS);
+}
 
 static int one_layer(struct worker *w, uint32_t i, uint32_t rows)
 {
@@ -219,7 +194,7 @@ static int one_layer(struct worker *w, uint32_t i, uint32_t rows)
 
 	bf16_norm_kernel<bf16><<<rows, BF16_THREADS, 0, w->stream>>>(w->h, i ? w->delta : NULL, NULL, w->ones, m->hidden, 1e-5f, w->x);
 	bad = matmul(w, l->qkv, w->x, rows, m->hidden, all, w->qkv);
-	bf16_rope_kernel<bf16><<<dim3(rows, ((m->heads + m->kv_heads) * half + BF16_THREADS - 1u) / BF16_THREADS), BF16_THREADS, 0, w->stream>>>(
+	bf16_rope_kernel<bf16><<<grid(rows, (m->heads + m->kv_heads) * half), BF16_THREADS, 0, w->stream>>>(
 		w->qkv, all, m->heads + m->kv_heads, m->head_dim, half, w->angle, w->pos, w->slot);
 	if (!bad && ebb_append(w->batch, i, &tk, &tv))
 		bad = fail("append", ebb_error(w->ebb));
@@ -228,8 +203,7 @@ static int one_layer(struct worker *w, uint32_t i, uint32_t rows)
 	bad = bad || matmul(w, l->o, w->att, rows, q, m->hidden, w->delta);
 	bf16_norm_kernel<bf16><<<rows, BF16_THREADS, 0, w->stream>>>(w->h, w->delta, NULL, w->ones, m->hidden, 1e-5f, w->x);
 	bad = bad || matmul(w, l->gate_up, w->x, rows, m->hidden, 2u * m->ffn, w->gate_up);
-	bf16_silu_kernel<bf16><<<dim3(rows, (m->ffn / 2u + BF16_THREADS - 1u) / BF16_THREADS), BF16_THREADS, 0, w->stream>>>(w->gate_up, m->ffn,
-															   w->act);
+	bf16_silu_kernel<bf16><<<grid(rows, m->ffn / 2u), BF16_THREADS, 0, w->stream>>>(w->gate_up, m->ffn, w->act);
 	bad = bad || matmul(w, l->down, w->act, rows, m->ffn, m->hidden, w->delta);
 	return bad || cu(cudaGetLastError(), "a layer");
 }
@@ -242,67 +216,6 @@ static int all_layers(struct worker *w, uint32_t rows)
 	for (uint32_t i = 0; i < w->m.layers && !bad; i++)
 		bad = one_layer(w, i, rows);
 	return bad;
-}
-
-/* A CTA a row: the largest logit's token, of equals the lowest; the row's sequence goes on by one. */
-static __global__ void __launch_bounds__(1024) choose_kernel(const bf16 *logits, uint32_t n, const uint32_t *slot, uint32_t nobody, int32_t *token,
-							    int32_t *pos)
-{
-	__shared__ float value[32];
-	__shared__ uint32_t index[32];
-	const bf16 *row = logits + (size_t)blockIdx.x * n;
-	uint32_t at = 0xffffffffu;
-	float best = -INFINITY;
-
-	for (uint32_t i = threadIdx.x; i < n; i += 1024u) {
-		float x = __bfloat162float(row[i]);
-
-		if (x > best || (x == best && i < at)) {
-			best = x;
-			at = i;
-		}
-	}
-	for (uint32_t round = 0; round < 2; round++) {
-		for (int gap = 16; gap; gap >>= 1) {
-			float x = __shfl_xor_sync(0xffffffffu, best, gap);
-			uint32_t i = __shfl_xor_sync(0xffffffffu, at, gap);
-
-			if (x > best || (x == best && i < at)) {
-				best = x;
-				at = i;
-			}
-		}
-		if (round)
-			break;
-		if (threadIdx.x % 32u == 0) {
-			value[threadIdx.x / 32u] = best;
-			index[threadIdx.x / 32u] = at;
-		}
-		__syncthreads();
-		best = value[threadIdx.x % 32u];
-		at = index[threadIdx.x % 32u];
-	}
-	if (threadIdx.x == 0 && slot[blockIdx.x] != nobody) {
-		token[slot[blockIdx.x]] = at < n ? (int32_t)at : 0;
-		pos[slot[blockIdx.x]]++;
-	}
-}
-
-/* A sum, so in no order; each logit with its place, and none of nobody's rows. */
-static __global__ void __launch_bounds__(BF16_THREADS) hash_kernel(const bf16 *logits, uint32_t n, const uint32_t *slot, const int32_t *pos,
-								     uint32_t nobody, unsigned long long *hash)
-{
-	uint32_t who = slot[blockIdx.x];
-	unsigned long long sum = 0;
-
-	if (who == nobody)
-		return;
-	for (uint32_t i = threadIdx.x; i < n; i += BF16_THREADS)
-		sum += mix(((uint64_t)who << 52) ^ ((uint64_t)pos[who] << 34) ^ ((uint64_t)i << 16) ^ __bfloat16_as_ushort(logits[(size_t)blockIdx.x * n + i]));
-	for (int gap = 16; gap; gap >>= 1)
-		sum += __shfl_xor_sync(0xffffffffu, sum, gap);
-	if (threadIdx.x % 32u == 0)
-		atomicAdd(hash, sum);
 }
 
 static int vocabulary(struct worker *w, uint32_t rows)
@@ -393,8 +306,8 @@ static int decode_step(struct worker *w)
 	w->ebb_s += seconds(CLOCK_THREAD_CPUTIME_ID) - t0;
 	if (g ? cu(cudaGraphLaunch(g->output, w->stream), "a step") : vocabulary(w, rows))
 		return 1;
-	if (cu(cudaMemcpyAsync(w->h_token + turn * (w->n_sessions + 1u), w->token, w->n_sessions * sizeof(int32_t), cudaMemcpyDeviceToHost, w->stream),
-	       "tokens") || cu(cudaEventRecord(w->done[turn], w->stream), "a step"))
+	if (cu(cudaMemcpyAsync(w->h_token + turn * (w->n_sessions + 1u), w->token, w->n_sessions * sizeof(int32_t), cudaMemcpyDeviceToHost,
+			       w->stream), "tokens") || cu(cudaEventRecord(w->done[turn], w->stream), "a step"))
 		return 1;
 	w->steps++;
 	return w->steps > 1 && cu(cudaEventSynchronize(w->done[!turn]), "a step");
@@ -452,21 +365,6 @@ static int make_batch(struct worker *w, uint32_t sessions, uint32_t rows, uint32
 	o.max_rows = rows;
 	o.pad_sessions = pad;
 	return ebb_batch_new(w->ebb, &o, out) ? fail("a batch", ebb_error(w->ebb)) : 0;
-}
-
-/* A CTA a row. What a channel holds depends on session, position and channel. */
-static __global__ void __launch_bounds__(BF16_THREADS) fill_kernel(const uint2 *of, uint32_t stride, bf16 *k, bf16 *v)
-{
-	uint2 who = of[blockIdx.x];
-	uint64_t seed = mix(((uint64_t)who.x << 32) + who.y + 77u);
-
-	for (uint32_t i = threadIdx.x; i < stride / 2u; i += BF16_THREADS) {
-		uint64_t r = mix(seed + i);
-		size_t at = (size_t)blockIdx.x * stride + 2u * i;
-
-		bf16_store2(k + at, make_float2(2.0f * unit((uint32_t)r & 0xffff0000u), 2.0f * unit((uint32_t)r << 16)));
-		bf16_store2(v + at, make_float2(2.0f * unit((uint32_t)(r >> 32) & 0xffff0000u), 2.0f * unit((uint32_t)(r >> 48) << 16)));
-	}
 }
 
 /* The next chunk of every session's prompt. *left: tokens that are still to come. */

@@ -569,14 +569,14 @@ static uint64_t seat(struct world *w, struct gpu_step *step, const struct gpu_se
 
 static void nobody_changes_nothing_and_keeps_the_key(void **state)
 {
-	static const uint32_t len[] = { 1500, 33, 700, 64 }, n[] = { 1, 1, 1 };
+	static const uint32_t len[] = { 1500, 33, 700, 64 }, n[] = { 1, 1, 1 }, type[] = { GPU_BF16, GPU_Q8, GPU_F32 };
 	static const unsigned all[] = { 0, 1, 2 }, last[] = { 2 };
 
 	(void)state;
 	(void)device();
 	for (unsigned round = 0; round < 3; round++) {
 		const struct world_spec spec = {
-			.shape = { .n_kv_heads = 2, .group = 4, .head_dim = 128, .slot_type = round == 0 ? GPU_BF16 : round == 1 ? GPU_Q8 : GPU_F32 },
+			.shape = { .n_kv_heads = 2, .group = 4, .head_dim = 128, .slot_type = type[round] },
 			.n_layers = 1, .n_sessions = 3, .window = 32, .max_slots = 1600, .n_heat = 1, .observe = 1, .n_credit = 1,
 			.seed = 90 + round, .places = 91 + round,
 		};
