@@ -143,17 +143,42 @@ static void select_all(struct pool *pool, struct session *list)
 			select_batch(pool, batch[kind], n[kind], what[kind]);
 }
 
-static void publish_table(struct pool *pool, struct session *s)
+/* Tables that wait to be copied over their shared twins: many of one size in one call, because on a device each call costs microseconds. */
+struct publish {
+	uint32_t src[BATCH], dst[BATCH];
+	uint32_t bytes;			/* of each */
+	unsigned n;
+};
+
+#define PUBLISH_MOST 65536u		/* bytes: above, a copy of its own is faster */
+
+static void publish_flush(struct pool *pool, struct publish *p)
+{
+	if (p->n)
+		serve_must(gpu_move(pool->dev, pool->stream, pool->map, p->src, p->dst, p->n, p->bytes), "move", pool);
+	p->n = 0;
+}
+
+static void publish_table(struct pool *pool, struct session *s, struct publish *p)
 {
 	size_t bytes = s->pages_changed ? gpu_table_bytes(&s->table) : gpu_table_pages(&s->table);
 
-	serve_must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy", pool);
 	s->pages_changed = false;
+	if (bytes > PUBLISH_MOST) {
+		serve_must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy", pool);
+		return;
+	}
+	if (p->n == BATCH || p->bytes != bytes)
+		publish_flush(pool, p);
+	p->src[p->n] = s->private_id;
+	p->dst[p->n++] = s->table_id;
+	p->bytes = (uint32_t)bytes;
 }
 
 void serve_run(struct daemon *d, unsigned index)
 {
 	struct pool *pool = &d->pool[index];
+	struct publish tables = { .n = 0 };
 	struct session *list;
 
 	while (d->due[index] && !d->running[index]) {
@@ -169,8 +194,9 @@ void serve_run(struct daemon *d, unsigned index)
 		for (struct session *s = list; s; s = s->next_due)
 			if (!s->measuring) {
 				change_run(s);
-				publish_table(pool, s);
+				publish_table(pool, s, &tables);
 			}
+		publish_flush(pool, &tables);
 		int rc = gpu_notify(pool->dev, pool->stream, d->done_fd[index]);
 
 		if (rc == 1)

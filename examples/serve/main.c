@@ -6,7 +6,7 @@
  * the policy full, with a budget that never bites, and with budgets that do. One line a configuration; goals beside them.
  *
  * Each client is a process of its own (clients.c starts them and ebbd, worker.cu is one). No CUDA here.
- * Parts (--part, or BENCH in the environment): check serve handover growth.
+ * Parts (--part, or BENCH in the environment): check serve launch handover growth.
  */
 #include <math.h>
 #include <stdbool.h>
@@ -23,7 +23,7 @@
 struct options {
 	struct serve_config base;
 	uint32_t budget[MAX_BUDGETS], n_budgets;
-	uint32_t processes[4], n_processes;
+	uint32_t processes[4], n_processes;	/* 0: the part's own */
 	uint32_t growth;		/* tokens a session generates in the part growth */
 	uint64_t pool_bytes;
 	unsigned limit_s;		/* of one client */
@@ -33,6 +33,20 @@ struct options {
 
 static struct options opt;
 static const char *sock;
+
+/* The daemon is started when it is first needed. 1: it does not come. */
+static int with_daemon(void)
+{
+	if (!sock)
+		sock = serve_daemon_start(opt.base.ordinal, opt.pool_bytes, opt.log);
+	return !sock;
+}
+
+static void without_daemon(void)
+{
+	serve_daemon_stop();
+	sock = NULL;
+}
 
 static int run(const struct serve_config *config, uint32_t n, struct serve_result *out)
 {
@@ -47,12 +61,12 @@ static int complain(const char *what, const char *why)
 
 static const char usage[] =
 "usage: ebb-bench-serve [options]\n"
-"  --part NAME,...     check serve handover growth (default: $BENCH, else all)\n"
+"  --part NAME,...     check serve launch handover growth (default: $BENCH, else all)\n"
 "  --length N          tokens of a session in all (16384)\n"
 "  --decode N          of them decoded, 32 as a warm-up; the rest is appended at random (256)\n"
 "  --sessions N        sessions in all; 0: as many as fit (0)\n"
 "  --budgets N,...     slots a lane (4096,2048,1024)\n"
-"  --processes N,...   client processes (1,4)\n"
+"  --processes N,...   client processes (1,4; in the part handover 1,4,8)\n"
 "  --pool BYTES        memory for KV; K, M, G (40G)\n"
 "  --layers N          of the model (32); --vocab N (128256)\n"
 "  --growth N          tokens a session generates in the part growth (100000)\n"
@@ -131,6 +145,7 @@ static int check(void)
 		c.ragged = s->ragged;
 		c.pad = s->pad;
 		c.socket = s->local ? NULL : sock;
+		c.bytes = opt.pool_bytes;
 		c.settings = s->settings;
 		if (run(&c, 1, &r))
 			return 1;
@@ -186,35 +201,82 @@ static int page_one(const char *name, const char *settings, uint32_t processes, 
 	return 0;
 }
 
+static void never_bites(char *to, size_t bytes, const char *observe)
+{
+	snprintf(to, bytes, "policy=h2o budget=%u floor=%u%s", opt.base.length, opt.base.length, observe);
+}
+
+/* What goes through the daemon, for n processes. */
+static int page_ebbd(uint32_t n, uint32_t *all, struct serve_result *full)
+{
+	char name[64], text[128];
+	int bad = 0;
+
+	if (n == 1)
+		bad |= page_one("ebbd, full", "policy=full", n, &all[1], full, 0, 0);
+	never_bites(text, sizeof(text), "");
+	bad |= page_one("ebbd, budget that never bites", text, n, &all[2], full, n == 1 ? 0.98 : 0, 0);
+	never_bites(text, sizeof(text), " observe=4");
+	if (n == 1)
+		bad |= page_one("ebbd, the same, observe=4", text, n, &all[2], full, 0.98, 0);
+	for (uint32_t i = 0; i < opt.n_budgets; i++) {
+		uint32_t b = opt.budget[i];
+
+		snprintf(name, sizeof(name), "ebbd, budget %u", b);
+		snprintf(text, sizeof(text), "policy=h2o budget=%u floor=%u prefill=chunked", b, b);
+		bad |= page_one(name, text, n, &all[3 + i], full, n == 1 && b == 1024 ? 6 : 0, n == 1 && b == 1024 ? 12 : 0);
+	}
+	return bad;
+}
+
+/* First without the daemon, whose pool would take the memory. */
 static int page(void)
 {
 	uint32_t all[3 + MAX_BUDGETS] = { 0 };
-	char name[64], text[128];
+	struct serve_result full[4] = { { 0 } };
+	static const uint32_t usual[] = { 1, 4 };
+	const uint32_t *processes = opt.n_processes ? opt.processes : usual, n = opt.n_processes ? opt.n_processes : 2;
 	int bad = 0;
 
 	printf("%-30s %2s %9s %8s %10s %8s %9s %8s %7s %5s %5s\n", "cache", "P", "sessions", "", "tokens/s", "", "ms/step", "CPU us",
 	       "ebb us", "open", "fill");
-	for (uint32_t p = 0; p < opt.n_processes; p++) {
-		struct serve_result full = { 0 };
-		uint32_t n = opt.processes[p];
-
-		bad |= page_one("plain full cache, no daemon", "", n, &all[0], &full, 0, 0);
-		if (p == 0)
-			bad |= page_one("ebbd, full", "policy=full", n, &all[1], &full, 0, 0);
-		snprintf(text, sizeof(text), "policy=h2o budget=%u floor=%u", opt.base.length, opt.base.length);
-		bad |= page_one("ebbd, a budget that never bites", text, n, &all[2], &full, n == 1 ? 0.98 : 0, 0);
-		snprintf(text, sizeof(text), "policy=h2o observe=4 budget=%u floor=%u", opt.base.length, opt.base.length);
-		if (p == 0)
-			bad |= page_one("ebbd, the same, observe=4", text, n, &all[2], &full, n == 1 ? 0.98 : 0, 0);
-		for (uint32_t i = 0; i < opt.n_budgets; i++) {
-			uint32_t b = opt.budget[i];
-
-			snprintf(name, sizeof(name), "ebbd, budget %u", b);
-			snprintf(text, sizeof(text), "policy=h2o budget=%u floor=%u prefill=chunked", b, b);
-			bad |= page_one(name, text, n, &all[3 + i], &full, n == 1 && b == 1024 ? 6 : 0, n == 1 && b == 1024 ? 12 : 0);
-		}
-	}
+	for (uint32_t p = 0; p < n; p++)
+		bad |= page_one("plain full cache, no daemon", "", processes[p], &all[0], &full[p], 0, 0);
+	if (with_daemon())
+		return 1;
+	for (uint32_t p = 0; p < n; p++)
+		bad |= page_ebbd(processes[p], all, &full[p]);
 	return bad;
+}
+
+/* --- launch: what a graph is worth --------------------------------------------------------------------------------------- */
+
+static int launch(void)
+{
+	static const uint32_t sessions[] = { 1, 16, 128 };
+	char name[96];
+
+	printf("%-12s %12s %12s %12s %12s %8s\n", "sessions", "ms, launched", "ms, graph", "CPU us", "CPU us", "graphs");
+	for (size_t i = 0; i < sizeof(sessions) / sizeof(sessions[0]); i++) {
+		struct serve_config c = opt.base;
+		struct serve_result r[2];
+		double ms[2];
+
+		c.sessions = sessions[i];
+		c.length = 2048;
+		c.settings = "policy=h2o budget=1024 floor=1024 prefill=chunked";
+		c.socket = sock;
+		for (c.graph = 0; c.graph < 2; c.graph++) {
+			if (run(&c, 1, &r[c.graph]))
+				return 1;
+			ms[c.graph] = r[c.graph].seconds * 1e3 / r[c.graph].steps;
+		}
+		printf("%-12u %12.3f %12.3f %12.0f %12.0f %8u\n", sessions[i], ms[0], ms[1], r[0].cpu_us, r[1].cpu_us, r[1].graphs);
+		fflush(stdout);
+		snprintf(name, sizeof(name), "a step of %u sessions as a graph", sessions[i]);
+		row(name, ms[1], "ms", ms[0], "", -1);
+	}
+	return 0;
 }
 
 /* --- handover and growth ------------------------------------------------------------------------------------------------- */
@@ -224,13 +286,17 @@ static int handover(void)
 	static const struct {
 		const char *name, *settings;
 	} kind[] = {
-		{ "no daemon", "" }, { "ebbd, no heat", "policy=h2o observe=0 budget=100%" }, { "ebbd, heat", "policy=h2o budget=100%" },
+		{ "no daemon", "" },
+		{ "ebbd, no heat, one long window", "policy=h2o observe=0 budget=2048 floor=2048 window=512" },
+		{ "ebbd, no heat", "policy=h2o observe=0 budget=2048 floor=2048" },
+		{ "ebbd, heat", "policy=h2o budget=2048 floor=2048" },
 	};
-	static const uint32_t processes[] = { 1, 4, 8 };
+	static const uint32_t usual[] = { 1, 4, 8 };
+	const uint32_t *processes = opt.n_processes ? opt.processes : usual;
 	char name[96];
 
-	printf("%-16s %2s %12s %12s %8s %8s %8s\n", "window of 32", "P", "median ms", "mean ms", "more", "CPU us", "ebb us");
-	for (size_t p = 0; p < sizeof(processes) / sizeof(processes[0]); p++) {
+	printf("%-32s %2s %12s %12s %8s %8s %8s\n", "32 steps", "P", "median ms", "mean ms", "more", "CPU us", "ebb us");
+	for (size_t p = 0; p < (opt.n_processes ? opt.n_processes : 3); p++) {
 		double base = 0.0;
 
 		for (size_t k = 0; k < sizeof(kind) / sizeof(kind[0]); k++) {
@@ -249,12 +315,12 @@ static int handover(void)
 				return 1;
 			mean = r.seconds * 1e3 / (r.steps / WINDOW);
 			base = k ? base : r.window_ms;
-			printf("%-16s %2u %12.3f %12.3f %+7.2f%% %8.1f %8.2f\n", kind[k].name, processes[p], r.window_ms, mean,
+			printf("%-32s %2u %12.3f %12.3f %+7.2f%% %8.1f %8.2f\n", kind[k].name, processes[p], r.window_ms, mean,
 			       100.0 * (r.window_ms / base - 1.0), r.cpu_us, r.ebb_us);
 			fflush(stdout);
 			snprintf(name, sizeof(name), "hand-over, %s, %u processes: a window", kind[k].name, processes[p]);
-			row(name, r.window_ms, "ms", base, k == 1 && p == 0 ? "<= 0.7 % more" : "",
-			    k == 1 && p == 0 ? r.window_ms <= 1.007 * base : -1);
+			row(name, r.window_ms, "ms", base, k == 2 && p == 0 ? "<= 0.7 % more" : "",
+			    k == 2 && p == 0 ? r.window_ms <= 1.007 * base : -1);
 		}
 	}
 	return 0;
@@ -360,7 +426,7 @@ static int parse(int argc, char **argv)
 	opt = (struct options){
 		.base = { .model = { 32, 32, 8, 128, 4096, 14336, 128256 }, .length = 16384, .decode = 256, .warm = WINDOW, .graph = 1,
 			  .settings = "" },
-		.budget = { 4096, 2048, 1024 }, .n_budgets = 3, .processes = { 1, 4 }, .n_processes = 2, .growth = 100000,
+		.budget = { 4096, 2048, 1024 }, .n_budgets = 3, .growth = 100000,
 		.pool_bytes = 40ull << 30, .limit_s = 300, .part = getenv("BENCH"), .json = getenv("EBB_BENCH_ROWS") != NULL,
 	};
 	for (int i = 1; i < argc; i++) {
@@ -391,18 +457,18 @@ int main(int argc, char **argv)
 	bad = parse(argc, argv);
 	if (bad)
 		return bad < 0 ? 0 : bad;
-	if (!wanted("check") && !wanted("serve") && !wanted("handover") && !wanted("growth"))
+	if (!wanted("check") && !wanted("serve") && !wanted("launch") && !wanted("handover") && !wanted("growth"))
 		return 0;
-	sock = serve_daemon_start(opt.base.ordinal, opt.pool_bytes, opt.log);
-	bad = !sock;
-	if (!bad && wanted("check"))
-		bad = check();
-	if (!bad && wanted("serve"))
+	if (wanted("serve"))
 		bad = page();
+	if (!bad && wanted("check"))
+		bad = with_daemon() || check();
+	if (!bad && wanted("launch"))
+		bad = with_daemon() || launch();
 	if (!bad && wanted("handover"))
-		bad = handover();
+		bad = with_daemon() || handover();
 	if (!bad && wanted("growth"))
-		bad = growth();
-	serve_daemon_stop();
+		bad = with_daemon() || growth();
+	without_daemon();
 	return bad;
 }
