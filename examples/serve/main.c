@@ -28,7 +28,7 @@ struct options {
 	uint64_t pool_bytes;
 	unsigned limit_s;		/* of one client */
 	const char *part, *log;
-	bool json;
+	bool json, no_full;
 };
 
 static struct options opt;
@@ -72,6 +72,7 @@ static const char usage[] =
 "  --growth N          tokens a session generates in the part growth (100000)\n"
 "  --device N          CUDA device (0)\n"
 "  --pad N             launch steps as for a multiple of N sessions (0: as they are)\n"
+"  --no-full           leave out the caches that never evict\n"
 "  --no-graph          launch every kernel of every step\n"
 "  --limit S           seconds a client may take (300)\n"
 "  --daemon-log FILE   what ebbd says\n"
@@ -212,12 +213,13 @@ static int page_ebbd(uint32_t n, uint32_t *all, struct serve_result *full)
 	char name[64], text[128];
 	int bad = 0;
 
-	if (n == 1)
+	if (n == 1 && !opt.no_full)
 		bad |= page_one("ebbd, full", "policy=full", n, &all[1], full, 0, 0);
 	never_bites(text, sizeof(text), "");
-	bad |= page_one("ebbd, budget that never bites", text, n, &all[2], full, n == 1 ? 0.98 : 0, 0);
+	if (!opt.no_full)
+		bad |= page_one("ebbd, budget that never bites", text, n, &all[2], full, n == 1 ? 0.98 : 0, 0);
 	never_bites(text, sizeof(text), " observe=4");
-	if (n == 1)
+	if (n == 1 && !opt.no_full)
 		bad |= page_one("ebbd, the same, observe=4", text, n, &all[2], full, 0.98, 0);
 	for (uint32_t i = 0; i < opt.n_budgets; i++) {
 		uint32_t b = opt.budget[i];
@@ -240,7 +242,7 @@ static int page(void)
 
 	printf("%-30s %2s %9s %8s %10s %8s %9s %8s %7s %5s %5s\n", "cache", "P", "sessions", "", "tokens/s", "", "ms/step", "CPU us",
 	       "ebb us", "open", "fill");
-	for (uint32_t p = 0; p < n; p++)
+	for (uint32_t p = 0; p < n && !opt.no_full; p++)
 		bad |= page_one("plain full cache, no daemon", "", processes[p], &all[0], &full[p], 0, 0);
 	if (with_daemon())
 		return 1;
@@ -432,6 +434,8 @@ static int parse(int argc, char **argv)
 	for (int i = 1; i < argc; i++) {
 		if (strcmp(argv[i], "--no-graph") == 0)
 			opt.base.graph = 0;
+		else if (strcmp(argv[i], "--no-full") == 0)
+			opt.no_full = true;
 		else if (strcmp(argv[i], "--json") == 0)
 			opt.json = true;
 		else if (strcmp(argv[i], "--help") == 0)
