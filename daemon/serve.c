@@ -165,7 +165,8 @@ static void publish_table(struct pool *pool, struct session *s, struct publish *
 
 	s->pages_changed = false;
 	if (bytes > PUBLISH_MOST) {
-		serve_must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy", pool);
+		serve_must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy",
+			   pool);
 		return;
 	}
 	if (p->n == BATCH || p->bytes != bytes)

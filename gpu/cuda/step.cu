@@ -209,7 +209,8 @@ static uint32_t coarse(uint32_t n)
 }
 
 /* Would the plan be that of the last step? Asking the driver what fits takes longer than a small step's launches. */
-static bool as_before(const struct cuda_step *st, const struct gpu_shape *shape, unsigned n_seqs, unsigned n_tiles, uint64_t pairs, uint32_t live_max)
+static bool as_before(const struct cuda_step *st, const struct gpu_shape *shape, unsigned n_seqs, unsigned n_tiles, uint64_t pairs,
+		      uint32_t live_max)
 {
 	return st->n_tokens && st->n_seqs == n_seqs && st->n_tiles == n_tiles && st->pairs == pairs && st->live_max == live_max &&
 	       memcmp(&st->shape, shape, sizeof(*shape)) == 0;
