@@ -86,7 +86,7 @@ static const struct option_row rows[] = {
 	{ "drop", "A:B@L", 0, MARK, EBB_DROP, 0, 0, NULL,
 	  "once position B is reached, layers from L on lose positions A to B-1; may be repeated" },
 	{ "weights", "TYPE", 0, TEXT, AT(weights), 0, 0, NULL,
-	  "on a GPU: f32 (as on the host, kernels of its own), or bf16 (cuBLAS, steps as CUDA graphs) (f32)" },
+	  "on a GPU: bf16 (cuBLAS, steps as CUDA graphs), or f32 (as on the host; the default of --nll, --passkey, --calibrate)" },
 	{ "threads", "N", 't', COUNT, AT(threads), 1, 256, NULL, "CPU threads (1)" },
 	{ "logits", "FILE", 0, TEXT, AT(logits), 0, 0, NULL, "write the float32 logits of every prediction, one after the other" },
 	{ "status", "FILE", 0, TEXT, AT(status), 0, 0, NULL, "keep a JSON line on the progress in this file" },

@@ -214,6 +214,16 @@ int run_connect(struct run *run)
 	}
 }
 
+/* bf16 weights where text is made, the host's own where something is measured; unless the user says which. */
+static int wants_bf16(const struct run *run)
+{
+	const struct cli *cli = run->cli;
+
+	if (!run->pool.is_cuda)
+		return 0;
+	return cli->weights ? strcmp(cli->weights, "bf16") == 0 : !cli->nll && !cli->passkey && !cli->calibrate && forward_for(1, 1);
+}
+
 static int open_forward(struct run *run)
 {
 	char why[256] = "";
@@ -221,7 +231,7 @@ static int open_forward(struct run *run)
 		.model = run->model, .max_rows = run->max_rows, .max_out = run->max_out, .threads = run->cli->threads,
 		.ordinal = run->pool.ordinal, .why = why, .why_bytes = sizeof(why),
 	};
-	const int bf16 = run->pool.is_cuda && run->cli->weights && strcmp(run->cli->weights, "bf16") == 0;
+	const int bf16 = wants_bf16(run);
 	int err;
 
 	run->ops = forward_for(run->pool.is_cuda, bf16);
@@ -236,6 +246,11 @@ static int open_forward(struct run *run)
 		return -ENODEV;
 	}
 	err = run->ops->open(&options, &run->forward);
+	if (err == -ENOSYS && bf16 && !run->cli->weights) {
+		cli_error("note: %s; float32 weights and slower kernels do instead", why);
+		run->ops = forward_for(1, 0);
+		err = run->ops->open(&options, &run->forward);
+	}
 	if (err)
 		cli_error("%s", *why ? why : strerror(-err));
 	return err;
