@@ -27,7 +27,7 @@ struct chunk {
 	struct record *record;
 	size_t bytes;
 	bool last;			/* close the file and forget the record after it */
-	char data[];
+	_Alignas(8) char data[];	/* begins with a struct */
 };
 
 /* `failed` is an atomic, written by the writer, read by the loop. bytes and over are the loop's, `written` the writer's; the rest stays. */
