@@ -258,10 +258,6 @@ int budget_heat(struct session *s, char *why, size_t why_bytes)
 	if (evict_policies[s->spec.rule.policy].never_evicts)
 		return 0;
 	info = &evict_splits[s->how.id];
-	if (info->needs & EVICT_NEEDS_STATS && !gpu_can_measure(s->pool->dev)) {
-		snprintf(why, why_bytes, "split %s does not run on the device of pool %s yet", info->name, s->pool->name);
-		return -ENOTSUP;
-	}
 	for (uint32_t i = 0; i < info->n_heat && s->asked.observe; i++) {
 		uint32_t at = 0;
 

@@ -62,11 +62,6 @@ int change_prepare(struct session *s, const struct conf_session *asked, char *wh
 	next->spec.prompt_tokens = s->spec.prompt_tokens;
 	memcpy(next->model, s->model, sizeof(next->model));
 	rc = session_spec(next, why, why_bytes);
-	if (!rc && !gpu_can_restart(s->pool->dev, &next->spec.rule)) {
-		snprintf(why, why_bytes, "policy %s cannot be taken up by an open session on the device of pool %s yet",
-			 evict_policies[next->spec.rule.policy].name, s->pool->name);
-		rc = -ENOTSUP;
-	}
 	if (!rc)
 		rc = budget_new(next, s, why, why_bytes);
 	next->page = rc ? NULL : calloc(2 * ids, sizeof(*next->page));	/* blocks, then credit blocks */

@@ -102,6 +102,7 @@ struct session {
 	uint32_t cap;			/* pool pressure: slots a lane may hold; 0: none */
 	uint32_t budget;		/* slots per lane, in force: the mean over the lanes */
 	uint32_t live_max;
+	uint32_t live_before;		/* of the longest lane, when its window ended */
 	uint64_t live, evicted, windows;
 	uint64_t dropped;		/* of evicted: because the client said so */
 	uint64_t bytes;			/* of pages and runs, private ones too */

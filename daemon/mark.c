@@ -12,12 +12,14 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* The calls that wait for an answer: one at a time, since a client waits for each. */
 enum marks_call { MARKS_NONE, MARKS_ASKED, MARKS_AT_TURN };	/* none; not seen by a turn yet; by the one under way */
 
 struct marks {
 	uint32_t *word;			/* [max_tokens], by position */
+	uint32_t *seen;			/* [max_tokens]: what they were when the turn under way began: the device may read while messages come */
 	uint32_t *live;			/* [n_lanes]: what a turn that drops has left */
 	uint32_t tagged;		/* position behind the last token whose tag is not 0 */
 	bool drops;			/* some word says drop */
@@ -30,11 +32,11 @@ static int marks_new(struct session *s)
 {
 	struct gpu_device *dev = s->pool->dev;
 	struct marks *m = calloc(1, sizeof(*m));
-	void *word = NULL, *live = NULL;
+	void *word = NULL, *live = NULL;	/* word: and seen behind it */
 
 	if (!m)
 		return -ENOMEM;
-	if (gpu_host_alloc(dev, s->max_tokens * sizeof(*m->word), &word) ||
+	if (gpu_host_alloc(dev, 2 * (size_t)s->max_tokens * sizeof(*m->word), &word) ||
 	    gpu_host_alloc(dev, s->table.n_lanes * sizeof(*m->live), &live)) {
 		if (word)
 			gpu_host_free(dev, word);
@@ -42,6 +44,7 @@ static int marks_new(struct session *s)
 		return -ENOMEM;
 	}
 	m->word = word;
+	m->seen = m->word + s->max_tokens;
 	m->live = live;
 	s->marks = m;
 	return 0;
@@ -96,10 +99,6 @@ static int check(const struct session *s, const struct wire_mark *w, char *why, 
 {
 	uint32_t begun = wire_begun(wire_load64(&s->client->shared->session[s->index].hand));
 
-	if (!gpu_can_mark(s->pool->dev)) {
-		snprintf(why, why_bytes, "the device of pool %s does not know tags, pins and drops yet", s->pool->name);
-		return -ENOTSUP;
-	}
 	if (s->record) {
 		snprintf(why, why_bytes, "the session is recorded, and a recording has no place for tags, pins and drops");
 		return -ENOTSUP;
@@ -167,6 +166,7 @@ bool marks_begin(struct session *s)
 	if (m->call == MARKS_ASKED)
 		m->call = MARKS_AT_TURN;
 	m->dropping = m->drops;
+	memcpy(m->seen, m->word, s->max_tokens * sizeof(*m->word));
 	return m->dropping;
 }
 
@@ -174,7 +174,7 @@ void marks_turn(const struct session *s, struct gpu_turn *turn)
 {
 	if (!s->marks)
 		return;
-	turn->marks = s->marks->word;
+	turn->marks = s->marks->seen;
 	turn->n_marks = s->max_tokens;
 	turn->n_kv_heads = s->n_kv_heads;
 	turn->live = s->marks->live;
@@ -207,9 +207,13 @@ void marks_dropped(struct session *s)
 		s->evicted += gone;
 		s->client->d->count.evicted += gone;
 	}
-	for (uint32_t i = 0; i < s->max_tokens; i++)
-		m->word[i] &= ~EVICT_MARK_DROP;
 	m->drops = m->dropping = false;
+	for (uint32_t i = 0; i < s->max_tokens; i++) {
+		if ((m->word[i] & EVICT_MARK_DROP) == (m->seen[i] & EVICT_MARK_DROP))
+			m->word[i] &= ~EVICT_MARK_DROP;
+		m->drops |= (m->word[i] & EVICT_MARK_DROP) != 0;	/* asked for meanwhile: the next turn's */
+		m->seen[i] &= ~EVICT_MARK_DROP;
+	}
 	s->freed = true;
 }
 

@@ -95,6 +95,7 @@ static void select_batch(struct pool *pool, struct session **batch, unsigned n, 
 			.n_credit = s->n_credit,
 			.slot_type = s->slot_type,
 			.head_dim = s->head_dim,
+			.live_max = s->live_before,
 		};
 		marks_turn(s, &turn[i]);
 		if (s->measuring && budget_measures(s))

@@ -129,11 +129,6 @@ int session_spec(struct session *s, char *why, size_t why_bytes)
 	if (rc)
 		return rc;
 	info = &evict_policies[spec->rule.policy];
-	if (!gpu_can_select(s->pool->dev, &spec->rule)) {
-		snprintf(why, why_bytes, "policy %s with merge %s does not run on the device of pool %s yet", info->name,
-			 evict_merges[spec->rule.merge].name, s->pool->name);
-		return -ENOTSUP;
-	}
 	if (!gpu_can_store(s->pool->dev, a->slots)) {
 		snprintf(why, why_bytes, "slots %s do not work on the device of pool %s: use slots=q8, or a pool with device = host",
 			 gpu_type_name(a->slots), s->pool->name);

@@ -96,8 +96,7 @@ void tide_measure(struct session *s, struct gpu_turn *turn)
 	void *stats = s->tide.stats;
 
 	s->tide.measured = false;
-	if (!tide_on(s) || s->windows % EVERY || at >= s->table.n_heat || !s->asked.observe || !s->appended || !(s->what & GPU_FOLD) ||
-	    !gpu_can_measure(s->pool->dev))
+	if (!tide_on(s) || s->windows % EVERY || at >= s->table.n_heat || !s->asked.observe || !s->appended || !(s->what & GPU_FOLD))
 		return;
 	if (turn->stats) {		/* the split measures in this turn: the same will do, if it looks at the same heat */
 		if (turn->stats_heat[0] != at && turn->stats_heat[0] < s->table.n_heat)

@@ -189,11 +189,13 @@ static void settle(struct session *s, uint32_t begun)
 	s->appended = begun - s->tokens;
 	s->pos = s->tokens;
 	s->tokens = begun;
+	s->live_before = 0;
 	for (uint32_t lane = 0; lane < s->table.n_lanes; lane++) {
 		struct session_lane *l = &s->lane[lane];
 		struct gpu_lane g = { l->live, l->fresh };
 
 		l->live = gpu_live(g, s->appended);
+		s->live_before = l->live > s->live_before ? l->live : s->live_before;
 		s->evicted += s->appended > l->fresh ? s->appended - l->fresh : 0;
 		s->client->d->count.evicted += s->appended > l->fresh ? s->appended - l->fresh : 0;
 		l->fresh = 0;

@@ -157,9 +157,6 @@ int gpu_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *sh
 	if (!shape->n_kv_heads || shape->group < 1 || shape->group > 16 || shape->head_dim < 64 || shape->head_dim > 256 ||
 	    shape->head_dim % 16 || shape->slot_type > GPU_Q4)
 		return -EINVAL;
-	for (unsigned i = 0; i < n_seqs; i++)
-		if (seq[i].heat_from > 0 && !gpu_can_mark(step->dev))
-			return -ENOTSUP;
 	if (!gpu_can_store(step->dev, shape->slot_type))
 		return -ENOTSUP;
 	return step->dev->ops->step_set(step, s, shape, map, seq, n_seqs, live_max);
@@ -205,35 +202,27 @@ int gpu_can_store(const struct gpu_device *dev, uint32_t slot_type)
 	return !dev->info.is_cuda || slot_type <= GPU_Q8;
 }
 
-int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule)
+/* What is wrong with a turn whatever its table says. */
+static int check_turn(const struct gpu_device *dev, const struct gpu_turn *turn, unsigned what)
 {
-	return !dev->info.is_cuda || (!evict_is_staged(rule) && !rule->merge);
-}
-
-int gpu_can_measure(const struct gpu_device *dev)
-{
-	return !dev->info.is_cuda;
-}
-
-int gpu_can_mark(const struct gpu_device *dev)
-{
-	return !dev->info.is_cuda;
-}
-
-int gpu_can_restart(const struct gpu_device *dev, const struct evict_rule *rule)
-{
-	return !dev->info.is_cuda || !evict_n_trait_once(rule);
+	if (turn->slot_type > GPU_Q4 || turn->head_dim > 256 || turn->rule.policy >= EVICT_N_POLICIES || turn->rule.merge >= EVICT_N_MERGES ||
+	    turn->n_credit < evict_n_arrays(turn->rule.policy) || turn->n_credit > GPU_MAX_CREDIT ||
+	    (turn->stats && (!turn->lane_stats || !(what & GPU_FOLD))))
+		return -EINVAL;
+	if (what & GPU_DROP && (what & (GPU_REMOVE | GPU_COMPACT | GPU_NEXT) || !turn->marks || !turn->live || !turn->n_kv_heads))
+		return -EINVAL;
+	return gpu_can_store(dev, turn->slot_type) ? 0 : -ENOTSUP;
 }
 
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       unsigned what, struct gpu_turn_stats *stats)
 {
-	for (unsigned i = 0; i < n; i++)
-		if (!gpu_can_select(dev, &turn[i].rule) || !gpu_can_store(dev, turn[i].slot_type) ||
-		    (turn[i].stats && !gpu_can_measure(dev)) ||
-		    (what & GPU_TRAITS && !gpu_can_restart(dev, &turn[i].rule)) ||
-		    ((turn[i].marks || what & GPU_DROP) && !gpu_can_mark(dev)))
-			return -ENOTSUP;
+	for (unsigned i = 0; i < n; i++) {
+		int rc = check_turn(dev, &turn[i], what);
+
+		if (rc)
+			return rc;
+	}
 	return dev->ops->select(dev, s, map, turn, n, what, stats);
 }
 

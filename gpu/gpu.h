@@ -122,7 +122,7 @@ struct gpu_seq {
 	uint32_t n;		/* tokens of this step; 0 is allowed */
 	uint32_t used;		/* tokens of the window appended before this step */
 	int32_t pos;		/* position of the step's first token */
-	int32_t heat_from;	/* queries at lower positions add no heat, whatever the table says; on CUDA always 0, so far (gpu_can_mark()) */
+	int32_t heat_from;	/* queries at lower positions add no heat, whatever the table says */
 };
 
 /* Rows of a caller's tensor: row r, head h, channel c at data[r * stride + h * head_dim + c] (elements). */
@@ -136,7 +136,7 @@ struct gpu_tensor {
  * A step: the list of sessions, on the device. max_rows bounds the rows (tokens) of a step.
  * gpu_step_set - announce the step that the following operations work on.
  * @live_max: an upper bound of any lane's live slots in this step (sizes launches and scratch).
- * Errors: -EINVAL, -ENOMEM, -ENOTSUP a heat_from on CUDA.
+ * Errors: -EINVAL, -ENOMEM, -ENOTSUP a slot type that the device does not know (gpu_can_store()).
  * gpu_step_key - a number for what the step's operations launch: with the same arguments they make the same launches in all steps of this key, so
  * a captured graph of them may stand for the calls. Host: 0.
  */
@@ -197,6 +197,7 @@ struct gpu_turn {		/* one session at its window's end */
 	struct evict_rule rule;
 	uint32_t n_credit;	/* arrays of a credit block: at least evict_n_arrays() of the policy */
 	uint32_t slot_type, head_dim;
+	uint32_t live_max;	/* an upper bound of the lanes' live slots now, `appended` included (sizes scratch on CUDA); 0: all tokens may be live */
 	/*
 	 * Statistics of the lanes: what to take (EVICT_STATS_*), 0 for none, and where to put it: [n_lanes], gpu_host_alloc()ed, written
 	 * whole. Taken by a call that folds: heat as it was before the fold, cleaned; ranks and protection (plan[].recent) behind
@@ -225,30 +226,16 @@ int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out);	/* zeroed 
 void gpu_host_free(struct gpu_device *dev, void *ptr);
 
 /*
- * gpu_can_select - 1 if gpu_select() of this device does all that the rule needs, else 0: on CUDA there are no traits of the lane as a
- * whole, figures, pooled values (evict/rule.h: what makes a policy staged) and merges (evict/merge.h) yet.
- */
-int gpu_can_select(const struct gpu_device *dev, const struct evict_rule *rule);
-
-/* gpu_can_restart - 1 if gpu_select() of this device has GPU_TRAITS for the rule; on CUDA only if there is nothing to compute. */
-int gpu_can_restart(const struct gpu_device *dev, const struct evict_rule *rule);
-
-/* gpu_can_measure - 1 if gpu_select() of this device takes statistics of lanes; on CUDA it does not yet. */
-int gpu_can_measure(const struct gpu_device *dev);
-
-/* gpu_can_mark - 1 if gpu_select() of this device knows marks; on CUDA it does not yet. */
-int gpu_can_mark(const struct gpu_device *dev);
-
-/*
  * gpu_select - run the operations of `what` (in the order of the enum) over every lane of the sessions.
  * Value of a slot = evict_key() of its rank: protected ones only when nothing else is left, ties to the lower position.
  * After COMPACT K, V, position, credit and heat of a survivor lie in its new slot. After NEXT the private table is what is to be
  * published: copy [0, gpu_table_bytes) of it to the shared one. Heat is never trusted: NaN, Inf and negative count as 0.
  * Heat arrays that a table lacks (observe = 0) count as 0; those that the policy does not read (they are there for statistics) are
  * zeroed by the fold, too. Kernels follow only private tables.
+ * Both backends choose the same slots and leave the same bytes, but for heat: that is added up by attend in an order of its own.
  * @stats: [n], may be NULL; valid once the stream has got there.
- * Errors: -EINVAL a plan or rule that does not fit the table, -ENOTSUP a rule that the device cannot run (gpu_can_select()),
- * statistics that it cannot take (gpu_can_measure()), or marks that it does not know (gpu_can_mark()).
+ * Errors: -EINVAL a plan or rule that does not fit the table (on CUDA, where the table is the device's, such lanes are cut to it), -ENOMEM,
+ * -ENOTSUP slots of a type that the device does not know (gpu_can_store()).
  */
 int gpu_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       unsigned what, struct gpu_turn_stats *stats);

@@ -190,8 +190,8 @@ struct ebb_mark {
 
 /*
  * ebb_session_mark - say these things, in their order. @mark: [n], borrowed.
- * Errors: -EINVAL a position, tag or layer out of range (nothing of the call was done); -EBUSY a step is open; -ENOTSUP the device of the
- * pool does not know marks yet (CUDA), or the session is recorded; -ENOMEM; -EPIPE. ebb_local() evicts nothing, so tags and pins change
+ * Errors: -EINVAL a position, tag or layer out of range (nothing of the call was done); -EBUSY a step is open; -ENOTSUP the
+ * session is recorded; -ENOMEM; -EPIPE. ebb_local() evicts nothing, so tags and pins change
  * nothing there; a drop does what it says, but the memory stays the session's.
  */
 int ebb_session_mark(struct ebb_session *session, const struct ebb_mark *mark, uint32_t n);

@@ -17,6 +17,7 @@ struct drop {
 	size_t credit_at;
 	uint32_t *word;			/* [begun]: all that was said */
 	uint32_t *mark;			/* [begun]: as one layer sees it */
+	uint32_t *live;			/* of the lane, behind the drop. These three: memory that the device reads and writes, too */
 	uint32_t used;			/* tokens of the window so far */
 };
 
@@ -67,10 +68,9 @@ static int drop_lane(const struct drop *d, uint32_t lane)
 	char *header_at = table_at(d, gpu_table_lanes() + lane * sizeof(struct gpu_lane));
 	struct gpu_plan plan = { 0 };
 	struct gpu_lane header;
-	uint32_t live = 0;
 	struct gpu_turn turn = { .priv = d->slab.base, .plan = &plan, .n_lanes = 1, .slot_type = s->shape.slot_type,
 				 .head_dim = s->shape.head_dim, .rule = { .policy = EVICT_full }, .marks = d->mark, .n_marks = s->begun,
-				 .n_kv_heads = 1, .live = &live };
+				 .n_kv_heads = 1, .live = d->live };
 	int rc = gpu_read(s->pool->dev, s->pool->stream, &header, header_at, sizeof(header));
 
 	if (!rc)
@@ -80,8 +80,8 @@ static int drop_lane(const struct drop *d, uint32_t lane)
 	if (!rc)
 		rc = gpu_sync(s->pool->dev, s->pool->stream);
 	if (!rc)
-		s->own.evicted += gpu_live(header, d->used) - live;
-	header = (struct gpu_lane){ .len = live, .fresh = s->max_tokens - s->begun };
+		s->own.evicted += gpu_live(header, d->used) - *d->live;
+	header = (struct gpu_lane){ .len = *d->live, .fresh = s->max_tokens - s->begun };
 	return rc ? rc : gpu_write(s->pool->dev, s->pool->stream, header_at, &header, sizeof(header));
 }
 
@@ -128,18 +128,19 @@ int ebbi_local_mark(struct ebb_session *s, const struct ebb_mark *mark, uint32_t
 	struct ebbi_pool *pool = s->pool;
 	struct drop d = { .s = s, .used = s->begun - (uint32_t)s->own.base };
 	bool drops = false;
+	void *memory;
 	int rc = 0;
 
 	for (uint32_t i = 0; i < n; i++)
 		drops |= mark[i].what == EBB_DROP && mark[i].n;
 	if (!drops)
 		return 0;
-	if (!gpu_can_mark(pool->dev))
-		return ebbi_error(s->ebb, -ENOTSUP, "this device does not know drops yet");
-	d.word = calloc(2 * (size_t)s->begun, sizeof(*d.word));
-	if (!d.word)
-		return ebbi_error(s->ebb, -ENOMEM, "out of memory");
+	rc = gpu_host_alloc(pool->dev, (2 * (size_t)s->begun + 1) * sizeof(*d.word), &memory);
+	if (rc)
+		return ebbi_error(s->ebb, rc, "memory for drops: %s", strerror(-rc));
+	d.word = memory;
 	d.mark = d.word + s->begun;
+	d.live = d.mark + s->begun;
 	for (uint32_t i = 0; i < n; i++)
 		for (uint32_t at = mark[i].first; mark[i].what == EBB_DROP && at < mark[i].first + mark[i].n; at++)
 			d.word[at] = evict_mark_drop(d.word[at], mark[i].value);
@@ -154,6 +155,6 @@ int ebbi_local_mark(struct ebb_session *s, const struct ebb_mark *mark, uint32_t
 		(void)gpu_map_set(pool->map, pool->stream, d.index, NULL);
 		gpu_slab_free(pool->dev, &d.slab);
 	}
-	free(d.word);
+	gpu_host_free(pool->dev, memory);
 	return rc ? ebbi_error(s->ebb, rc, "dropping tokens: %s", strerror(-rc)) : 0;
 }

@@ -170,6 +170,7 @@ static __device__ __forceinline__ struct cuda_item make_item(const struct item_a
 	x.heat[0] = head.heat[0];
 	x.heat[1] = head.heat[1];
 	x.observe = head.observe;
+	x.heat_from = seq.heat_from;
 	return x;
 }
 

@@ -307,7 +307,7 @@ static __device__ __forceinline__ void one_chunk(const struct attend_args &a, co
 /* Where the tile's logits are to be kept; NULL when no heat will be taken from them. */
 static __device__ __forceinline__ float *kept_for(const struct attend_args &a, const struct tile_ctx &x, uint32_t tile)
 {
-	const struct tile_chosen c = { x.t->observe, 0 };
+	const struct tile_chosen c = { x.t->observe, tile_heat_from(x) };
 
 	if (!a.kept_rows || !x.t->n_heat || !tile_any_counts(c, x, 0, x.seq.n))
 		return NULL;

@@ -189,7 +189,7 @@ static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct
 /* Does the query at index j of the step give heat? */
 static __device__ __forceinline__ bool mma_counts(const struct mma_lane &x, uint32_t j)
 {
-	return ((uint32_t)x.item.pos + j) % x.item.observe == 0;
+	return x.item.pos + (int32_t)j >= x.item.heat_from && ((uint32_t)x.item.pos + j) % x.item.observe == 0;
 }
 
 /* Heat is taken here when all pairs of the session are in this tile. Otherwise observe.cu takes it afterwards. */

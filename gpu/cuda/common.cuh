@@ -31,6 +31,7 @@ struct cuda_device {
 	char *twin;			/* device memory of the same size, for what kernels read in place */
 	cudaEvent_t done[CUDA_RING_SEGMENTS];
 	unsigned next;			/* segment to hand out next */
+	cudaMemPool_t scratch;		/* of cuda_scratch(), under the lock; NULL until then */
 };
 
 /* A stretch of the ring. Taken and returned by the same thread; nothing that waits for the device may lie between. */
@@ -46,6 +47,12 @@ struct cuda_lease {
  */
 int cuda_lease(struct cuda_device *dev, size_t bytes, struct cuda_lease *out);
 int cuda_unlease(struct cuda_device *dev, cudaStream_t s, const struct cuda_lease *lease);
+
+/*
+ * cuda_scratch - device memory for what is enqueued on `s` from now on, until cudaFreeAsync() there. Within a lease. It comes from a pool of the
+ * device's own that keeps what it has had. -ENOMEM.
+ */
+int cuda_scratch(struct cuda_device *dev, cudaStream_t s, size_t bytes, void **out);
 
 int cuda_errno(cudaError_t e);			/* also clears an error that does not stick */
 int cuda_use(const struct gpu_device *dev);	/* makes dev the calling thread's current device */
@@ -91,7 +98,7 @@ struct cuda_item {
 	int32_t pos;
 	uint32_t tile, kv_head;
 	uint32_t n_heat, heat[GPU_MAX_HEAT], observe;	/* as in struct gpu_table */
-	uint32_t unused;
+	int32_t heat_from;		/* as in struct gpu_seq */
 };
 
 #define CUDA_LAYERS 256u		/* of a model at most */

@@ -189,6 +189,8 @@ void cuda_close(struct gpu_device *dev)
 	if (cuda_use(dev) == 0) {
 		(void)cudaDeviceSynchronize();	/* the ring may still be read */
 		free_ring(d);
+		if (d->scratch)
+			(void)cudaMemPoolDestroy(d->scratch);
 	}
 	(void)pthread_mutex_destroy(&d->lock);
 	free(d);

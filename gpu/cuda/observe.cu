@@ -21,12 +21,12 @@ struct heat_args {
 
 static __device__ __forceinline__ struct tile_chosen choose(const struct heat_args &a, const struct tile_ctx &x)
 {
-	struct tile_chosen c = { 1u, 0u };
+	struct tile_chosen c = { 1u, tile_heat_from(x) };
 
 	if (a.observed)
 		c.every = x.t->observe;
 	else if (a.last && a.last < x.seq.n)
-		c.from = x.seq.n - a.last;
+		c.from = max(c.from, x.seq.n - a.last);
 	return c;
 }
 

@@ -11,9 +11,10 @@
  */
 #include <string.h>
 
+#include "gpu/cuda/select_merge.cuh"
+#include "gpu/cuda/select_stats.cuh"
 #include "gpu/cuda/select_steady.cuh"
 
-#define SELECT_MAX_DIM 256u
 #define LEFT_FOLDED 0x80000000u		/* in left[]: the lane is settled and folded already */
 
 struct select_args {
@@ -23,10 +24,24 @@ struct select_args {
 	struct sums *sums;		/* [lanes] */
 	uint32_t *n_left, *left;	/* lanes that steady_kernel leaves to select_kernel, in any order */
 	struct lane_ctx *lane;		/* what open_kernel found, for steady_kernel */
+	char *stage;			/* scratch of select_kernel's CTAs, stage_bytes each, for lanes of stage_slots slots (select_staged.cuh) */
+	size_t stage_bytes;
+	uint32_t stage_slots, stage_dim;
 	unsigned n_lanes;
 	unsigned what;
 	int stats;
 };
+
+/* Does select_kernel need its scratch for lanes under this rule? And rows of unit keys in it? */
+static __host__ __device__ inline bool needs_stage(const struct evict_rule *rule)
+{
+	return evict_is_staged(rule) || rule->merge;
+}
+
+static __host__ __device__ inline bool needs_rows(const struct evict_rule *rule)
+{
+	return evict_n_trait(rule->policy) != evict_n_trait_once(rule) || evict_merge_by_key(rule->merge);
+}
 
 static __device__ bool open_lane(const struct select_args &a, unsigned i, struct lane_ctx *x)
 {
@@ -54,64 +69,49 @@ static __device__ bool open_lane(const struct select_args &a, unsigned i, struct
 	x->n_heat = x->t->n_heat < EVICT_MAX_HEAT ? x->t->n_heat : EVICT_MAX_HEAT;
 	x->turn.n_credit = x->turn.n_credit < EVICT_MAX_ARRAYS ? x->turn.n_credit : EVICT_MAX_ARRAYS;
 	x->n_credit = evict_n_credit(x->turn.rule.policy);
+	x->pooled = NULL;
 	x->as_lane = evict_lane_at(&x->turn.rule, x->lane, x->turn.pos, x->turn.appended, x->n_heat ? x->t->observe : 0,
 				   x->live);
+	x->as_lane.tag = evict_mark_tag(mark_of(*x, x->as_lane.now - 1));
 	return true;
 }
 
-/* A slot's K (which = 0) or V (1) as float32, cleaned: as the host reads it. */
-static __device__ void read_row(const struct lane_ctx &x, const char *page, uint32_t at, uint32_t which, float *row)
+/* Is this array of a credit block a trait of a row's own? */
+static __device__ __forceinline__ bool is_once(const struct lane_ctx &x, uint32_t array)
 {
-	uint32_t type = x.turn.slot_type, d = x.turn.head_dim;
-	const char *from = page + which * gpu_page_v(type, d) + at * gpu_row_bytes(type, d);
-	const __half *param = (const __half *)(page + gpu_page_params(type, d)) + (which * GPU_PAGE_SLOTS + at) * 2u;
+	const uint32_t policy = x.turn.rule.policy;
 
-	for (uint32_t c = 0; c < d; c++) {
-		float v = type == GPU_Q8 ? __half2float(param[1]) + __half2float(param[0]) * (float)((const signed char *)from)[c]
-					 : cuda_load(from, type, c);
-
-		row[c] = evict_element(v);
-	}
+	return array >= x.n_credit && array < evict_n_arrays(policy) && evict_trait_once(x.turn.rule.trait[array - x.n_credit]);
 }
 
-/* Traits of one slot's own rows. One thread: there are a window's tokens a lane, and few policies ask. */
-static __device__ __noinline__ void settle_traits(const struct lane_ctx &x, uint32_t slot, char *credit)
-{
-	const struct evict_rule *rule = &x.turn.rule;
-	const char *page = cuda_at(x.view, x.page[slot / GPU_PAGE_SLOTS]);
-	float k[SELECT_MAX_DIM], v[SELECT_MAX_DIM];
-
-	if (!page || x.turn.head_dim > SELECT_MAX_DIM)
-		return;
-	read_row(x, page, slot % GPU_PAGE_SLOTS, 0, k);
-	read_row(x, page, slot % GPU_PAGE_SLOTS, 1, v);
-	for (uint32_t i = 0; i < evict_n_trait(rule->policy); i++)
-		if (evict_trait_once(rule->trait[i]))
-			*array_in(credit, x.n_credit + i, slot) = evict_trait_of(rule->trait[i], k, v, x.turn.head_dim);
-}
-
-/* The window's tokens get their positions and traits; they start without credit. thread: of `threads`. */
+/* The window's tokens get their positions and traits; they start without credit. thread: of `threads`, whole warps. */
 static __device__ void settle(const struct lane_ctx &x, uint32_t thread, uint32_t threads)
 {
-	for (uint32_t j = thread; j < x.turn.appended; j += threads) {
-		uint32_t slot;
-		char *c;
+	const uint64_t most = (uint64_t)x.head.fresh + x.t->window;	/* tokens of the window that have a slot */
+	const uint32_t n = x.turn.appended < most ? x.turn.appended : (uint32_t)most;
 
-		if (j >= x.head.fresh && j - x.head.fresh >= x.t->window)
-			break;
-		slot = gpu_slot_of(x.head, x.next, j);
-		c = slot < x.live ? credit_block(x, slot) : NULL;
+	for (uint32_t j = thread; j < n; j += threads) {
+		uint32_t slot = gpu_slot_of(x.head, x.next, j);
+		char *c = slot < x.live ? credit_block(x, slot) : NULL;
+
 		if (!c)
 			continue;
 		*pos_in(c, slot) = x.turn.pos + (int32_t)j;
 		for (uint32_t k = 0; k < x.turn.n_credit; k++)
-			*array_in(c, k, slot) = 0.0f;
-		if (evict_n_trait(x.turn.rule.policy))
-			settle_traits(x, slot, c);
+			if (!is_once(x, k))
+				*array_in(c, k, slot) = 0.0f;
+	}
+	if (!evict_n_trait_once(&x.turn.rule))
+		return;
+	for (uint32_t j = thread / ROW_THREADS; j < n; j += threads / ROW_THREADS) {
+		uint32_t slot = gpu_slot_of(x.head, x.next, j);
+
+		if (slot < x.live)
+			row_traits(x, slot);
 	}
 }
 
-static __device__ void fold(const struct lane_ctx &x)
+static __device__ __noinline__ void fold(const struct lane_ctx &x)
 {
 	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
 		char *c = credit_block(x, i), *h = heat_block(x, i);
@@ -136,8 +136,41 @@ static __device__ void fold(const struct lane_ctx &x)
 	__syncthreads();
 }
 
+/* A slot of those that go. Returns its credit. */
+static __device__ __forceinline__ double leave(const struct lane_ctx &x, uint32_t slot)
+{
+	char *c = credit_block(x, slot);
+
+	if (!c)
+		return 0.0;
+	*pos_in(c, slot) = -1;
+	return (double)first_credit(x, slot);
+}
+
+/* The same with a merge in front, for which they must be listed: survivors' traits, and so their keys, change in it. */
+static __device__ double merge_and_remove(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, const struct threshold &t)
+{
+	uint32_t n = 0, total;
+	double leaving = 0.0;
+
+	for (uint32_t first = 0; first < x.live; first += THREADS) {
+		uint32_t slot = first + threadIdx.x, goes = slot < x.live && is_below(t, key_at(x, sh, slot), slot);
+		uint32_t before = block_scan(sh, goes, &total);
+
+		if (goes)
+			st.gone[n + before] = slot;
+		n += total;
+	}
+	__syncthreads();
+	merge_victims(x, sh, st, st.gone, n, x.live);
+	for (uint32_t i = threadIdx.x; i < n; i += THREADS)
+		leaving += leave(x, st.gone[i]);
+	__syncthreads();
+	return leaving;
+}
+
 /* Mark the live - keep least valuable slots. Returns this thread's share of their credit. */
-static __device__ double remove_slots(const struct lane_ctx &x, struct shared_state *sh)
+static __device__ double remove_slots(struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
 {
 	uint32_t n = x.live - x.plan.keep;
 	struct threshold t;
@@ -145,19 +178,14 @@ static __device__ double remove_slots(const struct lane_ctx &x, struct shared_st
 
 	if (!n)
 		return 0.0;
+	before_ranking(x, sh, st, x.live);
 	cache_keys(x, sh, x.live);
 	t = kth_key(x, sh, x.live, n);
-	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
-		char *c;
-
-		if (!is_below(t, key_at(x, sh, i), i))
-			continue;
-		c = credit_block(x, i);
-		if (!c)
-			continue;
-		leaving += (double)first_credit(x, i);
-		*pos_in(c, i) = -1;
-	}
+	if (x.turn.rule.merge)
+		return merge_and_remove(x, sh, st, t);
+	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS)
+		if (is_below(t, key_at(x, sh, i), i))
+			leaving += leave(x, i);
 	__syncthreads();
 	return leaving;
 }
@@ -228,8 +256,16 @@ static __device__ void compact(const struct lane_ctx &x, struct shared_state *sh
 	}
 }
 
+static __device__ __forceinline__ void write_head(const struct lane_ctx &x, uint32_t len, uint32_t fresh)
+{
+	struct gpu_lane head = { len, fresh };
+
+	if (threadIdx.x == 0)
+		((struct gpu_lane *)(x.turn.priv + gpu_table_lanes()))[x.lane] = head;
+}
+
 /* Name the least valuable slots and write the lane's header. Returns the thread's share of the named slots' credit. */
-static __device__ double name_next(const struct lane_ctx &x, struct shared_state *sh, struct threshold *named)
+static __device__ double name_next(struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
 {
 	uint32_t n = x.plan.victims < x.plan.keep ? x.plan.victims : x.plan.keep;
 	double leaving = 0.0;
@@ -237,8 +273,11 @@ static __device__ double name_next(const struct lane_ctx &x, struct shared_state
 	n = n < x.t->window ? n : x.t->window;
 	n = n < MAX_VICTIMS ? n : MAX_VICTIMS;
 	if (n) {
+		struct threshold named;
+
+		before_ranking(x, sh, st, x.plan.keep);
 		cache_keys(x, sh, x.plan.keep);
-		*named = kth_key(x, sh, x.plan.keep, n);
+		named = kth_key(x, sh, x.plan.keep, n);
 		if (threadIdx.x == 0)
 			sh->n_found = 0;
 		__syncthreads();
@@ -246,7 +285,7 @@ static __device__ double name_next(const struct lane_ctx &x, struct shared_state
 			uint64_t key = key_at(x, sh, i);
 			uint32_t at;
 
-			if (!is_below(*named, key, i))
+			if (!is_below(named, key, i))
 				continue;
 			at = atomicAdd(&sh->n_found, 1u);	/* any order: they are sorted below */
 			if (at < MAX_VICTIMS) {
@@ -260,57 +299,107 @@ static __device__ double name_next(const struct lane_ctx &x, struct shared_state
 			x.next[i] = sh->slot[i];
 			leaving += (double)first_credit(x, sh->slot[i]);
 		}
+		if (x.turn.rule.merge) {
+			__syncthreads();
+			merge_victims(x, sh, st, x.next, n, x.plan.keep);
+		}
 	}
-	if (threadIdx.x == 0) {
-		struct gpu_lane head = { x.plan.keep, x.plan.fresh };
-
-		((struct gpu_lane *)(x.turn.priv + gpu_table_lanes()))[x.lane] = head;
-	}
+	write_head(x, x.plan.keep, x.plan.fresh);
 	return leaving;
 }
 
-/* Credit of what is neither removed nor named; valid in thread 0. */
-static __device__ double sum_kept(const struct lane_ctx &x, struct shared_state *sh, unsigned what, const struct threshold &named)
+/* Credit of what is not removed; valid in thread 0. */
+static __device__ double sum_kept(const struct lane_ctx &x, struct shared_state *sh, unsigned what)
 {
 	uint32_t n = what & (GPU_COMPACT | GPU_NEXT) ? x.plan.keep : x.live;
 	double kept = 0.0;
 
 	for (uint32_t i = threadIdx.x; i < n; i += THREADS)
-		if (pos_of(x, i) >= 0 && !(what & GPU_NEXT && is_below(named, key_of(x, i), i)))
+		if (pos_of(x, i) >= 0)
 			kept += (double)first_credit(x, i);
 	return block_sum(sh, kept);
+}
+
+/* Slots that the marks drop leave, the others close up. */
+static __device__ __noinline__ void drop_slots(struct lane_ctx &x, struct shared_state *sh)
+{
+	const uint32_t layer = x.lane / x.turn.n_kv_heads, planned = x.plan.keep;
+	uint32_t mine = 0, dropped;
+
+	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
+		if (!evict_mark_drops(mark_of(x, pos_of(x, i)), layer))
+			continue;
+		mine++;
+		(void)leave(x, i);
+	}
+	__syncthreads();
+	(void)block_scan(sh, mine, &dropped);
+	x.plan.keep = x.live - dropped;
+	compact(x, sh);
+	x.live = x.as_lane.live = x.plan.keep;
+	x.plan.keep = planned < x.live ? planned : x.live;
+	write_head(x, x.live, 0);
+	if (threadIdx.x == 0)
+		x.turn.live[x.lane] = x.live;
+	__syncthreads();
+}
+
+/* Fold, traits of the lane, and the statistics that this is the moment for. */
+static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
+{
+	if (x.turn.stats)
+		stats_begin(x, sh);
+	if (x.turn.stats & EVICT_STATS_HEAT)
+		stats_of_heat(x, sh);
+	if (evict_has_heat_figure(x.turn.rule.policy))
+		x.as_lane.heat = lane_values(x, sh, st, x.live, VALUE_HEAT_FIGURE);
+	fold(x);
+	lane_traits(x, sh, st);
+	if (x.turn.stats & EVICT_STATS_RANK) {
+		before_ranking(x, sh, st, x.live);
+		stats_of_ranks(x, sh);
+	}
+	if (x.turn.stats)
+		stats_end(x, sh);
 }
 
 /* One lane, step by step. */
 static __device__ void select_lane(const struct select_args &a, uint32_t i, unsigned what, struct shared_state *sh)
 {
-	struct threshold named = { 0, 0 };	/* nothing: no key is 0, since protection and rank of a real slot are not */
-	double leaving = 0.0, kept;
+	const struct lane_stage st = stage_at(a.stage + blockIdx.x * a.stage_bytes, a.stage_slots, a.stage_dim);
+	double removed = 0.0, named = 0.0, kept;
 	struct lane_ctx x;
-	bool any_named;
 
-	if (!open_lane(a, i, &x))
+	if (!open_lane(a, i, &x) || (needs_stage(&x.turn.rule) && x.live > a.stage_slots))
 		return;
 	if (what & GPU_SETTLE)
 		settle(x, threadIdx.x, THREADS);
 	__syncthreads();
+	if (what & GPU_DROP)
+		drop_slots(x, sh);
+	if (what & GPU_TRAITS && evict_n_trait_once(&x.turn.rule)) {
+		for (uint32_t slot = threadIdx.x / ROW_THREADS; slot < x.live; slot += ROWS_AT_ONCE)
+			row_traits(x, slot);
+		__syncthreads();
+	}
 	if (what & GPU_FOLD)
-		fold(x);
+		fold_lane(x, sh, st);
 	if (what & GPU_REMOVE)
-		leaving += remove_slots(x, sh);
+		removed = remove_slots(x, sh, st);
 	if (what & GPU_COMPACT)
 		compact(x, sh);
-	any_named = what & GPU_NEXT && x.plan.victims && x.plan.keep;
 	if (what & GPU_NEXT)
-		leaving += name_next(x, sh, &named);
+		named = name_next(x, sh, st);
 	if (!a.stats)
 		return;
 	__syncthreads();
-	kept = sum_kept(x, sh, any_named ? what : what & ~(unsigned)GPU_NEXT, named);
-	leaving = block_sum(sh, leaving);
+	kept = sum_kept(x, sh, what);
+	named = block_sum(sh, named);
+	__syncthreads();
+	removed = block_sum(sh, removed);
 	if (threadIdx.x == 0) {
-		a.sums[i].kept = kept;
-		a.sums[i].leaving = leaving;
+		a.sums[i].kept = kept - named;
+		a.sums[i].leaving = removed + named;
 	}
 }
 
@@ -330,8 +419,14 @@ static __global__ void __launch_bounds__(THREADS) select_kernel(const __grid_con
 /* Does the lane keep all of its slots, and does its policy need to see no other slot to rank one? */
 static __device__ __forceinline__ bool is_steady(const struct select_args &a, const struct lane_ctx &x)
 {
-	return (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) && !evict_is_staged(&x.turn.rule) &&
-	       (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX) && x.turn.n_credit >= evict_n_arrays(x.turn.rule.policy);
+	const struct evict_rule *rule = &x.turn.rule;
+
+	if (evict_is_staged(rule) || rule->merge || x.turn.stats || x.turn.n_marks || a.what & (GPU_DROP | GPU_TRAITS))
+		return false;
+	if (a.what & GPU_FOLD && x.n_heat > evict_n_heat(rule->policy))	/* for statistics of other turns: it is zeroed, too */
+		return false;
+	return (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) && (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX) &&
+	       x.turn.n_credit >= evict_n_arrays(rule->policy);
 }
 
 /* A warp a lane: finds it, and settles it if it is steady; the others are left to select_kernel. */
@@ -436,7 +531,9 @@ static void fill(char *at, const struct gpu_turn *turn, unsigned n, size_t lanes
 
 	for (unsigned i = 0; i < n; i++) {
 		struct turn_args x = { (char *)turn[i].priv, turn[i].appended, turn[i].n_credit, turn[i].slot_type,
-				       turn[i].head_dim, first, turn[i].n_lanes, turn[i].pos, turn[i].rule };
+				       turn[i].head_dim, first, turn[i].n_lanes, turn[i].pos, turn[i].rule, turn[i].stats,
+				       { turn[i].stats_heat[0], turn[i].stats_heat[1] }, turn[i].stats_near, turn[i].lane_stats,
+				       turn[i].marks, turn[i].marks ? turn[i].n_marks : 0u, turn[i].n_kv_heads, turn[i].live };
 
 		t[i] = x;
 		for (uint32_t l = 0; l < turn[i].n_lanes; l++) {
@@ -447,13 +544,43 @@ static void fill(char *at, const struct gpu_turn *turn, unsigned n, size_t lanes
 	}
 }
 
+/*
+ * Scratch for select_kernel, as many CTAs' as fit into STAGE_MOST, one's at least: *ctas, of at most so many. It belongs to the stream, so what
+ * was enqueued before may go on using it. Freed by cudaFreeAsync() behind the kernel. NULL: no lane needs any.
+ */
+#define STAGE_MOST ((size_t)256 << 20)
+
+static int take_stage(struct cuda_device *d, cudaStream_t s, const struct gpu_turn *turn, unsigned n, struct select_args *a, unsigned *ctas)
+{
+	bool rows = false;
+	uint64_t most;
+
+	for (unsigned i = 0; i < n; i++) {
+		const uint32_t now = (uint32_t)turn[i].pos + turn[i].appended, live = turn[i].live_max && turn[i].live_max < now ? turn[i].live_max : now;
+
+		if (!needs_stage(&turn[i].rule))
+			continue;
+		a->stage_slots = live > a->stage_slots ? live : a->stage_slots;
+		a->stage_dim = turn[i].head_dim > a->stage_dim ? turn[i].head_dim : a->stage_dim;
+		rows = rows || needs_rows(&turn[i].rule);
+	}
+	if (!a->stage_dim)
+		return 0;
+	a->stage_slots = gpu_blocks_for(a->stage_slots + !a->stage_slots) * GPU_BLOCK_SLOTS;
+	a->stage_bytes = stage_bytes(a->stage_slots, a->stage_dim, rows);
+	most = STAGE_MOST / a->stage_bytes + !(STAGE_MOST / a->stage_bytes);
+	*ctas = *ctas < most ? *ctas : (unsigned)most;
+	return cuda_scratch(d, s, *ctas * a->stage_bytes, (void **)&a->stage);
+}
+
 /* One launch: turns whose lists fit into a lease. */
 static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       size_t lanes, unsigned what, struct gpu_turn_stats *stats)
 {
 	size_t head = lanes * (sizeof(struct sums) + sizeof(struct lane_ctx)), bytes = lease_bytes(n, lanes);
+	unsigned ctas = min((unsigned)lanes, 3u * (unsigned)d->n_sm);
 	struct cuda_lease lease;
-	struct select_args a;
+	struct select_args a = {};
 	int rc = cuda_lease(d, bytes, &lease), rc2;
 
 	if (rc)
@@ -469,16 +596,22 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 	a.stats = stats != NULL;
 	a.n_lanes = (unsigned)lanes;
 	a.what = what;
-	rc = cuda_errno(cudaMemcpyAsync(lease.dev + head, lease.host + head, bytes - head - lanes * 4u, cudaMemcpyHostToDevice, s));
+	rc = take_stage(d, s, turn, n, &a, &ctas);
+	if (!rc)
+		rc = cuda_errno(cudaMemcpyAsync(lease.dev + head, lease.host + head, bytes - head - lanes * 4u, cudaMemcpyHostToDevice, s));
 	if (!rc && lanes) {
 		open_kernel<<<(a.n_lanes + WARPS - 1u) / WARPS, THREADS, 0, s>>>(a);
 		steady_kernel<<<a.n_lanes, THREADS, 0, s>>>(a);
-		select_kernel<<<min(a.n_lanes, 3u * (unsigned)d->n_sm), THREADS, sizeof(struct shared_state), s>>>(a);
+		select_kernel<<<ctas, THREADS, sizeof(struct shared_state), s>>>(a);
 		rc = cuda_errno(cudaGetLastError());
 	}
 	if (!rc && stats) {
 		stats_kernel<<<n, 32, 0, s>>>(a.turn, a.sums, stats);
 		rc = cuda_errno(cudaGetLastError());
+	}
+	if (a.stage) {
+		rc2 = cuda_errno(cudaFreeAsync(a.stage, s));
+		rc = rc ? rc : rc2;
 	}
 	rc2 = cuda_unlease(d, s, &lease);
 	return rc ? rc : rc2;

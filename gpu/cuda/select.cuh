@@ -18,6 +18,11 @@ struct turn_args {
 	uint32_t first, n_lanes;	/* its lanes in the list */
 	int32_t pos;
 	struct evict_rule rule;
+	uint32_t stats, stats_heat[EVICT_MAX_HEAT], stats_near;	/* these as in struct gpu_turn */
+	struct evict_lane_stats *lane_stats;
+	const uint32_t *marks;
+	uint32_t n_marks, n_kv_heads;	/* n_marks: 0 without marks */
+	uint32_t *live;
 };
 
 struct lane_item {
@@ -39,6 +44,7 @@ struct lane_ctx {
 	uint32_t *next;
 	uint32_t lane, live, n_heat, n_credit;	/* n_credit: without traits */
 	uint32_t is_steady;		/* select_steady.cuh takes the lane */
+	const float *pooled;		/* by slot: pooled values or places (select_staged.cuh); NULL: the policy has none */
 	struct evict_lane as_lane;
 };
 
@@ -99,17 +105,27 @@ static __device__ __forceinline__ void load_credit(const struct lane_ctx &x, cha
 		e->trait[k] = x.n_credit + k < x.turn.n_credit ? *array_in(c, x.n_credit + k, slot) : 0.0f;
 }
 
+/* What the client said of the token at this position (evict/mark.h). */
+static __device__ __forceinline__ uint32_t mark_of(const struct lane_ctx &x, int32_t pos)
+{
+	return (uint32_t)pos < x.turn.n_marks ? x.turn.marks[pos] : 0u;
+}
+
 /* A slot's place in the order of leaving. Private memory only, so that it is the same whenever it is asked for. */
-static __device__ __forceinline__ uint64_t key_of(const struct lane_ctx &x, uint32_t slot)
+static __device__ __noinline__ uint64_t key_of(const struct lane_ctx &x, uint32_t slot)
 {
 	char *c = credit_block(x, slot);
 	struct evict_slot e = {};	/* no heat: a rank looks at credit alone, fold has seen the heat */
+	uint32_t mark;
 
 	if (!c || *pos_in(c, slot) < 0)
 		return NO_KEY;
 	e.pos = *pos_in(c, slot);
 	load_credit(x, c, slot, &e);
-	return evict_key(&x.turn.rule, &x.as_lane, x.plan.recent, &e);
+	e.pooled = e.place = x.pooled ? x.pooled[slot] : 0.0f;
+	mark = mark_of(x, e.pos);
+	e.tag = evict_mark_tag(mark);
+	return evict_marked_key(evict_key(&x.turn.rule, &x.as_lane, x.plan.recent, &e), mark);
 }
 
 static __device__ __forceinline__ uint64_t key_at(const struct lane_ctx &x, const struct shared_state *sh, uint32_t slot)

@@ -72,6 +72,12 @@ static __device__ __forceinline__ void tile_rows(const struct tile_args &a, uint
 	x->n_rows = all - row0 < CUDA_TILE_ROWS ? all - row0 : CUDA_TILE_ROWS;
 }
 
+/* The first of the step's queries that may give heat, whatever the table says. */
+static __device__ __forceinline__ uint32_t tile_heat_from(const struct tile_ctx &x)
+{
+	return x.seq.heat_from > x.seq.pos ? (uint32_t)(x.seq.heat_from - x.seq.pos) : 0u;
+}
+
 static __device__ __forceinline__ bool tile_counts(const struct tile_chosen &c, const struct tile_ctx &x, uint32_t j)
 {
 	return j >= c.from && c.every && ((uint32_t)x.seq.pos + j) % c.every == 0;

@@ -72,6 +72,27 @@ int cuda_unlease(struct cuda_device *dev, cudaStream_t s, const struct cuda_leas
 	return cuda_errno(e);
 }
 
+int cuda_scratch(struct cuda_device *dev, cudaStream_t s, size_t bytes, void **out)
+{
+	uint64_t keep = UINT64_MAX;	/* bytes, whatever is synchronised */
+
+	if (!dev->scratch) {
+		cudaMemPoolProps props = {};
+		int rc;
+
+		props.allocType = cudaMemAllocationTypePinned;
+		props.location.type = cudaMemLocationTypeDevice;
+		props.location.id = dev->base.info.ordinal;
+		rc = cuda_errno(cudaMemPoolCreate(&dev->scratch, &props));
+		if (rc)
+			return rc;
+		rc = cuda_errno(cudaMemPoolSetAttribute(dev->scratch, cudaMemPoolAttrReleaseThreshold, &keep));
+		if (rc)
+			return rc;
+	}
+	return cuda_errno(cudaMallocFromPoolAsync(out, bytes, dev->scratch, s));
+}
+
 int cuda_copy(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes)
 {
 	int rc = cuda_use(dev);

@@ -19,12 +19,7 @@ static const char *const settings[] = {
 	"policy=rkv:kernel=5 budget=64 slots=q8", "policy=cam budget=64 slots=bf16", "policy=vatp:age=1 merge=pivot budget=64 slots=q8",
 	"policy=roco budget=25%", "policy=expected budget=64 slots=f16 merge=d2o", "policy=lagkv:lag=8 budget=96 slots=f32",
 };
-enum { ALL = sizeof(settings) / sizeof(*settings), ON_CUDA = 5 };	/* the others need what gpu_can_select() denies there */
-
-static unsigned n_settings(void)
-{
-	return strcmp(td_device(), "host") ? ON_CUDA : ALL;
-}
+enum { N_SETTINGS = sizeof(settings) / sizeof(*settings) };
 
 static struct td d;
 static struct traffic_report *report;
@@ -37,7 +32,7 @@ static struct traffic_spec spec_of(unsigned i)
 static void a_second_run_gives_the_same_bits(void **state)
 {
 	(void)state;
-	for (unsigned i = 0; i < n_settings(); i++) {
+	for (unsigned i = 0; i < N_SETTINGS; i++) {
 		struct traffic_spec spec = spec_of(i);
 		uint64_t alone = traffic_run(d.socket, &spec, report);
 
@@ -54,11 +49,11 @@ static void three_hammering_clients_change_no_bit(void **state)
 {
 	struct traffic_spec noise = { .name = "noise", .settings = "policy=h2o budget=96", .n_sessions = 3, .prompt = 128,
 				      .tokens = 300, .rounds = 1000000 };
-	uint64_t alone[ALL];
+	uint64_t alone[N_SETTINGS];
 	pid_t pid[3];
 
 	(void)state;
-	for (unsigned i = 0; i < n_settings(); i++) {
+	for (unsigned i = 0; i < N_SETTINGS; i++) {
 		struct traffic_spec spec = spec_of(i);
 
 		alone[i] = traffic_run(d.socket, &spec, report);
@@ -69,7 +64,7 @@ static void three_hammering_clients_change_no_bit(void **state)
 	}
 	for (unsigned i = 0; i < 3; i++)
 		traffic_await(&report[1 + i].tokens, 1);
-	for (unsigned i = 0; i < n_settings(); i++) {
+	for (unsigned i = 0; i < N_SETTINGS; i++) {
 		struct traffic_spec spec = spec_of(i);
 
 		assert_int_equal(traffic_run(d.socket, &spec, report), alone[i]);

@@ -89,7 +89,7 @@ uint32_t world_step(struct world *w, const uint32_t *n, struct gpu_seq *seq, str
 		seq[i] = (struct gpu_seq){ .table = s->table, .row = rows, .n = n[i], .used = s->used, .pos = s->pos };
 		oracle[i] = (struct oracle_seq){ .session = &s->model, .row = rows, .n = n[i], .used = s->used, .pos = s->pos };
 		/* In half of the steps, heat from some of the queries only: from all, the later half, none. */
-		if (gpu_can_mark(w->dev) && w->spec.seed % 2)
+		if (w->spec.seed % 2)
 			seq[i].heat_from = oracle[i].heat_from = s->pos + (int32_t)(n[i] * ((w->spec.seed + i) % 3)) / 2;
 		rows += n[i] + (i % 2);
 	}

@@ -37,14 +37,6 @@ static struct evict_rule rule_of(uint32_t policy)
 	return rule;
 }
 
-/* CUDA does not run every policy yet (gpu_can_select()); those that it refuses are left out. */
-static int device_can(uint32_t policy)
-{
-	const struct evict_rule rule = rule_of(policy);
-
-	return gpu_can_select(world_device(), &rule);
-}
-
 static struct world *world_for(uint32_t policy, uint32_t slot_type, uint32_t dim, unsigned number)
 {
 	const struct evict_rule rule = rule_of(policy);
@@ -182,8 +174,6 @@ static void a_whole_turn_is_exact_for_every_policy_and_slot_type(void **state)
 
 	(void)state;
 	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++) {
-		if (!device_can(policy))
-			continue;
 		for (uint32_t type = GPU_F32; type < world_types(); type++) {
 			/* All lengths for the first few, which share their code with all; of the others one for each type. */
 			for (unsigned i = policy < 4 ? 0 : type % 3; i < (policy < 4 ? 3 : type % 3 + 1); i++) {
@@ -207,8 +197,6 @@ static void merges_are_exact_for_every_slot_type(void **state)
 	struct turns t;
 
 	(void)state;
-	if (world_is_cuda())	/* refused: gpu_can_select() */
-		skip();
 	for (unsigned m = 0; m < 5; m++) {
 		for (uint32_t type = GPU_F32; type < world_types(); type++) {
 			const unsigned number = m * 4 + type;
@@ -257,8 +245,6 @@ static void a_steady_turn_names_victims_and_moves_nothing(void **state)
 
 	(void)state;
 	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++) {
-		if (!device_can(policy))
-			continue;
 		for (unsigned i = 0; i < 3; i++) {
 			struct world *w = settled_world(policy, GPU_BF16, 64, i + 3 * policy, appended);
 
@@ -277,8 +263,6 @@ static void turns_follow_one_another(void **state)
 
 	(void)state;
 	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++) {
-		if (!device_can(policy))
-			continue;
 		struct world *w = world_for(policy, GPU_F16, 64, policy);
 
 		for (unsigned i = 0; i < N; i++)
@@ -307,6 +291,21 @@ static void turns_follow_one_another(void **state)
 
 enum { MAX_MARKS = 4096 };
 
+/* Memory that the device reads and writes, too. */
+static void *marks_new(size_t bytes)
+{
+	void *at;
+
+	assert_int_equal(gpu_host_alloc(world_device(), bytes, &at), 0);
+	return at;
+}
+
+static void marks_free(void *mark, void *live)
+{
+	gpu_host_free(world_device(), mark);
+	gpu_host_free(world_device(), live);
+}
+
 /* Tags, pins and drops at random, for some of the positions that there are. */
 static void draw_marks(struct world *w, struct turns *t, uint32_t mark[N][MAX_MARKS], uint32_t live[N][MAX_LANES], int drops)
 {
@@ -333,13 +332,11 @@ static void draw_marks(struct world *w, struct turns *t, uint32_t mark[N][MAX_MA
 
 static void pins_and_tags_are_exact_for_every_policy(void **state)
 {
-	static uint32_t mark[N][MAX_MARKS], live[N][MAX_LANES];
+	uint32_t (*mark)[MAX_MARKS] = marks_new(N * sizeof(*mark)), (*live)[MAX_LANES] = marks_new(N * sizeof(*live));
 	uint32_t appended[N];
 	struct turns t;
 
 	(void)state;
-	if (!gpu_can_mark(world_device()))
-		skip();
 	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++)
 		for (unsigned i = 0; i < 3; i++) {
 			struct world *w = settled_world(policy, GPU_BF16, 64, policy * 3 + i, appended);
@@ -353,19 +350,18 @@ static void pins_and_tags_are_exact_for_every_policy(void **state)
 			select_and_check(w, &t, ALL, 1);
 			world_free(w);
 		}
+	marks_free(mark, live);
 }
 
 static void dropped_slots_leave_the_named_layers_and_the_rest_closes_up(void **state)
 {
-	static uint32_t mark[N][MAX_MARKS], live[N][MAX_LANES], got[N][MAX_LANES];
+	uint32_t (*mark)[MAX_MARKS] = marks_new(N * sizeof(*mark)), (*live)[MAX_LANES] = marks_new(N * sizeof(*live)), got[N][MAX_LANES];
 	static const uint32_t policies[] = { EVICT_full, EVICT_h2o, EVICT_roco, EVICT_snapkv, EVICT_vatp, EVICT_rkv };
 	const unsigned halves[2] = { GPU_SETTLE | GPU_DROP | GPU_FOLD, GPU_REMOVE | GPU_COMPACT | GPU_NEXT };
 	uint32_t appended[N];
 	struct turns t;
 
 	(void)state;
-	if (!gpu_can_mark(world_device()))
-		skip();
 	for (unsigned number = 0; number < 24; number++) {
 		const uint32_t policy = policies[number % 6];
 		struct world *w = settled_world(policy, number / 6, 64, number, appended);
@@ -374,6 +370,7 @@ static void dropped_slots_leave_the_named_layers_and_the_rest_closes_up(void **s
 		draw_marks(w, &t, mark, live, 1);
 		world_put(w);
 		assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, halves[0], NULL), 0);
+		assert_int_equal(gpu_sync(w->dev, w->stream), 0);
 		memcpy(got, live, sizeof(got));
 		for (unsigned i = 0; i < N; i++)
 			oracle_select(&w->session[i].model, &t.turn[i], halves[0], NULL);
@@ -391,12 +388,12 @@ static void dropped_slots_leave_the_named_layers_and_the_rest_closes_up(void **s
 		select_and_check(w, &t, halves[1], 1);
 		world_free(w);
 	}
+	marks_free(mark, live);
 }
 
 static void drops_that_do_not_fit_a_turn_are_refused(void **state)
 {
-	static uint32_t mark[N][MAX_MARKS], live[N][MAX_LANES];
-	const int refusal = gpu_can_mark(world_device()) ? -EINVAL : -ENOTSUP;
+	uint32_t (*mark)[MAX_MARKS] = marks_new(N * sizeof(*mark)), (*live)[MAX_LANES] = marks_new(N * sizeof(*live));
 	uint32_t appended[N];
 	struct turns t;
 	struct world *w = settled_world(EVICT_h2o, GPU_BF16, 64, 0, appended);
@@ -405,17 +402,18 @@ static void drops_that_do_not_fit_a_turn_are_refused(void **state)
 	turns_new(w, &t, EVICT_h2o, 0, appended);
 	draw_marks(w, &t, mark, live, 1);
 	world_put(w);
-	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP | GPU_NEXT, NULL), refusal);
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP | GPU_NEXT, NULL), -EINVAL);
 	t.turn[1].live = NULL;
-	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), refusal);
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), -EINVAL);
 	t.turn[1].live = live[1];
 	t.turn[1].marks = NULL;
-	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), refusal);
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), -EINVAL);
 	t.turn[1].marks = mark[1];
 	t.turn[2].n_kv_heads = 0;
-	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), refusal);
+	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_DROP, NULL), -EINVAL);
 	world_check(w, 0.0, 0.0);
 	world_free(w);
+	marks_free(mark, live);
 }
 
 /* Bits that a hostile client may leave as heat. */

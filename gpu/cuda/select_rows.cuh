@@ -1,0 +1,185 @@
+/*
+ * Private to select.cu: K and V rows of a lane's slots, half a warp a row: thread i of the 16 holds channels i, i + 16, ..., so that its own sum
+ * is one of the 16 partial sums of evict_dot() (evict/math.h), and shuffles add the halves in the same order. Traits of a row's own.
+ * Rows are cleaned as they are read: what a client wrote may be anything.
+ */
+#ifndef GPU_CUDA_SELECT_ROWS_CUH
+#define GPU_CUDA_SELECT_ROWS_CUH
+
+#include "gpu/cuda/select.cuh"
+
+#define ROW_THREADS EVICT_PARTS
+#define ROW_MOST (256u / ROW_THREADS)		/* channels of a thread: head_dim <= 256 */
+#define ROWS_AT_ONCE (THREADS / ROW_THREADS)
+
+struct row {
+	float x[ROW_MOST];	/* 0 beyond head_dim */
+};
+
+static __device__ __forceinline__ uint32_t row_thread(void) { return threadIdx.x % ROW_THREADS; }
+static __device__ __forceinline__ uint32_t row_mask(void) { return 0xffffu << (threadIdx.x & 16u); }
+
+/* A slot's K (which = 0) or V (1). */
+static __device__ __forceinline__ struct row row_load(const struct lane_ctx &x, uint32_t slot, uint32_t which)
+{
+	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim, at = slot % GPU_PAGE_SLOTS;
+	const char *page = cuda_at(x.view, x.page[slot / GPU_PAGE_SLOTS]);
+	const char *from = page + which * gpu_page_v(type, d) + at * gpu_row_bytes(type, d);
+	const __half *param = (const __half *)(page + gpu_page_params(type, d)) + (which * GPU_PAGE_SLOTS + at) * 2u;
+	struct row r = {};
+
+	if (!page)
+		return r;
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++) {
+		const uint32_t c = row_thread() + j * ROW_THREADS;
+
+		if (c < d)
+			r.x[j] = evict_element(type == GPU_Q8 ? __half2float(param[1]) + __half2float(param[0]) * (float)((const signed char *)from)[c]
+							      : cuda_load(from, type, c));
+	}
+	return r;
+}
+
+/* Numbers of the kernel's own, [d]. */
+static __device__ __forceinline__ struct row row_get(const float *from, uint32_t d)
+{
+	struct row r = {};
+
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d)
+			r.x[j] = from[row_thread() + j * ROW_THREADS];
+	return r;
+}
+
+static __device__ __forceinline__ void row_put(float *to, const struct row &r, uint32_t d)
+{
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d)
+			to[row_thread() + j * ROW_THREADS] = r.x[j];
+}
+
+/* evict_halves() over the 16 threads: a + b and b + a have the same bits. */
+static __device__ __forceinline__ float row_halves(float part)
+{
+	for (int gap = EVICT_PARTS / 2; gap; gap /= 2)
+		part += __shfl_xor_sync(row_mask(), part, gap);
+	return part;
+}
+
+static __device__ __forceinline__ float row_dot(const struct row &a, const struct row &b, uint32_t d)
+{
+	float part = 0.0f;
+
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d)
+			part += a.x[j] * b.x[j];
+	return row_halves(part);
+}
+
+static __device__ __forceinline__ float row_sum(const struct row &a, uint32_t d, bool abs)
+{
+	float part = 0.0f;
+
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d)
+			part += abs && a.x[j] < 0.0f ? -a.x[j] : a.x[j];
+	return row_halves(part);
+}
+
+static __device__ __forceinline__ float row_norm(const struct row &a, uint32_t d)
+{
+	return evict_sqrt(row_dot(a, a, d));
+}
+
+/* evict_unit(). */
+static __device__ __forceinline__ void row_unit(struct row *r, uint32_t d)
+{
+	const float norm = row_norm(*r, d), inv = norm > 0.0f ? 1.0f / norm : 0.0f;
+
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		r->x[j] *= inv;
+}
+
+/* A row to q8, as append writes it (append.cu). */
+static __device__ __forceinline__ void row_to_q8(const struct row &r, uint32_t d, signed char *to, __half *param)
+{
+	float lo = __int_as_float(0x7f800000), hi = -lo, middle, scale;
+	__half offset, step;
+
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d) {
+			lo = fminf(lo, r.x[j]);
+			hi = fmaxf(hi, r.x[j]);
+		}
+	for (int gap = EVICT_PARTS / 2; gap; gap /= 2) {
+		lo = fminf(lo, __shfl_xor_sync(row_mask(), lo, gap));
+		hi = fmaxf(hi, __shfl_xor_sync(row_mask(), hi, gap));
+	}
+	offset = __float2half_rn(fminf(fmaxf((hi + lo) * 0.5f, -65504.0f), 65504.0f));
+	middle = __half2float(offset);
+	step = __float2half_ru(fminf((hi - lo) / 254.0f, 65504.0f));
+	scale = __half2float(step);
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d) {
+			float q = scale > 0.0f ? (r.x[j] - middle) / scale : 0.0f;
+
+			to[row_thread() + j * ROW_THREADS] = (signed char)rintf(fminf(fmaxf(q, -127.0f), 127.0f));
+		}
+	if (row_thread() == 0) {
+		param[0] = step;
+		param[1] = offset;
+	}
+}
+
+/* A slot's K or V anew, rounded to the slots' type. */
+static __device__ __forceinline__ void row_store(const struct lane_ctx &x, uint32_t slot, uint32_t which, const struct row &r)
+{
+	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim, at = slot % GPU_PAGE_SLOTS;
+	char *page = cuda_at(x.view, x.page[slot / GPU_PAGE_SLOTS]);
+	char *to = page + which * gpu_page_v(type, d) + at * gpu_row_bytes(type, d);
+
+	if (!page)
+		return;
+	if (type == GPU_Q8) {
+		row_to_q8(r, d, (signed char *)to, (__half *)(page + gpu_page_params(type, d)) + (which * GPU_PAGE_SLOTS + at) * 2u);
+		return;
+	}
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d)
+			cuda_store(to, type, row_thread() + j * ROW_THREADS, r.x[j]);
+}
+
+/* The traits of one slot's own rows (evict_trait_of()). Half a warp. */
+static __device__ __noinline__ void row_traits(const struct lane_ctx &x, uint32_t slot)
+{
+	const struct evict_rule *rule = &x.turn.rule;
+	const uint32_t d = x.turn.head_dim;
+	char *credit = credit_block(x, slot);
+	struct row k = row_load(x, slot, 0), v = row_load(x, slot, 1);
+
+	for (uint32_t i = 0; credit && i < evict_n_trait(rule->policy); i++) {
+		float value = 0.0f;
+
+		if (!evict_trait_once(rule->trait[i]))
+			continue;
+		switch (rule->trait[i]) {
+		case EVICT_KEY_NORM: value = row_norm(k, d); break;
+		case EVICT_VALUE_L1: value = row_sum(v, d, true); break;
+		case EVICT_VALUE_L2: value = row_norm(v, d); break;
+		default: break;
+		}
+		if (row_thread() == 0)
+			*array_in(credit, x.n_credit + i, slot) = value;
+	}
+}
+
+#endif
