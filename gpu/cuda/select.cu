@@ -2,8 +2,8 @@
  * select: what happens to a lane when its window ends: settle, fold, remove, compact, next (gpu.h).
  *
  * What: a CTA takes one lane. Lanes that keep all their slots are done in one pass (select_steady.cuh); for the others keys are 64-bit
- * (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted. A warp moves one slot when
- * a lane is compacted.
+ * (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted. compact.cuh
+ * moves slots.
  * Memory traffic: position, heat and credit of a slot read once and heat and credit written once (fold), position and credit
  * read once or twice more (keys); compaction moves 2 rows, read and written, per survivor beyond `keep`.
  * Determinism: everything depends on keys alone; atomics only count integers. Sums of credit are doubles in a fixed order.
@@ -11,6 +11,7 @@
  */
 #include <string.h>
 
+#include "gpu/cuda/compact.cuh"
 #include "gpu/cuda/select_merge.cuh"
 #include "gpu/cuda/select_stats.cuh"
 #include "gpu/cuda/select_steady.cuh"
@@ -190,72 +191,6 @@ static __device__ double remove_slots(struct lane_ctx &x, struct shared_state *s
 	return leaving;
 }
 
-/* One slot to another place: a warp. */
-static __device__ void move_slot(const struct lane_ctx &x, uint32_t from, uint32_t to)
-{
-	uint32_t type = x.turn.slot_type, d = x.turn.head_dim, thread = threadIdx.x % 32u;
-	uint32_t row = gpu_row_bytes(type, d), v = gpu_page_v(type, d), par = gpu_page_params(type, d);
-	uint32_t a = from % GPU_PAGE_SLOTS, b = to % GPU_PAGE_SLOTS;
-	const char *src = cuda_at(x.view, x.page[from / GPU_PAGE_SLOTS]);
-	char *dst = cuda_at(x.view, x.page[to / GPU_PAGE_SLOTS]);
-	char *hs = heat_block(x, from), *hd = heat_block(x, to), *cs = credit_block(x, from), *cd = credit_block(x, to);
-
-	if (!src || !dst || !hs || !hd || !cs || !cd)
-		return;
-	for (uint32_t i = thread; i < row / 16u; i += 32u) {
-		((uint4 *)(dst + (size_t)b * row))[i] = ((const uint4 *)(src + (size_t)a * row))[i];
-		((uint4 *)(dst + v + (size_t)b * row))[i] = ((const uint4 *)(src + v + (size_t)a * row))[i];
-	}
-	if (type == GPU_Q8 && thread < 2)
-		((uint32_t *)(dst + par))[thread * GPU_PAGE_SLOTS + b] = ((const uint32_t *)(src + par))[thread * GPU_PAGE_SLOTS + a];
-	if (thread == 0) {	/* the shared position is a copy of the private one, never the other way round */
-		*pos_in(hd, to) = *pos_in(cs, from);
-		*pos_in(cd, to) = *pos_in(cs, from);
-	}
-	if (thread < x.n_heat)
-		*array_in(hd, thread, to) = *array_in(hs, thread, from);
-	if (thread < x.turn.n_credit)
-		*array_in(cd, thread, to) = *array_in(cs, thread, from);
-}
-
-/* Append the slots of at .. at+THREADS-1 (< end) that are dead (or alive) to a ring list that holds n entries from `head`. */
-static __device__ uint32_t gather(const struct lane_ctx &x, struct shared_state *sh, uint32_t *list, uint32_t head, uint32_t n,
-				  uint32_t at, uint32_t end, bool dead)
-{
-	uint32_t slot = at + threadIdx.x, total, mine = slot < end && (pos_of(x, slot) < 0) == dead;
-	uint32_t before = block_scan(sh, mine, &total);
-
-	if (mine)
-		list[(head + n + before) % LIST] = slot;
-	return n + total;
-}
-
-/* The survivors from keep on move into the holes below it, both in ascending order. */
-static __device__ void compact(const struct lane_ctx &x, struct shared_state *sh)
-{
-	uint32_t keep = x.plan.keep, hole_at = 0, survivor_at = keep, head = 0, tail = 0, holes = 0, survivors = 0;
-
-	for (;;) {
-		uint32_t n;
-
-		for (; holes < THREADS && hole_at < keep; hole_at += THREADS)
-			holes = gather(x, sh, sh->hole, head, holes, hole_at, keep, true);
-		for (; survivors < THREADS && survivor_at < x.live; survivor_at += THREADS)
-			survivors = gather(x, sh, sh->survivor, tail, survivors, survivor_at, x.live, false);
-		__syncthreads();
-		n = holes < survivors ? holes : survivors;
-		if (!n)
-			break;
-		for (uint32_t i = threadIdx.x / 32u; i < n; i += WARPS)
-			move_slot(x, sh->survivor[(tail + i) % LIST], sh->hole[(head + i) % LIST]);
-		__syncthreads();
-		head += n;
-		tail += n;
-		holes -= n;
-		survivors -= n;
-	}
-}
-
 static __device__ __forceinline__ void write_head(const struct lane_ctx &x, uint32_t len, uint32_t fresh)
 {
 	struct gpu_lane head = { len, fresh };
@@ -403,7 +338,7 @@ static __device__ void select_lane(const struct select_args &a, uint32_t i, unsi
 	}
 }
 
-static __global__ void __launch_bounds__(THREADS) select_kernel(const __grid_constant__ struct select_args a)
+static __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constant__ struct select_args a)
 {
 	extern __shared__ __align__(16) char bytes[];
 
@@ -578,7 +513,7 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 	       size_t lanes, unsigned what, struct gpu_turn_stats *stats)
 {
 	size_t head = lanes * (sizeof(struct sums) + sizeof(struct lane_ctx)), bytes = lease_bytes(n, lanes);
-	unsigned ctas = min((unsigned)lanes, 3u * (unsigned)d->n_sm);
+	unsigned ctas = min((unsigned)lanes, 2u * (unsigned)d->n_sm);
 	struct cuda_lease lease;
 	struct select_args a = {};
 	int rc = cuda_lease(d, bytes, &lease), rc2;

@@ -9,7 +9,7 @@
 #define MAX_VICTIMS 2048u
 #define KEY_CACHE 4096u		/* keys of a lane's first slots stay in shared memory; the others are computed anew */
 #define NO_KEY (~0ull)		/* of a slot that is not there: after every real one */
-#define LIST 512u		/* holes or survivors waiting to be paired: two rounds of THREADS, a power of two */
+#define LIST 2048u		/* holes or survivors waiting to be paired: two rounds of four slots a thread, a power of two */
 
 /* One session, as uploaded. */
 struct turn_args {
@@ -49,10 +49,14 @@ struct lane_ctx {
 };
 
 struct shared_state {
-	uint64_t key[KEY_CACHE];
+	union {
+		uint64_t key[KEY_CACHE];
+		struct {		/* while slots move, nobody looks at keys */
+			uint32_t hole[LIST], survivor[LIST];
+		};
+	};
 	uint64_t sorted[MAX_VICTIMS];
 	uint32_t slot[MAX_VICTIMS];
-	uint32_t hole[LIST], survivor[LIST];
 	uint32_t bin[256];
 	uint32_t warp[WARPS];
 	double sum[WARPS];
