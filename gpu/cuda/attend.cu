@@ -20,9 +20,7 @@ uint32_t cuda_tile_rows(const struct gpu_shape *shape)
 
 static uint32_t stage_bytes(const struct gpu_shape *s)
 {
-	uint32_t row = mma_padded(s->head_dim) * gpu_type_bytes(s->slot_type) + 16u;
-
-	return 2u * GPU_PAGE_SLOTS * row + (s->slot_type == GPU_Q8 ? 128u : 0u) + 64u;
+	return mma_stage_bytes(mma_padded(s->head_dim) * gpu_type_bytes(s->slot_type), s->slot_type == GPU_Q8);
 }
 
 /* Floats of a row of logits: of the pages that a CTA has at most; 4 more than a multiple of 32, so that rows lie in different banks. */
@@ -111,13 +109,14 @@ int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned 
 	int rc = 0;
 
 	for (uint32_t cluster = 1; cluster <= (d->major >= 9 ? 16u : 1u); cluster *= 4u) {
-		struct cuda_mma m = { cluster, 0, 0, (uint32_t)(pairs < tile_rows ? pairs : tile_rows), pairs <= tile_rows, 0 };
+		struct cuda_mma m = { cluster, 0, 0, (uint32_t)(pairs < tile_rows ? pairs : tile_rows), 0, pairs <= tile_rows, 0 };
 		uint32_t ctas = fit(d, shape, live_max, &m);
 		double t = ctas ? estimate(d, lanes, lane_bytes, cluster, ctas) : 0.0;
 
 		if (!ctas || (found && t >= best) || (cluster > 1u && !clusters_run(shape, m)))
 			continue;
 		*out = m;
+		out->at_once = (uint32_t)d->n_sm * ctas;
 		best = t;
 		found = 1;
 		out->ordered = m.single && lanes * cluster > (uint64_t)d->n_sm * ctas;
@@ -166,7 +165,7 @@ static __device__ __forceinline__ struct cuda_item make_item(const struct item_a
 	x.pos = seq.pos;
 	x.tile = i % a.n;
 	x.kv_head = i / a.n;
-	x.n_heat = head.observe ? min(head.n_heat, GPU_MAX_HEAT) : 0u;
+	x.n_heat = (uint16_t)(head.observe ? min(head.n_heat, GPU_MAX_HEAT) : 0u);
 	x.heat[0] = head.heat[0];
 	x.heat[1] = head.heat[1];
 	x.observe = head.observe;
@@ -207,19 +206,34 @@ static __device__ void count_lengths(const struct item_args &a, uint32_t layer, 
 	__syncthreads();
 }
 
+/* Does a query of the step give heat? As mma_takes_heat() of attend_mma.cuh. */
+static __device__ __forceinline__ bool item_heats(const struct cuda_item &x)
+{
+	bool any = false;
+
+	for (uint32_t j = 0; x.n_heat && j < x.n; j++)
+		any = any || mma_counts(x, j);
+	return any;
+}
+
 /* A CTA a layer. Lanes of one length come in any order. */
 static __global__ void __launch_bounds__(ITEM_THREADS) item_kernel(const __grid_constant__ struct item_args a)
 {
 	__shared__ uint32_t bin[ITEM_BINS], sum[ITEM_THREADS];
 	uint32_t n = a.n * a.n_kv_heads, layer = blockIdx.x;
+	int any = 0;
 
 	if ((uint64_t)layer * a.n_kv_heads >= ((const struct gpu_table *)a.seq[0].table)->n_lanes)
 		return;
 	if (a.ordered)
 		count_lengths(a, layer, bin, sum);
+	for (uint32_t i = threadIdx.x; i < a.n; i += ITEM_THREADS)	/* KV heads of a session take heat all together */
+		any = any || item_heats(make_item(a, layer, i));
+	any = __syncthreads_or(any);
 	for (uint32_t i = threadIdx.x; i < n; i += ITEM_THREADS) {
 		struct cuda_item x = make_item(a, layer, i);
 
+		x.any_heat = (uint16_t)any;
 		a.item[(size_t)layer * n + (a.ordered ? atomicAdd(&bin[item_bin(a, x)], 1u) : i)] = x;
 	}
 }
@@ -260,6 +274,7 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.shared_bytes = st->mma.shared_bytes;
 	a.heat_floats = st->mma.heat_floats;
 	a.cluster = st->mma.cluster;
+	a.at_once = st->mma.at_once;
 	a.exact_q = exact_queries(sh->slot_type, q->type);
 	a.q = *q;
 	a.out = *out;

@@ -34,7 +34,7 @@ static __device__ __forceinline__ void mma_strip_done(struct mma_sum<D, NT> &s, 
 		}
 }
 
-/* What the warp has so far: maximum and sum in registers, outputs in shared memory, [row][out_stride] from `out` on. */
+/* What the warp has so far: maximum and sum in registers, outputs in shared memory, [row][D + 4] from `out` on. */
 template <int NT> struct mma_quarter {
 	float m[NT][2], l[NT][2];
 	float *out;
@@ -67,18 +67,19 @@ static __device__ __forceinline__ void mma_group_done(const struct mma_lane &x, 
 	mma_clear(group);
 }
 
-/* All pages of the warp. kept: logits of the CTA's first slot; NULL without heat. */
-template <int TYPE, int D, int NT>
+/* All pages of the warp. kept: logits of the CTA's first slot; NULL without heat. next: the CTA's next lane, whose first pages are asked for. */
+template <int TYPE, int D, int NT, bool RUN>
 static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q,
-						     struct mma_ring &r, float *kept, uint32_t kept_stride, struct mma_quarter<NT> &quarter)
+						     struct mma_ring &r, float *kept, uint32_t kept_stride, const struct cuda_item &next,
+						     struct mma_quarter<NT> &quarter)
 {
 	struct mma_sum<D, NT> strip, group;
-	uint32_t stage = 0, cut = 0, group_end = x.first;
+	uint32_t cut = 0, group_end = x.first;
 	struct mma_more<NT> more;
 
 	mma_clear(group);
 	for (uint32_t s = x.first; s < x.end; s++) {
-		uint32_t end = min((s + 1u) * x.per_strip, r.end);
+		uint32_t end = min((s + 1u) * x.per_strip, x.pages);
 
 		while (group_end <= s)
 			group_end = x.cluster == 1u ? mma_cut(x.first, x.end, ++cut) : x.end;
@@ -90,12 +91,11 @@ static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, c
 		for (uint32_t p = s * x.per_strip; p < end; p++) {
 			mma_wait(r.stages);
 			__syncwarp();
-			mma_page<TYPE, D, NT>(x, q, r.at + stage * mma_size<TYPE, D, NT>::stage,
+			mma_page<TYPE, D, NT>(x, q, r.at + r.stage * mma_size<TYPE, D, NT>::stage,
 					      min(x.item.live - p * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS),
 					      kept ? kept + (p - x.cta_page) * GPU_PAGE_SLOTS : NULL, kept_stride, strip, more);
 			__syncwarp();
-			mma_ring_feed<TYPE, D, NT>(a, x, r, stage);
-			stage = stage + 1u == r.stages ? 0u : stage + 1u;
+			mma_ring_pass<TYPE, D, NT, RUN>(a, x, r, next);
 		}
 		mma_strip_done<TYPE, D, NT>(strip, more, group);
 		if (s + 1u == group_end)
@@ -388,7 +388,7 @@ static __device__ __forceinline__ void mma_add_queries(const struct mma_args &a,
 		float sum[N] = {}, squares[N] = {};
 		bool seen[N] = {};
 
-		if (!mma_counts(x, j))
+		if (!mma_counts(x.item, j))
 			continue;
 #pragma unroll 4
 		for (uint32_t h = 0; h < a.group; h++) {
@@ -413,6 +413,58 @@ static __device__ __forceinline__ void mma_add_queries(const struct mma_args &a,
 	}
 }
 
+/* The usual heat: the sum of one query's probabilities. Nobody else adds to a slot in this step, so the memory may add it: nothing to wait for. */
+static __device__ __forceinline__ bool mma_heat_adds(const struct mma_lane &x)
+{
+	return x.item.n == 1u && x.item.n_heat == 1u && x.item.heat[0] == EVICT_HEAT_SUM;
+}
+
+/* Add to N neighbouring floats; -inf: leave that one alone. */
+template <int N> static __device__ __forceinline__ void mma_red(float *at, const float (&v)[N])
+{
+	const float none = __int_as_float(0xff800000);
+
+#if MMA_CLUSTERS
+	if constexpr (N == 4) {
+		if (v[0] != none && v[1] != none && v[2] != none && v[3] != none) {
+			asm volatile("red.global.add.v4.f32 [%0], {%1,%2,%3,%4};"
+				     :: "l"(at), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+			return;
+		}
+	}
+#endif
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		if (v[i] != none)
+			asm volatile("red.global.add.f32 [%0], %1;" :: "l"(at + i), "f"(v[i]) : "memory");
+}
+
+/* As mma_heat(), which it has the bits of, but for numbers below 2^-126. */
+template <int N>
+static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
+						    uint32_t stride)
+{
+#pragma unroll 1
+	for (uint32_t i = threadIdx.x * N; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * N) {
+		float *at = mma_heat_at(a, x, i), sum[N] = {}, logit[N];
+
+#pragma unroll 4
+		for (uint32_t h = 0; h < a.group; h++) {
+			float2 e = end[h];
+
+			mma_get<N>(kept + i + h * stride, logit);
+#pragma unroll
+			for (int j = 0; j < N; j++)
+				sum[j] = __fadd_rn(sum[j], __fmul_rn(mma_exp2(__fsub_rn(logit[j], e.x)), e.y));
+		}
+#pragma unroll
+		for (int j = 0; j < N; j++)	/* no head saw the slot: not the last one either */
+			sum[j] = logit[j] == __int_as_float(0xff800000) ? logit[j] : sum[j];
+		if (at)
+			mma_red<N>(at, sum);
+	}
+}
+
 /* Heat of the CTA's slots, N a thread. ahead: of the thread's first. */
 template <int N>
 static __device__ __forceinline__ void mma_heat(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
@@ -434,52 +486,33 @@ static __device__ __forceinline__ void mma_heat(const struct mma_args &a, const 
 
 /* --- the kernel --------------------------------------------------------------------------------------------------------------- */
 
-template <int TYPE, int D, int NT>
-static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid_constant__ struct mma_args a)
+/* The queries of the lane, and which one comes next. Needs a barrier after it. */
+template <int D, bool RUN>
+static __device__ __forceinline__ void mma_take(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t, uint32_t &k,
+						struct cuda_item *next)
 {
-	extern __shared__ __align__(128) char shared[];
-	struct mma_queries<TYPE, D, NT> q;
+	uint32_t word = RUN && x.warp == MMA_WARPS - 1u ? mma_next_word(a, x.thread, ++k) : 0u;
+
+	mma_fetch_queries<D>(a, x, t.out);
+	if (RUN && x.warp == MMA_WARPS - 1u)
+		mma_next_item(a, x.thread, k, word, next);
+}
+
+/* The lane that x describes: its pages into the warps' parts, merged, written, its heat added. */
+template <int TYPE, int D, int NT, bool RUN>
+static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_plan &plan,
+						    const struct mma_tables &t, char *shared, const struct mma_queries<TYPE, D, NT> &q,
+						    struct mma_ring &r, const struct cuda_item &next)
+{
+	float *kept = a.heat_floats ? (float *)(shared + plan.logits)
+				    : a.logits + ((size_t)x.tile * a.n_kv_heads + x.item.kv_head) * a.rows * a.scratch_slots +
+					      x.cta_page * GPU_PAGE_SLOTS;
+	uint32_t stride = a.heat_floats ? a.heat_floats : a.scratch_slots;
+	bool adds = mma_heat_adds(x);
 	struct mma_quarter<NT> quarter;
 	struct mma_own<4> four = {};
 	struct mma_own<1> one = {};
-	struct mma_plan plan;
-	struct mma_tables t;
-	struct mma_ring r;
-	struct mma_lane x;
-	uint32_t stride;
-	float *kept;
 
-	if (!mma_open(a, x)) {
-		mma_after();
-		return;
-	}
-	x.heat = mma_takes_heat(a, x);
-	plan = mma_shared_plan(a.rows, a.head_dim, D, a.cluster, a.exact_q, a.heat_floats);
-	t = mma_tables_of(shared, plan, a, x);
-	if (x.cluster > 1u) {
-		if (threadIdx.x == 0)
-			mma_bar_new(t.bar, x.cluster * (t.even * 8u + mma_own_slice(a, x, t.slice) * 4u));
-		mma_cluster_arrive();
-	}
-	mma_ring_new<TYPE, D, NT>(a, x, shared, x.heat ? plan.ring : plan.logits, r);
-	/* Ahead of the kernel before: only pages that it cannot have written. That is the step's own append, if anything. */
-#pragma unroll 1
-	for (uint32_t fed = 0, waited = 0; fed <= r.stages; fed++) {
-		if (!waited && (x.item.n != 1u || r.feed >= r.end || r.feed == x.item.fresh_page || fed == r.stages)) {
-			mma_next();
-			mma_after();
-			mma_fetch_queries<D>(a, x, t.out);
-			waited = 1;
-		}
-		if (fed < r.stages)
-			mma_ring_feed<TYPE, D, NT>(a, x, r, fed);
-	}
-	__syncthreads();
-	mma_load_queries<TYPE, D, NT>(a, x, t.out, plan.lower, shared, q);
-	__syncthreads();
-	kept = a.heat_floats ? (float *)(shared + plan.logits)
-			     : a.logits + ((size_t)x.tile * a.n_kv_heads + x.item.kv_head) * a.rows * a.scratch_slots + x.cta_page * GPU_PAGE_SLOTS;
-	stride = a.heat_floats ? a.heat_floats : a.scratch_slots;
 	quarter.out = t.out + x.warp * a.rows * (D + 4u);
 	quarter.any = false;
 #pragma unroll
@@ -487,10 +520,10 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 		quarter.m[nt][0] = quarter.m[nt][1] = MMA_NOTHING;
 		quarter.l[nt][0] = quarter.l[nt][1] = 0.0f;
 	}
-	mma_read_lane<TYPE, D, NT>(a, x, q, r, x.heat ? kept : NULL, stride, quarter);
-	if (x.heat && x.cluster == 1u)
+	mma_read_lane<TYPE, D, NT, RUN>(a, x, q, r, x.heat ? kept : NULL, stride, next, quarter);
+	if (x.heat && !adds && x.cluster == 1u)
 		four = mma_look<4>(a, x, threadIdx.x * 4u);
-	else if (x.heat)
+	else if (x.heat && !adds)
 		one = mma_look<1>(a, x, threadIdx.x);
 #pragma unroll
 	for (uint32_t nt = 0; nt < NT; nt++)
@@ -500,8 +533,10 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 				t.part[x.warp * t.even + nt * 8u + 2u * x.t4 + h] = make_float2(quarter.m[nt][h], quarter.l[nt][h]);
 	__syncthreads();
 	mma_merge_warps(a, x, t);
-	if (x.cluster == 1u) {
-		if (x.heat)
+	if (RUN || x.cluster == 1u) {
+		if (x.heat && adds)
+			mma_heat_add<4>(a, x, t.end, kept, stride);
+		else if (x.heat)
 			mma_heat<4>(a, x, t.end, kept, stride, four);
 		mma_write_alone<D>(a, x, t);
 		return;
@@ -509,32 +544,92 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	mma_exchange<D>(a, x, t);
 	mma_merge_parts(a, x, t);
 	mma_write_slice(a, x, t);
-	if (x.heat)
+	if (x.heat && adds)
+		mma_heat_add<1>(a, x, t.part, kept, stride);
+	else if (x.heat)
 		mma_heat<1>(a, x, t.part, kept, stride, one);
+}
+
+template <int TYPE, int D, int NT, bool RUN>
+static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid_constant__ struct mma_args a)
+{
+	extern __shared__ __align__(128) char shared[];
+	struct mma_queries<TYPE, D, NT> q;
+	struct cuda_item *next;
+	struct mma_plan plan;
+	struct mma_tables t;
+	struct mma_ring r;
+	struct mma_lane x;
+	uint32_t k;
+
+	if (!mma_open<RUN>(a, x, k)) {
+		mma_after();
+		return;
+	}
+	plan = mma_shared_plan(a.rows, a.head_dim, D, a.cluster, a.exact_q, a.heat_floats);
+	next = (struct cuda_item *)(shared + plan.item);
+	t = mma_tables_of(shared, plan, a, x);
+	if (x.cluster > 1u) {
+		if (threadIdx.x == 0)
+			mma_bar_new(t.bar, x.cluster * (t.even * 8u + mma_own_slice(a, x, t.slice) * 4u));
+		mma_cluster_arrive();
+	}
+	mma_ring_new<TYPE, D, NT>(a, x, shared, a.tile || x.item.any_heat ? plan.ring : plan.logits, r);
+	/* Ahead of the kernel before: only pages that it cannot have written. That is the step's own append, if anything. */
+#pragma unroll 1
+	for (uint32_t fed = 0, waited = 0; fed <= r.stages; fed++) {
+		if (!waited && (x.item.n != 1u || r.feed >= r.end || r.feed == x.item.fresh_page || fed == r.stages)) {
+			mma_next();
+			mma_after();
+			mma_take<D, RUN>(a, x, t, k, next);
+			waited = 1;
+		}
+		if (fed < r.stages)
+			mma_ring_feed<TYPE, D, NT>(a, x, r, fed);
+	}
+#pragma unroll 1
+	for (;;) {
+		__syncthreads();
+		if (RUN)
+			mma_ring_advance<TYPE, D, NT>(a, x, r, *next);
+		mma_load_queries<TYPE, D, NT>(a, x, t.out, plan.lower, shared, q);
+		__syncthreads();
+		mma_one_lane<TYPE, D, NT, RUN>(a, x, plan, t, shared, q, r, *next);
+		if (!RUN || !next->n)
+			return;
+		x.item = *next;
+		x.tile = x.item.tile;
+		mma_begin(a, x);
+		next = (struct cuda_item *)(shared + plan.item) + (next == (struct cuda_item *)(shared + plan.item));
+		__syncthreads();	/* all are done with the last lane's outputs */
+		mma_take<D, RUN>(a, x, t, k, next);
+	}
 }
 
 /* --- launches -------------------------------------------------------------------------------------------------------------------- */
 
-template <int TYPE, int D, int NT> static cudaError_t mma_configure(uint32_t shared_bytes, uint32_t cluster)
+template <int TYPE, int D, int NT, bool RUN> static cudaError_t mma_configure(uint32_t shared_bytes, uint32_t cluster)
 {
-	cudaError_t e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+	cudaError_t e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT, RUN>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
 
 	if (e == cudaSuccess && cluster > 8u)
-		e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+		e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT, RUN>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 	return e;
 }
 
 /* With max_clusters: ask how many clusters run at once, launch nothing. */
-template <int TYPE, int D, int NT>
-static cudaError_t mma_launch_one(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
+template <int TYPE, int D, int NT, bool RUN>
+static cudaError_t mma_launch_as(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
 {
 	cudaLaunchAttribute at[2];
 	cudaLaunchConfig_t c = {};
-	cudaError_t e = mma_configure<TYPE, D, NT>(a.shared_bytes, a.cluster);
+	cudaError_t e = mma_configure<TYPE, D, NT, RUN>(a.shared_bytes, a.cluster);
 
 	if (e != cudaSuccess)
 		return e;
 	c.gridDim = dim3(a.n_tiles * a.n_kv_heads * a.cluster);
+	if (RUN && c.gridDim.x > a.at_once)
+		c.gridDim.x = a.at_once;
 	c.blockDim = dim3(MMA_THREADS);
 	c.dynamicSmemBytes = a.shared_bytes;
 	c.stream = s;
@@ -546,13 +641,20 @@ static cudaError_t mma_launch_one(const struct mma_args &a, bool early, cudaStre
 		c.numAttrs++;
 	}
 	if (max_clusters)
-		return cudaOccupancyMaxActiveClusters(max_clusters, mma_kernel<TYPE, D, NT>, &c);
+		return cudaOccupancyMaxActiveClusters(max_clusters, mma_kernel<TYPE, D, NT, RUN>, &c);
 	if (early) {
 		at[c.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
 		at[c.numAttrs].val.programmaticStreamSerializationAllowed = 1;
 		c.numAttrs++;
 	}
-	return cudaLaunchKernelEx(&c, mma_kernel<TYPE, D, NT>, a);
+	return cudaLaunchKernelEx(&c, mma_kernel<TYPE, D, NT, RUN>, a);
+}
+
+template <int TYPE, int D, int NT>
+static cudaError_t mma_launch_one(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
+{
+	return a.cluster == 1u && !a.tile ? mma_launch_as<TYPE, D, NT, true>(a, early, s, max_clusters)
+					  : mma_launch_as<TYPE, D, NT, false>(a, early, s, max_clusters);
 }
 
 /* 16 columns only where registers last: heads of up to 128 channels. */

@@ -4,6 +4,8 @@
  *
  * What: four warps take a lane, or four warps of each CTA of a cluster share one. A warp streams pages into its own ring in shared
  * memory; slots are the rows of S = K q^T and of P V, (query, head) pairs the columns, 8 or 16 of them. No barrier until the lane is read.
+ * With one CTA a lane, and one tile a session (RUN): no more CTAs than run at once, each takes one lane after the other, and the rings run on into
+ * the next lane, so that the memory stays busy while a lane is merged and written.
  *
  * The tree. A lane's pages form up to 64 strips of equal length (2 pages up to 2048 slots), a strip is summed up in order while its
  * maximum moves; 4 strips make a group, 4 groups a quarter, 4 quarters the lane, each merged in order by the same instructions. One CTA
@@ -35,6 +37,7 @@ struct mma_args {
 	uint32_t shared_bytes;
 	uint32_t heat_floats;		/* of a row of logits in shared memory; 0: they go to scratch */
 	uint32_t cluster;		/* 1, 4 or 16 */
+	uint32_t at_once;		/* CTAs that run side by side */
 	uint32_t exact_q;		/* queries have more digits than a slot: they come as a sum of two */
 	struct gpu_tensor q, out;
 	float *lse;
@@ -45,7 +48,7 @@ struct mma_args {
 
 /* Shared memory of a CTA, byte offsets. Behind `ring` come the stages, as many as fit. */
 struct mma_plan {
-	uint32_t part, end, by_warp, got, by_part, by_quarter, slices, out, lower, logits, ring;
+	uint32_t item, part, end, by_warp, got, by_part, by_quarter, slices, out, lower, logits, ring;
 };
 
 static __host__ __device__ __forceinline__ uint32_t mma_slice(uint32_t rows, uint32_t d, uint32_t cluster)	/* floats */
@@ -59,7 +62,8 @@ static __host__ __device__ __forceinline__ struct mma_plan mma_shared_plan(uint3
 	struct mma_plan p;
 	uint32_t even = (rows + 1u) / 2u * 2u;
 
-	p.part = 16u;						/* behind the barrier: (maximum, sum) of each warp */
+	p.item = 16u;						/* behind the barrier: the CTA's next lane, in one of two places */
+	p.part = p.item + 2u * (uint32_t)sizeof(struct cuda_item);	/* (maximum, sum) of each warp */
 	p.end = p.part + MMA_WARPS * even * 8u;			/* of the lane: (maximum, 1 / sum) */
 	p.by_warp = p.end + even * 8u;				/* factors of the warps' merge */
 	p.got = p.by_warp + MMA_WARPS * even * 8u;		/* (maximum, sum) of each CTA of the cluster */
@@ -68,8 +72,8 @@ static __host__ __device__ __forceinline__ struct mma_plan mma_shared_plan(uint3
 	p.slices = p.by_quarter + (cluster > 1u ? 4u * even * 8u : 0u);
 	p.out = p.slices + (cluster > 1u ? cluster * mma_slice(rows, d, cluster) * 4u : 0u);
 	p.lower = p.out + MMA_WARPS * rows * (dp + 4u) * 4u;
-	p.logits = p.lower + (lower ? (rows + 7u) / 8u * dp * 16u : 0u);
-	p.ring = p.logits + rows * heat_floats * 4u;
+	p.logits = (p.lower + (lower ? (rows + 7u) / 8u * dp * 16u : 0u) + 127u) / 128u * 128u;
+	p.ring = (p.logits + rows * heat_floats * 4u + 127u) / 128u * 128u;
 	return p;
 }
 
@@ -89,11 +93,25 @@ static __host__ __device__ __forceinline__ uint32_t mma_cut(uint32_t from, uint3
 	return from + (to - from) * i / 4u;
 }
 
+/*
+ * A page in shared memory: the rows of K, of V, parameters, positions. Pieces of 16 bytes change places within a row so that the same piece of 8
+ * neighbouring rows lies in 8 different groups of banks; they stay in their 128 bytes (where a row has so many). Padding the rows
+ * instead costs: a copy whose two halves of a 32-byte sector land in two sectors fetches it twice: every second row, with 16 bytes.
+ */
+static __host__ __device__ constexpr uint32_t mma_stage_bytes(uint32_t row, bool q8)
+{
+	return (2u * GPU_PAGE_SLOTS * row + (q8 ? 128u : 0u) + 64u + 127u) / 128u * 128u;
+}
+
 template <int TYPE, int D, int NT> struct mma_size {
 	static constexpr bool half = TYPE != GPU_BF16, q8 = TYPE == GPU_Q8;	/* int8 fits float16, too */
-	static constexpr uint32_t row = D * (q8 ? 1u : 2u), stride = row + 16u;	/* an odd number of 16 bytes: no bank conflicts */
-	static constexpr uint32_t params = 2u * GPU_PAGE_SLOTS * stride, pos = params + (q8 ? 128u : 0u), stage = pos + 64u;
-	static constexpr uint32_t steps = D / 16u, out_stride = D + 4u;
+	static constexpr uint32_t row = D * (q8 ? 1u : 2u), pieces = row / 16u;
+	static constexpr uint32_t turn = pieces % 8u == 0 ? 8u : pieces % 4u == 0 ? 4u : 2u;	/* pieces that change places */
+	static constexpr uint32_t params = 2u * GPU_PAGE_SLOTS * row, pos = params + (q8 ? 128u : 0u), stage = mma_stage_bytes(row, q8);
+	static constexpr uint32_t steps = D / 16u;
+
+	/* Piece c of row r lies where piece c ^ place(r) of an unchanged row would. */
+	static __device__ __forceinline__ uint32_t place(uint32_t r) { return r % 8u / (8u / turn); }
 };
 
 /* M, L of a running merge take in (m, l): a and b are what the old and the new outputs are multiplied by. */
@@ -129,14 +147,20 @@ struct mma_lane {
 	uint32_t cluster, rank;
 };
 
+/* How the pages of a lane form strips. */
+static __device__ __forceinline__ void mma_strips(uint32_t live, uint32_t &pages, uint32_t &per_strip, uint32_t &strips)
+{
+	pages = (live + GPU_PAGE_SLOTS - 1u) / GPU_PAGE_SLOTS;
+	per_strip = 2u * ((pages + 2u * MMA_STRIPS - 1u) / (2u * MMA_STRIPS));
+	strips = pages ? (pages + per_strip - 1u) / per_strip : 0u;
+}
+
 /* Which strips: see the tree above. */
 static __device__ __forceinline__ void mma_share(struct mma_lane &x)
 {
 	uint32_t n, a, b, c, e;
 
-	x.pages = (x.item.live + GPU_PAGE_SLOTS - 1u) / GPU_PAGE_SLOTS;
-	x.per_strip = 2u * ((x.pages + 2u * MMA_STRIPS - 1u) / (2u * MMA_STRIPS));
-	n = x.pages ? (x.pages + x.per_strip - 1u) / x.per_strip : 0u;
+	mma_strips(x.item.live, x.pages, x.per_strip, n);
 	if (x.cluster == 1u) {
 		c = 0;
 		e = n;
@@ -159,37 +183,37 @@ static __device__ __forceinline__ void mma_share(struct mma_lane &x)
 	x.cta_pages = min(e * x.per_strip, x.pages) - x.cta_page;
 }
 
-/* Find the lane. False when there is none. Reads what item_kernel left, long before. */
-static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x)
+/*
+ * The lanes of a CTA that runs on: every gridDim.x-th, each second time from the other end, so that the CTA that got the longest gets the
+ * shortest. Returns the index of its lane number k; not below a.n_tiles * a.n_kv_heads: none.
+ */
+static __device__ __forceinline__ uint32_t mma_nth(uint32_t k)
 {
-	uint32_t i = blockIdx.x / a.cluster;
+	return k * gridDim.x + (k % 2u ? gridDim.x - 1u - blockIdx.x : blockIdx.x);
+}
 
-	x.warp = threadIdx.x / 32u;
-	x.thread = threadIdx.x % 32u;
-	x.g = x.thread / 4u;
-	x.t4 = x.thread % 4u;
-	x.cluster = a.cluster;
-	x.rank = mma_cluster_rank();
-	x.row0 = 0;
-	if (a.tile) {
-		x.tile = i % a.n_tiles;
-		x.row0 = a.tile[x.tile].row0;
-		i = i / a.n_tiles * a.n_units + a.tile[x.tile].seq;
-	}
-	x.item = a.item[i];
-	if (!a.tile)
-		x.tile = x.item.tile;
-	x.n_rows = min(x.item.n * a.group - x.row0, a.rows);
-	if (!x.item.n)
-		return false;
-	mma_share(x);
-	return true;
+/* A word of the CTA's next lane for each thread of a warp, on its way; of lane number k. */
+static __device__ __forceinline__ uint32_t mma_next_word(const struct mma_args &a, uint32_t thread, uint32_t k)
+{
+	uint32_t i = mma_nth(k);
+
+	return i < a.n_tiles * a.n_kv_heads && thread < sizeof(struct cuda_item) / 4u
+		       ? ((const uint32_t *)&a.item[i])[thread] : 0u;
+}
+
+/* The CTA's next lane that exists, into shared memory, by one warp; n = 0: there is none. k: the number of the last lane looked at. v: its words. */
+static __device__ __forceinline__ void mma_next_item(const struct mma_args &a, uint32_t thread, uint32_t &k, uint32_t v, struct cuda_item *to)
+{
+	while (!__shfl_sync(0xffffffffu, v, offsetof(struct cuda_item, n) / 4u) && mma_nth(k) < a.n_tiles * a.n_kv_heads)
+		v = mma_next_word(a, thread, ++k);
+	if (thread < sizeof(struct cuda_item) / 4u)
+		((uint32_t *)to)[thread] = v;
 }
 
 /* Does the query at index j of the step give heat? */
-static __device__ __forceinline__ bool mma_counts(const struct mma_lane &x, uint32_t j)
+static __device__ __forceinline__ bool mma_counts(const struct cuda_item &x, uint32_t j)
 {
-	return x.item.pos + (int32_t)j >= x.item.heat_from && ((uint32_t)x.item.pos + j) % x.item.observe == 0;
+	return x.pos + (int32_t)j >= x.heat_from && ((uint32_t)x.pos + j) % x.observe == 0;
 }
 
 /* Heat is taken here when all pairs of the session are in this tile. Otherwise observe.cu takes it afterwards. */
@@ -200,8 +224,45 @@ static __device__ __forceinline__ bool mma_takes_heat(const struct mma_args &a, 
 	if (!x.item.n_heat || x.n_rows != x.item.n * a.group || !(a.heat_floats || a.logits))
 		return false;
 	for (uint32_t j = 0; j < x.item.n; j++)
-		any = any || mma_counts(x, j);
+		any = any || mma_counts(x.item, j);
 	return any;
+}
+
+/* What follows from x.item. */
+static __device__ __forceinline__ void mma_begin(const struct mma_args &a, struct mma_lane &x)
+{
+	x.n_rows = min(x.item.n * a.group - x.row0, a.rows);
+	mma_share(x);
+	x.heat = mma_takes_heat(a, x);
+}
+
+/* Find the first lane. False when there is none. Reads what item_kernel left, long before. k: as for mma_next_item(). */
+template <bool RUN> static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x, uint32_t &k)
+{
+	uint32_t i = blockIdx.x / a.cluster;
+
+	x.warp = threadIdx.x / 32u;
+	x.thread = threadIdx.x % 32u;
+	x.g = x.thread / 4u;
+	x.t4 = x.thread % 4u;
+	x.cluster = a.cluster;
+	x.rank = mma_cluster_rank();
+	x.row0 = 0;
+	k = 0;
+	if (a.tile) {
+		x.tile = i % a.n_tiles;
+		x.row0 = a.tile[x.tile].row0;
+		i = i / a.n_tiles * a.n_units + a.tile[x.tile].seq;
+	}
+	x.item = a.item[i];
+	while (RUN && !x.item.n && (i = mma_nth(++k)) < a.n_tiles * a.n_kv_heads)
+		x.item = a.item[i];
+	if (!x.item.n)
+		return false;
+	if (!a.tile)
+		x.tile = x.item.tile;
+	mma_begin(a, x);
+	return true;
 }
 
 /* --- queries ----------------------------------------------------------------------------------------------------------------- */
@@ -306,10 +367,16 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 
 /* --- the ring ---------------------------------------------------------------------------------------------------------------- */
 
-/* A warp's stream of pages. Each thread knows the address of one of the next 32 pages. */
+/*
+ * A warp's stream of pages, of one lane after the other. Each thread knows the address of one of the next 32 pages. Pages are asked for up to `stages`
+ * ahead of the one being read, in the order of reading; behind the pages of the lane being read come those of the CTA's next lane.
+ */
 struct mma_ring {
-	uint32_t at, stages, feed;	/* shared address; how many; page to ask for next */
-	uint32_t first, end;		/* pages of the warp */
+	uint32_t at, stages;		/* shared address; how many */
+	uint32_t stage, ahead;		/* where the page to be read next is; pages asked for and not yet read */
+	uint32_t feed, first, end;	/* page to ask for next; pages of the warp in the lane that it belongs to */
+	uint32_t live, into_next;	/* of that lane; is it the next one already? */
+	const uint32_t *ids, *blocks;	/* as struct cuda_item's page and block */
 	const char *page, *pos;
 	uint64_t policy;
 };
@@ -322,10 +389,58 @@ static __device__ __forceinline__ void mma_ring_look(const struct mma_args &a, c
 	r.page = r.pos = NULL;
 	if (p >= r.end)
 		return;
-	r.page = cuda_at(a.view, x.item.page[p]);
-	block = cuda_at(a.view, x.item.block[p / (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS)]);
+	r.page = cuda_at(a.view, r.ids[p]);
+	block = cuda_at(a.view, r.blocks[p / (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS)]);
 	r.pos = block ? block + p % (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS) * 64u : NULL;
 	r.page = block ? r.page : NULL;
+}
+
+/* Turn to a lane. */
+static __device__ __forceinline__ void mma_ring_turn(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
+						     const struct cuda_item &item, uint32_t first, uint32_t end)
+{
+	r.first = r.feed = first;
+	r.end = end;
+	r.live = item.live;
+	r.ids = item.page;
+	r.blocks = item.block;
+	mma_ring_look(a, x, r);
+}
+
+/* Turn to the CTA's next lane; without one there is nothing to ask for. */
+static __device__ __forceinline__ void mma_ring_turn_next(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
+							  const struct cuda_item &next)
+{
+	uint32_t pages, per_strip, n;
+
+	mma_strips(next.n ? next.live : 0u, pages, per_strip, n);
+	r.into_next = 1;
+	mma_ring_turn(a, x, r, next, min(mma_cut(0, n, x.warp) * per_strip, pages), min(mma_cut(0, n, x.warp + 1u) * per_strip, pages));
+}
+
+/* A whole page with rows that fill theirs in shared memory. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_ring_copy(const struct mma_lane &x, const struct mma_ring &r, uint32_t dst, const char *page)
+{
+	using size = mma_size<TYPE, D, NT>;
+	constexpr uint32_t per = size::pieces, rows = 32u / per;	/* rows of a copy by all threads */
+
+	page += x.thread * 16u;
+	if constexpr (32u % per == 0) {	/* then the bits of a row's number come from the thread and from u apart, and so does its place */
+		uint32_t piece = x.thread % per ^ size::place(x.thread / per);
+
+		dst += x.thread / per * size::row;
+#pragma unroll
+		for (uint32_t u = 0; u < per; u++)
+			mma_copy16_all(dst + (piece ^ size::place(u * rows)) * 16u + u * 512u, page + u * 512u, r.policy);
+	} else {
+#pragma unroll
+		for (uint32_t u = 0; u < per; u++) {
+			uint32_t e = u * 32u + x.thread;
+
+			mma_copy16_all(dst + e / per * size::row + (e % per ^ size::place(e / per)) * 16u, page + u * 512u, r.policy);
+		}
+	}
 }
 
 /* Ask for the next page, into stage `s`; slots that are not live become zeros. Always one group of copies. */
@@ -339,20 +454,13 @@ static __device__ __forceinline__ void mma_ring_feed(const struct mma_args &a, c
 		const char *page = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i);
 		const char *pos = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
 
-		live = min(x.item.live - r.feed * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS);
+		live = min(r.live - r.feed * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS);
 		if (!page) {
 			live = 0;
 			page = pos = (const char *)a.item;	/* not read */
 		}
 		if (a.head_dim == D && live == GPU_PAGE_SLOTS) {
-			constexpr uint32_t vecs = size::row / 16u;
-
-#pragma unroll
-			for (uint32_t u = 0; u < vecs; u++) {
-				uint32_t e = u * 32u + x.thread;
-
-				mma_copy16_all(dst + e / vecs * size::stride + e % vecs * 16u, page + e * 16u, r.policy);
-			}
+			mma_ring_copy<TYPE, D, NT>(x, r, dst, page);
 		} else {
 			uint32_t vecs = a.head_dim * (size::q8 ? 1u : 2u) / 16u, inverse = ((1u << 20) + vecs - 1u) / vecs;
 
@@ -360,7 +468,8 @@ static __device__ __forceinline__ void mma_ring_feed(const struct mma_args &a, c
 			for (uint32_t e = x.thread; e < vecs * 32u; e += 32u) {
 				uint32_t row = e * inverse >> 20;	/* e / vecs: e < 1024 */
 
-				mma_copy16(dst + row * size::stride + (e - row * vecs) * 16u, page + e * 16u, row % GPU_PAGE_SLOTS < live, r.policy);
+				mma_copy16(dst + row * size::row + (e - row * vecs ^ size::place(row)) * 16u, page + e * 16u,
+					   row % GPU_PAGE_SLOTS < live, r.policy);
 			}
 		}
 		if (x.thread < 4u)
@@ -368,10 +477,48 @@ static __device__ __forceinline__ void mma_ring_feed(const struct mma_args &a, c
 		else if (size::q8 && x.thread < 12u)
 			mma_copy16(dst + size::params + (x.thread - 4u) * 16u,
 				   page + gpu_page_params(TYPE, a.head_dim) + (x.thread - 4u) * 16u, live > 0, r.policy);
+		r.ahead++;
 		if ((++r.feed - r.first) % 32u == 0)
 			mma_ring_look(a, x, r);
 	}
 	mma_commit();
+}
+
+/* The stage of the page that lies `n` pages behind the one to be read next. */
+static __device__ __forceinline__ uint32_t mma_ring_stage(const struct mma_ring &r, uint32_t n)
+{
+	return r.stage + n < r.stages ? r.stage + n : r.stage + n - r.stages;
+}
+
+/* A page was read: its stage is free. Either the ring is full again then, or there is nothing to ask for until the CTA's next lane. */
+template <int TYPE, int D, int NT, bool RUN>
+static __device__ __forceinline__ void mma_ring_pass(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
+						     const struct cuda_item &next)
+{
+	r.ahead--;
+	mma_ring_feed<TYPE, D, NT>(a, x, r, r.stage);
+	r.stage = mma_ring_stage(r, 1u);
+	if (RUN && r.feed == r.end && !r.into_next)
+		mma_ring_turn_next(a, x, r, next);
+}
+
+/*
+ * The lane that the ring turned to is now the one being read, and the one behind it is known. A part of the ring is empty at the very start,
+ * and if a lane is short: then there are pages to ask for, in stages that have been free for a while.
+ */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_ring_advance(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
+							const struct cuda_item &next)
+{
+	r.into_next = 0;
+#pragma unroll 1
+	for (uint32_t i = r.ahead; i < r.stages; i++) {	/* with empty groups at the end, so that mma_wait() can count */
+		if (r.feed == r.end && !r.into_next)
+			mma_ring_turn_next(a, x, r, next);
+		mma_ring_feed<TYPE, D, NT>(a, x, r, mma_ring_stage(r, i));
+	}
+	if (r.feed == r.end && !r.into_next)	/* full just now: mma_ring_pass() must find the next page */
+		mma_ring_turn_next(a, x, r, next);
 }
 
 /* The ring before its first page: rows end where the head ends, and what lies behind must be zeros. */
@@ -380,19 +527,20 @@ static __device__ __forceinline__ void mma_ring_new(const struct mma_args &a, co
 						    struct mma_ring &r)
 {
 	using size = mma_size<TYPE, D, NT>;
-	uint32_t row = a.head_dim * (size::q8 ? 1u : 2u);
+	uint32_t pieces = a.head_dim * (size::q8 ? 1u : 2u) / 16u;
 
 	r.stages = min((a.shared_bytes - at) / (MMA_WARPS * size::stage), MMA_MAX_STAGES);
 	at += x.warp * r.stages * size::stage;
 	r.at = mma_shared(shared) + at;
-	r.first = r.feed = min(x.first * x.per_strip, x.pages);
-	r.end = min(x.end * x.per_strip, x.pages);
+	r.stage = r.ahead = 0;
+	r.into_next = 1;	/* as if the lane before had turned to it */
 	r.policy = mma_read_once();
-	for (uint32_t s = x.thread; row < size::row && s < r.stages * 32u; s += 32u)
-		for (uint32_t c = row; c < size::row; c += 16u)
-			*(uint4 *)(shared + at + s / 32u * size::stage + s % 32u * size::stride + c) = make_uint4(0, 0, 0, 0);
+	for (uint32_t s = x.thread; pieces < size::pieces && s < r.stages * 32u; s += 32u)
+		for (uint32_t c = pieces; c < size::pieces; c++)
+			*(uint4 *)(shared + at + s / 32u * size::stage + s % 32u * size::row + (c ^ size::place(s)) * 16u) =
+				make_uint4(0, 0, 0, 0);
 	__syncwarp();
-	mma_ring_look(a, x, r);
+	mma_ring_turn(a, x, r, x.item, min(x.first * x.per_strip, x.pages), min(x.end * x.per_strip, x.pages));
 }
 
 #endif

@@ -28,17 +28,17 @@ template <int D, int NT> static __device__ __forceinline__ void mma_clear(struct
 	}
 }
 
-/* K of 16 slots and the channels of k-step j as a fragment. */
-template <int TYPE, int D, int NT> static __device__ __forceinline__ void mma_key(uint32_t k, uint32_t j, uint32_t (&f)[4])
+/* K of 16 slots and the channels of k-step j as a fragment. k: the thread's row; place: the piece of it that comes first, see mma_size. */
+template <int TYPE, int D, int NT> static __device__ __forceinline__ void mma_key(uint32_t k, uint32_t place, uint32_t j, uint32_t (&f)[4])
 {
 	if constexpr (TYPE == GPU_Q8) {
 		uint32_t r[2];
 
-		mma_load2(r, k + j * 16u);
+		mma_load2(r, k + (j ^ place) * 16u);
 		mma_from_int8(r[0], f[0], f[2]);
 		mma_from_int8(r[1], f[1], f[3]);
 	} else {
-		mma_load4(f, k + j * 32u);
+		mma_load4(f, k + (j * 2u ^ place) * 16u);
 	}
 }
 
@@ -48,7 +48,8 @@ static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x,
 						       float (&c)[NT][4])
 {
 	using size = mma_size<TYPE, D, NT>;
-	const uint32_t k = at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::stride + (x.thread >> 4) * 16u;
+	const uint32_t k = at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
+	const uint32_t place = size::place(x.thread) ^ (size::q8 ? 0u : x.thread >> 4);
 	float c2[NT][4];
 	uint32_t f[4];
 
@@ -59,7 +60,7 @@ static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x,
 			c[nt][i] = c2[nt][i] = 0.0f;
 #pragma unroll
 	for (uint32_t j = 0; j < size::steps; j++) {
-		mma_key<TYPE, D, NT>(k, j, f);
+		mma_key<TYPE, D, NT>(k, place, j, f);
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++)
 			mma_16816<size::half>(j % 2u ? c2[nt] : c[nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
@@ -67,7 +68,7 @@ static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x,
 	if (q.lower) {
 #pragma unroll 1
 		for (uint32_t j = 0; j < size::steps; j++) {
-			mma_key<TYPE, D, NT>(k, j, f);
+			mma_key<TYPE, D, NT>(k, place, j, f);
 #pragma unroll
 			for (uint32_t nt = 0; nt < NT; nt++) {
 				uint32_t b0, b1;
@@ -91,16 +92,17 @@ static __device__ __forceinline__ void mma_page_values(const struct mma_lane &x,
 						       struct mma_sum<D, NT> &s)
 {
 	using size = mma_size<TYPE, D, NT>;
-	uint32_t f[4], v = at + GPU_PAGE_SLOTS * size::stride;
+	uint32_t f[4], v = at + GPU_PAGE_SLOTS * size::row, place = size::place(x.thread);
 
 	if constexpr (size::q8) {
-		v += ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::stride + (x.thread >> 4) * 16u;
+		v += ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
+		place ^= x.thread >> 4;
 #pragma unroll
 		for (uint32_t j = 0; j < size::steps; j++) {
 			uint32_t e[4];
 
 			if (j % 2u == 0)
-				mma_load4_turned(f, v + j * 16u);
+				mma_load4_turned(f, v + (j ^ place) * 16u);
 			mma_from_int8(f[j % 2u * 2u], e[0], e[1]);
 			mma_from_int8(f[j % 2u * 2u + 1u], e[2], e[3]);
 #pragma unroll
@@ -108,10 +110,11 @@ static __device__ __forceinline__ void mma_page_values(const struct mma_lane &x,
 				mma_16816<true>(s.o[nt][j], e, b[nt][0], b[nt][1]);
 		}
 	} else {
-		v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::stride + (x.thread >> 3 & 1u) * 16u;
+		v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::row;
+		place ^= x.thread >> 3 & 1u;
 #pragma unroll
 		for (uint32_t j = 0; j < size::steps; j++) {
-			mma_load4_turned(f, v + j * 32u);
+			mma_load4_turned(f, v + (j * 2u ^ place) * 16u);
 #pragma unroll
 			for (int nt = 0; nt < NT; nt++)
 				mma_16816<size::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);

@@ -85,6 +85,7 @@ struct cuda_mma {
 	uint32_t cluster;		/* CTAs of a lane */
 	uint32_t shared_bytes, heat_floats;	/* of a CTA; of a row of logits in it, 0: they go to scratch */
 	uint32_t rows;			/* pairs of the largest tile */
+	uint32_t at_once;		/* CTAs that run side by side on the whole device */
 	int single;			/* no session has more than one tile */
 	int ordered;			/* the longest lanes come first; only if single */
 };
@@ -97,7 +98,8 @@ struct cuda_item {
 	uint32_t row, n;		/* as in struct gpu_seq; n = 0: there is no such lane */
 	int32_t pos;
 	uint32_t tile, kv_head;
-	uint32_t n_heat, heat[GPU_MAX_HEAT], observe;	/* as in struct gpu_table */
+	uint16_t n_heat, any_heat;	/* as in struct gpu_table; does any lane of the layer take heat in this step? */
+	uint32_t heat[GPU_MAX_HEAT], observe;
 	int32_t heat_from;		/* as in struct gpu_seq */
 };
 
