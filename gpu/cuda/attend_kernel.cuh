@@ -67,7 +67,7 @@ static __device__ __forceinline__ void mma_group_done(const struct mma_lane &x, 
 	mma_clear(group);
 }
 
-/* All pages of the warp. kept: logits of the CTA's first slot; NULL without heat. next: the CTA's next lane, whose first pages are asked for. */
+/* All pages of the warp. kept: logits of the CTA's first slot; NULL without heat. next: the CTA's next lane, asked for behind them. */
 template <int TYPE, int D, int NT, bool RUN>
 static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q,
 						     struct mma_ring &r, float *kept, uint32_t kept_stride, const struct cuda_item &next,
@@ -413,7 +413,7 @@ static __device__ __forceinline__ void mma_add_queries(const struct mma_args &a,
 	}
 }
 
-/* The usual heat: the sum of one query's probabilities. Nobody else adds to a slot in this step, so the memory may add it: nothing to wait for. */
+/* The usual heat: the sum of one query's probabilities. Nobody else adds to a slot in this step, so the memory may: nothing to wait for. */
 static __device__ __forceinline__ bool mma_heat_adds(const struct mma_lane &x)
 {
 	return x.item.n == 1u && x.item.n_heat == 1u && x.item.heat[0] == EVICT_HEAT_SUM;
@@ -441,8 +441,8 @@ template <int N> static __device__ __forceinline__ void mma_red(float *at, const
 
 /* As mma_heat(), which it has the bits of, but for numbers below 2^-126. */
 template <int N>
-static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
-						    uint32_t stride)
+static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, const struct mma_lane &x, const float2 *end,
+						    const float *kept, uint32_t stride)
 {
 #pragma unroll 1
 	for (uint32_t i = threadIdx.x * N; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * N) {

@@ -4,8 +4,8 @@
  *
  * What: four warps take a lane, or four warps of each CTA of a cluster share one. A warp streams pages into its own ring in shared
  * memory; slots are the rows of S = K q^T and of P V, (query, head) pairs the columns, 8 or 16 of them. No barrier until the lane is read.
- * With one CTA a lane, and one tile a session (RUN): no more CTAs than run at once, each takes one lane after the other, and the rings run on into
- * the next lane, so that the memory stays busy while a lane is merged and written.
+ * With one CTA a lane, and one tile a session (RUN): no more CTAs than run at once, each takes one lane after the other, and the rings run
+ * on into the next lane, so that the memory stays busy while a lane is merged and written.
  *
  * The tree. A lane's pages form up to 64 strips of equal length (2 pages up to 2048 slots), a strip is summed up in order while its
  * maximum moves; 4 strips make a group, 4 groups a quarter, 4 quarters the lane, each merged in order by the same instructions. One CTA
@@ -94,8 +94,8 @@ static __host__ __device__ __forceinline__ uint32_t mma_cut(uint32_t from, uint3
 }
 
 /*
- * A page in shared memory: the rows of K, of V, parameters, positions. Pieces of 16 bytes change places within a row so that the same piece of 8
- * neighbouring rows lies in 8 different groups of banks; they stay in their 128 bytes (where a row has so many). Padding the rows
+ * A page in shared memory: the rows of K, of V, parameters, positions. Pieces of 16 bytes change places within a row so that the same piece
+ * of 8 neighbouring rows lies in 8 different groups of banks; they stay in their 128 bytes (where a row has so many). Padding the rows
  * instead costs: a copy whose two halves of a 32-byte sector land in two sectors fetches it twice: every second row, with 16 bytes.
  */
 static __host__ __device__ constexpr uint32_t mma_stage_bytes(uint32_t row, bool q8)
@@ -201,8 +201,9 @@ static __device__ __forceinline__ uint32_t mma_next_word(const struct mma_args &
 		       ? ((const uint32_t *)&a.item[i])[thread] : 0u;
 }
 
-/* The CTA's next lane that exists, into shared memory, by one warp; n = 0: there is none. k: the number of the last lane looked at. v: its words. */
-static __device__ __forceinline__ void mma_next_item(const struct mma_args &a, uint32_t thread, uint32_t &k, uint32_t v, struct cuda_item *to)
+/* One warp puts the CTA's next lane that exists into shared memory; n = 0: none. k: the number of the last lane looked at; v: its words. */
+static __device__ __forceinline__ void mma_next_item(const struct mma_args &a, uint32_t thread, uint32_t &k, uint32_t v,
+						     struct cuda_item *to)
 {
 	while (!__shfl_sync(0xffffffffu, v, offsetof(struct cuda_item, n) / 4u) && mma_nth(k) < a.n_tiles * a.n_kv_heads)
 		v = mma_next_word(a, thread, ++k);
@@ -368,8 +369,8 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 /* --- the ring ---------------------------------------------------------------------------------------------------------------- */
 
 /*
- * A warp's stream of pages, of one lane after the other. Each thread knows the address of one of the next 32 pages. Pages are asked for up to `stages`
- * ahead of the one being read, in the order of reading; behind the pages of the lane being read come those of the CTA's next lane.
+ * A warp's stream of pages, of one lane after the other. Each thread knows the address of one of the next 32. Pages are asked for up to
+ * `stages` ahead of the one being read, in the order of reading; behind the pages of the lane being read come those of the CTA's next lane.
  */
 struct mma_ring {
 	uint32_t at, stages;		/* shared address; how many */
@@ -503,8 +504,8 @@ static __device__ __forceinline__ void mma_ring_pass(const struct mma_args &a, c
 }
 
 /*
- * The lane that the ring turned to is now the one being read, and the one behind it is known. A part of the ring is empty at the very start,
- * and if a lane is short: then there are pages to ask for, in stages that have been free for a while.
+ * The lane that the ring turned to is now the one being read, and the one behind it is known. A part of the ring is empty at the very
+ * start, and if a lane is short: then there are pages to ask for, in stages that have been free for a while.
  */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_ring_advance(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,

@@ -369,8 +369,8 @@ static void two_processes_map_one_slab(void **state)
 /* --- attend's two ways ------------------------------------------------------------------------------------------------------- */
 
 /*
- * Many lanes: a CTA takes whole lanes, one after the other. One session alone: a CTA takes a chunk, the chunks are merged. The bits must agree, also
- * where a warp's part of a lane is nothing, or shorter than its ring, or as long.
+ * Many lanes: a CTA takes whole lanes, one after the other. One session alone: a CTA takes a chunk, the chunks are merged. The bits must
+ * agree, also where a warp's part of a lane is nothing, or shorter than its ring, or as long.
  */
 static void split_and_whole_lanes_give_the_same_bits(void **state)
 {
