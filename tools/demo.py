@@ -6,7 +6,7 @@ killed half way, shows what they do, and sums up. Uses nothing but the programs,
 Ubuntu have in /usr/share/common-licenses. Environment: EBB_BIN, EBB_MODEL (set by make), EBB_DEMO_DEVICE (host, cuda:0; default: a GPU
 if there is one), EBB_DEMO_QUICK=1 (a fifth of the work). Exit code: 0 if everything went as it should.
 """
-import json, os, shutil, signal, subprocess, sys, tempfile, time
+import argparse, json, os, shutil, signal, subprocess, sys, tempfile, time
 
 BIN = os.environ.get("EBB_BIN", "build/bin")
 MODEL = os.environ.get("EBB_MODEL", "build/model/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -167,6 +167,7 @@ def nll():
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     t0 = time.time()
     for device in devices():
         daemon, why = start_daemon(device)

@@ -8,7 +8,7 @@ a licence, an answer to questions. None of them is among the documents of `make 
 Environment: OUT (share/smollm2-135M.lanes), TEXTS (how many of the texts: 6), EBB_BIN, EBB_MODEL. Stop it and start it again as you like:
 what is measured is in OUT.part.
 """
-import glob, os, random, signal, subprocess, sys, tempfile, time
+import argparse, glob, os, random, signal, subprocess, sys, tempfile, time
 
 BIN = os.environ.get("EBB_BIN", "build/bin")
 MODEL = os.environ.get("EBB_MODEL", "build/model/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -70,6 +70,7 @@ def texts(folder):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory(prefix="ebbd-lanes-") as work:
         sock, ini = os.path.join(work, "sock"), os.path.join(work, "ebbd.ini")
         with open(ini, "w") as f:

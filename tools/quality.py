@@ -20,7 +20,7 @@ Environment:
   LANES     the lane table (share/smollm2-135M.lanes)                  POOL      size of the daemon's pool (2G)
   DEVICE    of the pool (host)
 """
-import csv, ctypes, hashlib, io, json, os, queue, re, shutil, signal, subprocess, sys, tempfile, threading, time
+import argparse, csv, ctypes, hashlib, io, json, os, queue, re, shutil, signal, subprocess, sys, tempfile, threading, time
 
 BIN = os.environ.get("EBB_BIN", "build/bin")
 MODEL = os.environ.get("EBB_MODEL", "build/model/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -326,6 +326,7 @@ class Runner:
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     names = choice("QUALITY", "quick")
     known = ["quick", "ranks", "splits", "full", "levers", "reference"]
     if [n for n in names if n not in known]:
