@@ -206,16 +206,6 @@ static __device__ void count_lengths(const struct item_args &a, uint32_t layer, 
 	__syncthreads();
 }
 
-/* Does a query of the step give heat? As mma_takes_heat() of attend_mma.cuh. */
-static __device__ __forceinline__ bool item_heats(const struct cuda_item &x)
-{
-	bool any = false;
-
-	for (uint32_t j = 0; x.n_heat && j < x.n; j++)
-		any = any || mma_counts(x, j);
-	return any;
-}
-
 /* A CTA a layer. Lanes of one length come in any order. */
 static __global__ void __launch_bounds__(ITEM_THREADS) item_kernel(const __grid_constant__ struct item_args a)
 {
@@ -228,7 +218,7 @@ static __global__ void __launch_bounds__(ITEM_THREADS) item_kernel(const __grid_
 	if (a.ordered)
 		count_lengths(a, layer, bin, sum);
 	for (uint32_t i = threadIdx.x; i < a.n; i += ITEM_THREADS)	/* KV heads of a session take heat all together */
-		any = any || item_heats(make_item(a, layer, i));
+		any = any || mma_gives_heat(make_item(a, layer, i));
 	any = __syncthreads_or(any);
 	for (uint32_t i = threadIdx.x; i < n; i += ITEM_THREADS) {
 		struct cuda_item x = make_item(a, layer, i);

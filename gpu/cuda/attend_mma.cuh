@@ -217,16 +217,20 @@ static __device__ __forceinline__ bool mma_counts(const struct cuda_item &x, uin
 	return x.pos + (int32_t)j >= x.heat_from && ((uint32_t)x.pos + j) % x.observe == 0;
 }
 
-/* Heat is taken here when all pairs of the session are in this tile. Otherwise observe.cu takes it afterwards. */
-static __device__ __forceinline__ bool mma_takes_heat(const struct mma_args &a, const struct mma_lane &x)
+/* Does any query of the step give heat to the lane? */
+static __device__ __forceinline__ bool mma_gives_heat(const struct cuda_item &x)
 {
 	bool any = false;
 
-	if (!x.item.n_heat || x.n_rows != x.item.n * a.group || !(a.heat_floats || a.logits))
-		return false;
-	for (uint32_t j = 0; j < x.item.n; j++)
-		any = any || mma_counts(x.item, j);
+	for (uint32_t j = 0; x.n_heat && j < x.n; j++)
+		any = any || mma_counts(x, j);
 	return any;
+}
+
+/* Heat is taken here when all pairs of the session are in this tile. Otherwise observe.cu takes it afterwards. */
+static __device__ __forceinline__ bool mma_takes_heat(const struct mma_args &a, const struct mma_lane &x)
+{
+	return x.n_rows == x.item.n * a.group && (a.heat_floats || a.logits) && mma_gives_heat(x.item);
 }
 
 /* What follows from x.item. */
