@@ -160,15 +160,13 @@ struct one {
 
 VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, float *l)
 {
-	float scale[GPU_PAGE_SLOTS], offset[GPU_PAGE_SLOTS];
+	UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
+		vf scale, offset;
 
-	q8_params(param, scale, offset);
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
-			vf x = vf_load(l + h * a->ld + s) * vf_load(scale + s);
-
-			vf_store(l + h * a->ld + s, vf_fma(vf_load(offset + s), vf_set1(a->q_sum[h]), x));
-		}
+		q8_params(param + 2 * s, &scale, &offset);
+		UNROLL for (uint32_t h = 0; h < heads; h++)
+			vf_store(l + h * a->ld + s, vf_fma(offset, vf_set1(a->q_sum[h]), vf_load(l + h * a->ld + s) * scale));
+	}
 }
 
 /* Slots that the query may not see. There are none unless the table or the positions are wrong. */
@@ -260,18 +258,22 @@ VFN void page_exp(uint32_t type, uint32_t heads, uint32_t d, struct one *a, uint
 VFN void q8_weights(struct one *a, uint32_t heads, const uint16_t *param, const float *p, uint32_t n,
 		    float w[FEW_HEADS * GPU_PAGE_SLOTS])
 {
-	float scale[GPU_PAGE_SLOTS], offset[GPU_PAGE_SLOTS];
+	static const int32_t place[GPU_PAGE_SLOTS] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
 
-	q8_params(param, scale, offset);
-	for (uint32_t s = n; s < GPU_PAGE_SLOTS; s++)
-		scale[s] = offset[s] = 0.0f;
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
+	UNROLL for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s += VW) {
+		const vi there = vi_load(place + s) < vi_set1((int32_t)n);
+		vf scale, offset;
+
+		q8_params(param + 2 * s, &scale, &offset);
+		scale = vf_sel(there, scale, (vf){ 0 });	/* what no token has written may be anything */
+		offset = vf_sel(there, offset, (vf){ 0 });
+		UNROLL for (uint32_t h = 0; h < heads; h++) {
 			vf x = vf_load(p + h * a->ld + s);
 
-			vf_store(w + h * GPU_PAGE_SLOTS + s, x * vf_load(scale + s));
-			a->share[h] = vf_fma(x, vf_load(offset + s), a->share[h]);
+			vf_store(w + h * GPU_PAGE_SLOTS + s, x * scale);
+			a->share[h] = vf_fma(x, offset, a->share[h]);
 		}
+	}
 }
 
 VFN void page_values(uint32_t type, uint32_t heads, uint32_t d, struct one *a, uint32_t i, const char *ahead)

@@ -22,19 +22,22 @@ static void widen(const struct block *b, uint32_t page_index, uint32_t which, ui
 	const struct gpu_parts part = gpu_page_parts(b->type, b->d);
 	const uint32_t row = part.bytes[which], d = b->d;
 	const char *src = page + part.at[which];
-	float scale[GPU_PAGE_SLOTS], offset[GPU_PAGE_SLOTS];
+	const uint16_t *param = (const void *)(page + part.at[2 + which]);
+	vf scale, offset;
 
 	for (uint32_t s = 0; s < n; s++)
 		row_to_float(dst + (size_t)s * d, gpu_row_type(b->type, which), src + (size_t)s * row, d);
 	if (!part.bytes[2 + which])
 		return;
-	q8_params((const uint16_t *)(const void *)(page + part.at[2 + which]), scale, offset);
-	for (uint32_t s = 0; s < n; s++)
+	for (uint32_t s = 0; s < n; s++) {
+		if (s % VW == 0)
+			q8_params(param + 2 * s, &scale, &offset);
 		for (uint32_t c = 0; c < d; c += VW) {
 			float *x = dst + (size_t)s * d + c;
 
-			vf_store(x, vf_fma(vf_load(x), vf_set1(scale[s]), vf_set1(offset[s])));
+			vf_store(x, vf_fma(vf_load(x), vf_set1(scale[s % VW]), vf_set1(offset[s % VW])));
 		}
+	}
 }
 
 /* Queries of the block, scaled, in tiles: q[tile][channel][row of the tile]; rows that do not exist are 0. */

@@ -118,6 +118,15 @@ VFN __m256 vf_halves(vf x)	/* sum of the two halves */
 	return _mm256_add_ps(_mm512_castps512_ps256((__m512)x), _mm512_extractf32x8_ps((__m512)x, 1));
 }
 
+/* q8: scale and offset of VW rows. */
+VFN void q8_params(const uint16_t *p, vf *scale, vf *offset)
+{
+	__m512i x = _mm512_loadu_si512(p);
+
+	*scale = (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x));
+	*offset = (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(x, 16)));
+}
+
 #elif HOST_ISA == 2
 
 VFN vf vf_set1(float x) { return (vf)_mm256_set1_ps(x); }
@@ -139,6 +148,15 @@ VFN void vf_to_f16(uint16_t *p, vf x)
 	_mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
 }
 VFN int vi_some(vi mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
+VFN void q8_params(const uint16_t *p, vf *scale, vf *offset)
+{
+	const __m256i x = _mm256_loadu_si256((const __m256i *)p);
+	const __m256i apart = _mm256_packus_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(x, 16));
+	const __m256i y = _mm256_permute4x64_epi64(apart, 0xd8);	/* packing works within halves */
+
+	*scale = (vf)_mm256_cvtph_ps(_mm256_castsi256_si128(y));
+	*offset = (vf)_mm256_cvtph_ps(_mm256_extracti128_si256(y, 1));
+}
 VFN __m256 vf_halves(vf x) { return (__m256)x; }
 
 #else
@@ -164,6 +182,13 @@ VFN vf vf_of_i8(const int8_t *p)
 	return __builtin_convertvector(x, vf);
 }
 VFN int vi_some(vi mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
+VFN void q8_params(const uint16_t *p, vf *scale, vf *offset)
+{
+	for (int i = 0; i < VW; i++) {
+		(*scale)[i] = f_of_f16(p[2 * i]);
+		(*offset)[i] = f_of_f16(p[2 * i + 1]);
+	}
+}
 VFN void vf_to_f16(uint16_t *p, vf x)
 {
 	for (int i = 0; i < VW; i++)
@@ -206,21 +231,6 @@ VFN void transpose_block(const float *src, size_t d, float *dst, size_t ld)
 }
 #define TRANSPOSE 8
 
-/* The parameters of a page's 16 rows, apart. */
-VFN void q8_params(const uint16_t *p, float *scale, float *offset)
-{
-	const __m256i apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
-					       0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-
-	UNROLL for (int i = 0; i < 2; i++) {
-		__m256i x = _mm256_loadu_si256((const __m256i *)(p + 16 * i));
-
-		x = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(x, apart), 0xd8);
-		_mm256_storeu_ps(scale + 8 * i, _mm256_cvtph_ps(_mm256_castsi256_si128(x)));
-		_mm256_storeu_ps(offset + 8 * i, _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1)));
-	}
-}
-
 #else
 
 VFN float vf_sum1(vf a) { return (a[0] + a[2]) + (a[1] + a[3]); }
@@ -238,14 +248,6 @@ VFN void transpose_block(const float *src, size_t d, float *dst, size_t ld)
 		vf_store(dst + (size_t)c * ld, (vf){ src[c], src[d + (size_t)c], src[2 * d + (size_t)c], src[3 * d + (size_t)c] });
 }
 #define TRANSPOSE 4
-
-VFN void q8_params(const uint16_t *p, float *scale, float *offset)
-{
-	for (int i = 0; i < 16; i++) {
-		scale[i] = f_of_f16(p[2 * i]);
-		offset[i] = f_of_f16(p[2 * i + 1]);
-	}
-}
 
 #endif
 

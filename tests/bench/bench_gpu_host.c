@@ -198,6 +198,8 @@ static void cache_new(struct cache *c, const struct shape *shape)
 
 	*c = (struct cache){ .shape = shape };
 	c->layers = (uint32_t)((shape->bytes + layer_bytes - 1u) / layer_bytes);
+	if (shape->bytes > FLUSH && c->layers < 16u)	/* attend_round() comes back to a layer soon: not while the L3 still has it */
+		c->layers = 16u;
 	c->lanes = c->layers * g->n_kv_heads;
 	c->bytes = layer_bytes * c->layers;
 	pool_new(&c->pool, gpu_page_bytes(g->slot_type, g->head_dim), shape->sessions * c->lanes * gpu_pages_for(shape->slots));
