@@ -156,6 +156,7 @@ struct one {
 	vf share[FEW_HEADS];		/* q8: sum of e * the row's offset */
 	float max[FEW_HEADS];
 	float *tile;			/* q4: [16][d], rows of a page as numbers */
+	const char *after[PAGES_AHEAD];	/* pages that are read after the last one */
 };
 
 VFN void q8_logits(const struct one *a, uint32_t heads, const uint16_t *param, float *l)
@@ -306,7 +307,7 @@ VFN void one_pass(uint32_t type, uint32_t heads, uint32_t d, struct one *a)
 
 	page_logits(type, heads, d, a, 0, page_at(&a->v, 0));
 	for (uint32_t i = 0; i < a->pages; i++) {
-		const char *soon = page_at(&a->v, i + PAGES_AHEAD < a->pages ? i + PAGES_AHEAD : i);
+		const char *soon = i + PAGES_AHEAD < a->pages ? page_at(&a->v, i + PAGES_AHEAD) : a->after[i + PAGES_AHEAD - a->pages];
 
 		page_exp(type, heads, d, a, i);
 		if (i + 1 < a->pages)
@@ -464,6 +465,20 @@ VFN uint64_t observed(const struct host_item *it, const struct gpu_table *t, int
 	return t->n_heat && t->observe && (uint32_t)pos % t->observe == 0 && pos >= it->seq->heat_from;
 }
 
+/* The pages with which the item behind this one begins; what it lacks, and what is behind the last one, is any page. */
+static void pages_after(const struct host_item *it, const char *any, const char *after[PAGES_AHEAD])
+{
+	const struct gpu_shape *sh = &it->step->shape;
+	const struct gpu_seq *seq = it->kv_head + 1u < sh->n_kv_heads ? it->seq : it->seq + 1;
+	const int is_one = seq < it->step->seq + it->step->n_seqs && seq->n;
+	const struct lane_view v = lane_view(is_one ? seq->table : it->seq->table,
+					     it->layer * sh->n_kv_heads + (it->kv_head + 1u) % sh->n_kv_heads, it->step->map);
+	const uint32_t pages = is_one ? gpu_pages_for(gpu_live(v.lane, seq->used + seq->n)) : 0;
+
+	for (uint32_t i = 0; i < PAGES_AHEAD; i++)
+		after[i] = i < pages ? page_at(&v, i) : any;
+}
+
 static void attend_one(const struct host_item *it, const struct lane_view *v, uint32_t live)
 {
 	const struct gpu_shape *sh = &it->step->shape;
@@ -490,8 +505,10 @@ static void attend_one(const struct host_item *it, const struct lane_view *v, ui
 		unit_order(sh->slot_type, d, room.q + h * d, x, 0);
 	}
 	memset(a.o, 0, (size_t)g * d * sizeof(float));
-	if (live)
+	if (live) {
+		pages_after(it, page_at(v, 0), a.after);
 		one_pass_type(sh->slot_type, &a);
+	}
 	for (uint32_t h = 0; h < g; h++) {
 		float sum = vf_hsum(a.sum[h]);
 
