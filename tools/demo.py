@@ -65,7 +65,7 @@ def start_daemon(device):
     with open(os.path.join(work, "ebbd.ini"), "w") as f:
         f.write("[daemon]\nsocket = %s\nlog_level = notice\ndrain = 1s\n\n[pool demo]\ndevice = %s\nsize = %dM\n\n"
                 "[model smollm2-135M]\nlanes = %s\n\n"
-                "[session]\npolicy = h2o\nsplit = measured\nbudget = %s\nslots = bf16\n" % (sock, device, POOL_MIB, LANES, BUDGET))
+                "[session]\npolicy = ebb\nsplit = measured\nbudget = %s\nslots = bf16\n" % (sock, device, POOL_MIB, LANES, BUDGET))
     log = open(os.path.join(work, "ebbd.log"), "w+")
     daemon = subprocess.Popen([os.path.join(BIN, "ebbd"), "--config", f.name], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     for _ in range(600):
@@ -177,7 +177,7 @@ def main():
         raise SystemExit("ebbd did not start: " + why)
     full = 11 * (PROMPT + DECODE) * SLOT_BYTES
     print("\nebbd owns one pool of %d MiB on %s. Four processes with 11 sequences of %d tokens each want it: as full caches that is %d MiB."
-          "\nPolicy h2o, split measured (each lane as much as it is worth), budget %s of the tokens so far.\n" % (POOL_MIB, device, PROMPT + DECODE, full // MIB, BUDGET))
+          "\nPolicy ebb, split measured (each lane as much as it is worth), budget %s of the tokens so far.\n" % (POOL_MIB, device, PROMPT + DECODE, full // MIB, BUDGET))
     try:
         clients, victim, ok, peak = run_clients(t0)
         for c in clients:

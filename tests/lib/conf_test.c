@@ -26,11 +26,10 @@ int test_check_policy(const char *key, const char *text, char *why, size_t why_b
 	assert_true(strcmp(key, "policy") == 0 || strcmp(key, "merge") == 0 || strcmp(key, "split") == 0 || strcmp(key, "priority") == 0);
 	if (strcmp(key, "priority") == 0 && !*text)
 		return 0;
-	if (strncmp(text, "h2o", 3) == 0 || strcmp(text, "full") == 0 || strcmp(text, "uniform") == 0 ||
-	    strcmp(text, "measured") == 0 ||
-	    strcmp(text, "auto") == 0 || strncmp(text, "x:", 2) == 0)
+	if (strncmp(text, "h2o", 3) == 0 || strcmp(text, "ebb") == 0 || strcmp(text, "full") == 0 || strcmp(text, "uniform") == 0 ||
+	    strcmp(text, "measured") == 0 || strcmp(text, "auto") == 0 || strncmp(text, "x:", 2) == 0)
 		return 0;
-	snprintf(why, why_bytes, "the tests' policies are h2o, full and x:");
+	snprintf(why, why_bytes, "the tests' policies are h2o, ebb, full and x:");
 	return -22;
 }
 

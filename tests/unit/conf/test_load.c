@@ -250,7 +250,7 @@ static void the_policy_s_judge_is_asked_and_quoted(void **state)
 
 	(void)state;
 	assert_int_equal(test_load("[pool a]\nsize=1M\n[session]\npolicy = h3o\n", &conf, why, sizeof(why)), -22);
-	assert_string_equal(why, "F:4: [session] policy: found 'h3o'; the tests' policies are h2o, full and x:");
+	assert_string_equal(why, "F:4: [session] policy: found 'h3o'; the tests' policies are h2o, ebb, full and x:");
 	assert_int_equal(test_load("[pool a]\nsize=1M\n[session]\npolicy = x:a=1,b=2\n", &conf, why, sizeof(why)), 0);
 	assert_string_equal(conf.session.policy, "x:a=1,b=2");
 }
