@@ -57,9 +57,9 @@ struct conf_session {
 	char merge[CONF_TEXT];		/* auto, NAME or NAME:key=value,... */
 	struct conf_amount budget;
 	struct conf_amount recent;
-	uint32_t window;
+	uint32_t window;		/* 0: auto, of the budget (evict_window()) */
 	uint32_t sinks;
-	uint32_t floor;			/* slots a lane keeps under pressure */
+	uint32_t floor;			/* slots a lane keeps under pressure; 0: auto (evict_floor()) */
 	uint32_t observe;
 	uint32_t slots;			/* 0 f32, 1 f16, 2 bf16, 3 q8, 4 k8v4, 5 q4: the order of enum gpu_type */
 	uint32_t prefill;		/* 0 whole, 1 chunked */

@@ -43,7 +43,7 @@ static void wrap(FILE *to, const char *indent, const char *text)
 /* "tokens, 1 .. 2048; default 32": what there is to know, in a line. Other types say their unit in what they allow. */
 static void facts(const struct conf_key *key, char *out, size_t bytes)
 {
-	bool counted = (key->type == CONF_TYPE_UINT || key->type == CONF_TYPE_AMOUNT) && key->unit[0];
+	bool counted = (key->type == CONF_TYPE_UINT || key->type == CONF_TYPE_AUTO || key->type == CONF_TYPE_AMOUNT) && key->unit[0];
 	char allowed[CONF_VALUE_TEXT];
 
 	conf_key_allowed(key, allowed, sizeof(allowed));

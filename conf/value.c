@@ -304,9 +304,10 @@ void conf_key_allowed(const struct conf_key *key, char *out, size_t bytes)
 		spell_choices(key->unit, out, bytes);
 		return;
 	case CONF_TYPE_UINT:
+	case CONF_TYPE_AUTO:
 		break;
 	}
-	snprintf(out, bytes, "%" PRIu64 " .. %" PRIu64, key->min, key->max);
+	snprintf(out, bytes, "%s%" PRIu64 " .. %" PRIu64, key->type == CONF_TYPE_AUTO ? "auto, or " : "", key->min, key->max);
 }
 
 static int set_text(const struct conf_key *key, void *field, const char *text, conf_check check, char *why, size_t why_bytes)
@@ -336,21 +337,27 @@ static int set_amount(const struct conf_key *key, void *field, const char *text)
 	return 0;
 }
 
+/* "auto" is a value of its own, kept as 0. */
+static int has_auto(const struct conf_key *key)
+{
+	return key->type == CONF_TYPE_SLAB || key->type == CONF_TYPE_AUTO;
+}
+
 static int set_number(const struct conf_key *key, void *field, const char *text)
 {
 	uint64_t n = 0;
 	uint32_t n32;
 	int err = -EINVAL, i;
 
-	if (key->type == CONF_TYPE_SLAB && strcmp(text, "auto") == 0) {
-		memcpy(field, &n, sizeof(n));
+	if (has_auto(key) && strcmp(text, "auto") == 0) {
+		memset(field, 0, key->bytes);
 		return 0;
 	}
 	if (key->type == CONF_TYPE_CHOICE) {
 		i = choice_index(key->unit, text);
 		n = key->min + (uint64_t)i;
 		err = i < 0 ? -EINVAL : 0;
-	} else if (key->type == CONF_TYPE_UINT) {
+	} else if (key->type == CONF_TYPE_UINT || key->type == CONF_TYPE_AUTO) {
 		err = parse_uint(text, &n);
 	} else if (key->type == CONF_TYPE_MODE) {
 		err = parse_mode(text, &n);
@@ -423,7 +430,7 @@ void conf_key_text(const struct conf_key *key, const void *base, char *out, size
 		memcpy(&n32, field, sizeof(n32));
 		n = n32;
 	}
-	if (key->type == CONF_TYPE_SLAB && n == 0)
+	if (has_auto(key) && n == 0)
 		snprintf(out, bytes, "auto");
 	else if (key->type == CONF_TYPE_SIZE || key->type == CONF_TYPE_SLAB)
 		conf_size_text(n, out, bytes);

@@ -60,6 +60,7 @@ int change_prepare(struct session *s, const struct conf_session *asked, char *wh
 	*next = (struct session){ .client = s->client, .pool = s->pool, .id = s->id, .n_layers = s->n_layers, .n_kv_heads = s->n_kv_heads,
 				  .group = s->group, .head_dim = s->head_dim, .max_tokens = s->max_tokens, .asked = *asked };
 	next->spec.prompt_tokens = s->spec.prompt_tokens;
+	next->spec.window = s->spec.window;
 	memcpy(next->model, s->model, sizeof(next->model));
 	rc = session_spec(next, why, why_bytes);
 	if (!rc)

@@ -234,7 +234,8 @@ static void write_head(const struct session *s, struct evict_record_head *h)
 		.magic = EVICT_RECORD_MAGIC, .order = EVICT_RECORD_ORDER, .version = EVICT_RECORD_VERSION, .head_bytes = sizeof(*h),
 		.n_layers = s->n_layers, .n_kv_heads = s->n_kv_heads, .group = s->group, .head_dim = s->head_dim,
 		.slot_type = s->slot_type, .window = s->table.window, .sinks = s->asked.sinks, .observe = s->asked.observe,
-		.floor = s->asked.floor, .max_tokens = s->max_tokens, .prompt_tokens = s->spec.prompt_tokens, .seed = s->asked.seed,
+		.floor = session_floor(&s->asked, s->spec.window),	/* what another policy would get; full's own is the whole text */
+		.max_tokens = s->max_tokens, .prompt_tokens = s->spec.prompt_tokens, .seed = s->asked.seed,
 		.budget_count = s->asked.budget.count, .budget_ppm = s->asked.budget.ppm,
 		.recent_count = s->asked.recent.count, .recent_ppm = s->asked.recent.ppm,
 		.n_heat = s->table.n_heat, .heat = { s->table.heat[0], s->table.heat[1] }, .kv = s->record_kv,

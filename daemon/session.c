@@ -114,6 +114,15 @@ void session_claim(struct session *s, uint32_t cap)
 
 /* --- opening ---------------------------------------------------------------------------------------------------------------------- */
 
+uint32_t session_floor(const struct conf_session *a, uint32_t window)
+{
+	const uint32_t least = a->sinks + window;
+
+	if (!a->floor)
+		return evict_floor((struct evict_amount){ a->budget.count, a->budget.ppm }, a->sinks, window);
+	return a->floor > least ? a->floor : least;
+}
+
 int session_spec(struct session *s, char *why, size_t why_bytes)
 {
 	const struct conf_session *a = &s->asked;
@@ -141,17 +150,18 @@ int session_spec(struct session *s, char *why, size_t why_bytes)
 	spec->rule.group = s->group;
 	spec->budget = (struct evict_amount){ a->budget.count, a->budget.ppm };
 	spec->recent = (struct evict_amount){ a->recent.count, a->recent.ppm };
-	spec->window = a->window;
+	if (!spec->window)	/* not an open session's that changes: it keeps its own */
+		spec->window = a->window ? a->window : evict_window(spec->budget);
 	spec->prefill = a->prefill;
 	spec->max_slots = s->max_tokens;
-	spec->floor = a->floor > a->sinks + a->window ? a->floor : a->sinks + a->window;
+	spec->floor = session_floor(a, spec->window);
 	if (info->never_evicts || spec->floor > spec->max_slots)
 		spec->floor = spec->max_slots;
 	s->n_credit = evict_n_arrays(spec->rule.policy);
 	s->slot_type = a->slots;
 	s->table = (struct gpu_table){
 		.n_lanes = s->n_layers * s->n_kv_heads,
-		.window = a->window,
+		.window = spec->window,
 		.max_pages = gpu_pages_for(spec->max_slots),
 		.max_blocks = gpu_blocks_for(spec->max_slots),
 		.n_heat = a->observe ? evict_n_heat(spec->rule.policy) : 0,

@@ -38,6 +38,18 @@ static int evicts(const struct evict_spec *spec)
 	return spec->rule.policy < EVICT_N_POLICIES && !evict_policies[spec->rule.policy].never_evicts;
 }
 
+uint32_t evict_window(struct evict_amount budget)
+{
+	return budget.ppm ? 32 : min32(max32(budget.count / 16, 8), 32);
+}
+
+uint32_t evict_floor(struct evict_amount budget, uint32_t sinks, uint32_t window)
+{
+	const uint32_t wish = budget.ppm ? 64 : min32((uint32_t)((uint64_t)budget.count * 5 / 16), 64);
+
+	return max32(wish, sinks + window);
+}
+
 /* The prompt is still coming in, and the session may run over its budget until it is complete. */
 static int whole_prefill(const struct evict_spec *spec, const struct evict_state *state)
 {

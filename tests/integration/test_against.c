@@ -15,7 +15,7 @@
 #include "tests/lib/daemon.h"
 #include "tests/lib/llama.h"
 
-#define NLL "$BIN/ebb-llama -m $MODEL --socket %s -f /usr/share/common-licenses/GPL-3 --nll --limit 200 "
+#define NLL "$BIN/ebb-llama -m $MODEL --socket %s -f /usr/share/common-licenses/GPL-3 --nll --limit 200 --window 32 "
 
 static struct td d;
 static struct tl t, u;

@@ -273,7 +273,7 @@ static void ends_early(const char *more, const char *says)
 	options = (struct ebb_options){ .socket = d.socket };
 	assert_int_equal(ebb_connect(&p.ebb, &options), 0);
 	assert_int_equal(ebb_batch_new(p.ebb, NULL, &p.batch), 0);
-	open_session(&p, 0, "policy=streaming budget=100 slots=f32");
+	open_session(&p, 0, "policy=streaming budget=100 window=32 slots=f32");
 	open_session(&p, 1, "policy=full slots=f32 record=sum,last,kv");
 	run(&p, kept, n_kept);
 	ebb_close(p.ebb);

@@ -400,10 +400,38 @@ static void models_have_tables_of_their_own(void **state)
 	model = NULL;
 }
 
+/* window = auto and floor = auto: 8 tokens and 5 in 16 of a budget of 128. The window stays when the budget changes, the floor follows. */
+static void a_small_budget_gets_a_short_window_and_a_low_floor(void **state)
+{
+	static const struct { const char *budget; uint32_t holds; } later[] = { { "budget=16", 16 }, { "budget=4", 12 }, { "budget=1024", 1024 } };
+	struct client c;
+	struct lanes l;
+
+	(void)state;
+	assert_int_equal(try_open(&c, "policy=h2o budget=128 window=auto floor=auto split=uniform", NULL, 0), 0);
+	assert_int_equal(td_number(&d, "sessions:0.window"), 8);
+	feed(&c, 200, 8);
+	l = look(&c);
+	for (unsigned i = 0; i < LANES; i++)
+		assert_int_equal(l.live[i], 128);
+	for (unsigned k = 0; k < sizeof(later) / sizeof(later[0]); k++) {
+		assert_true(ebb_session_set(c.session, later[k].budget) >= 0);
+		feed(&c, 24, 8);
+		l = look(&c);
+		assert_int_equal(td_number(&d, "sessions:0.window"), 8);
+		for (unsigned i = 0; i < LANES; i++)
+			assert_int_equal(l.budget[i], later[k].holds);
+	}
+	ebb_close(c.ebb);
+	assert_int_equal(try_open(&c, "policy=h2o window=auto floor=auto", NULL, 0), 0);	/* a share */
+	assert_int_equal(td_number(&d, "sessions:0.window"), 32);
+	ebb_close(c.ebb);
+}
+
 static int start(void **state)
 {
 	*state = &d;
-	td_start(&d, "drain = 0s\n[pool p]\ndevice = host\nsize = 64M\n[session]\nfloor = 40\n");
+	td_start(&d, "drain = 0s\n[pool p]\ndevice = host\nsize = 64M\n[session]\nfloor = 40\nwindow = 32\n");
 	return 0;
 }
 
@@ -417,6 +445,7 @@ int main(void)
 		cmocka_unit_test(what_is_wrong_with_a_split_is_said),
 		cmocka_unit_test(the_operator_may_name_a_table),
 		cmocka_unit_test(models_have_tables_of_their_own),
+		cmocka_unit_test(a_small_budget_gets_a_short_window_and_a_low_floor),
 	};
 
 	return cmocka_run_group_tests_name("splits", tests, start, td_teardown);

@@ -107,6 +107,7 @@ static void repeat(char *out, size_t n)
 static const char *const wrong[][12] = {
 	[CONF_TYPE_UINT] = { "many", "1.5", "0x10", "+3", "3 4", "-1", "3k", "18446744073709551616", "99999999999999999999999",
 			     "" },
+	[CONF_TYPE_AUTO] = { "many", "1.5", "0x10", "+3", "autos", "-1", "3k", "18446744073709551616", "99999999999999999999999", "AUTO", "" },
 	[CONF_TYPE_MODE] = { "0999", "rw", "-1", "0660 1", "00000000660", "" },
 	[CONF_TYPE_TIME] = { "10", "10 s", "s", "10h", "1.5s", "-1s", "10sec", "18446744073709551615m", "" },
 	[CONF_TYPE_SIZE] = { "big", "1MB", "1.5G", "-1", "4MM", "1 G", "16777216T", "99999999999999999999G", "" },
@@ -129,6 +130,7 @@ int test_edge(const struct conf_key *key, unsigned i, char out[200], int *good)
 	*good = i < 2;
 	switch (key->type) {
 	case CONF_TYPE_UINT:
+	case CONF_TYPE_AUTO:
 		if (i == 2 && lo == 0)
 			snprintf(out, 200, "-1");
 		else if (i < 4)

@@ -74,7 +74,7 @@ static void all_complaints_come_at_once_with_their_lines(void **state)
 		"did you mean socket?\n"
 		"F:5: [daemon] log_level: found 'loud'; allowed: err | warning | notice | info | debug\n"
 		"F:6: found the section 'sesion'; allowed: [daemon], [pool NAME], [model NAME], [session]; did you mean [session]?\n"
-		"F:9: [session] window: found '0'; allowed: 1 .. 2048\n"
+		"F:9: [session] window: found '0'; allowed: auto, or 1 .. 2048\n"
 		"F:10: found 'nonsense'; allowed: [section], key = value, or a comment (; ...)\n"
 		"F:11: [pool a] size: found nothing; allowed: 1M .. 8T");
 }

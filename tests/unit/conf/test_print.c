@@ -53,6 +53,11 @@ static void random_value(const struct conf_key *key, uint64_t *seed, char *out, 
 	case CONF_TYPE_MODE: snprintf(out, bytes, "%" PRIo64, n); break;
 	case CONF_TYPE_TIME: snprintf(out, bytes, "%" PRIu64 "ms", n % 3 ? n : n / 60000 * 60000); break;
 	case CONF_TYPE_SLAB: snprintf(out, bytes, "%s", n % 5 ? "1M" : "auto"); break;
+	case CONF_TYPE_AUTO:
+		snprintf(out, bytes, "%" PRIu64, n);
+		if (n % 5 == 0)
+			snprintf(out, bytes, "auto");
+		break;
 	case CONF_TYPE_SIZE: snprintf(out, bytes, "%" PRIu64, n % 2 ? n : n >> 20 << 20); break;
 	case CONF_TYPE_AMOUNT:
 		snprintf(out, bytes, n % 2 ? "%" PRIu64 : "%" PRIu64 ".%04" PRIu64 "%%", n % 2 ? n : n % 100, 1 + n % 9999);

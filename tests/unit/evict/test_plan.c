@@ -35,6 +35,22 @@ static void an_amount_is_a_count_or_a_share_rounded_up(void **state)
 	}
 }
 
+static void a_window_and_a_floor_follow_from_the_budget(void **state)
+{
+	static const struct { struct evict_amount budget; uint32_t window, floor; } cases[] = {
+		{ { 0, 250000 }, 32, 64 }, { { 0, 1 }, 32, 64 }, { { 1, 0 }, 8, 12 }, { { 38, 0 }, 8, 12 }, { { 48, 0 }, 8, 15 },
+		{ { 122, 0 }, 8, 38 }, { { 128, 0 }, 8, 40 }, { { 204, 0 }, 12, 63 }, { { 205, 0 }, 12, 64 }, { { 256, 0 }, 16, 64 },
+		{ { 511, 0 }, 31, 64 }, { { 512, 0 }, 32, 64 }, { { 16777216, 0 }, 32, 64 }, { { UINT32_MAX, 0 }, 32, 64 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < N(cases); i++) {
+		assert_int_equal(evict_window(cases[i].budget), cases[i].window);
+		assert_int_equal(evict_floor(cases[i].budget, 4, cases[i].window), cases[i].floor);
+		assert_int_equal(evict_floor(cases[i].budget, 100, cases[i].window), 100 + cases[i].window);
+	}
+}
+
 /* The definition of rounding up, checked without dividing: want is the least number whose million-fold reaches ppm * of. */
 static void a_share_is_exact_for_any_numbers(void **state)
 {
@@ -330,6 +346,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(an_amount_is_a_count_or_a_share_rounded_up),
 		cmocka_unit_test(a_share_is_exact_for_any_numbers),
+		cmocka_unit_test(a_window_and_a_floor_follow_from_the_budget),
 		cmocka_unit_test(a_budget_lies_between_floor_cap_and_table),
 		cmocka_unit_test(a_grant_is_a_window_unless_a_prefill_or_full_may_take_more),
 		cmocka_unit_test(plans_are_as_the_cases_say),
