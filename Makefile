@@ -257,7 +257,7 @@ bench:	## run the benchmarks: a table, and build/bench.jsonl
 	@+$(submake) all benches
 	@$(TEST_ENV) tools/bench.sh build/bench.jsonl $(BENCHES)
 
-# Runs where the GPU is; without one it says so. BENCH=attend,ragged,latency,chunk,append,select,small runs parts of bench_gpu,
+# Runs where the GPU is; without one it says so. BENCH=attend,ragged,latency,chunk,append,select,policies,small runs parts of bench_gpu,
 # BENCH=check,serve,launch,handover,growth parts of ebb-bench-serve.
 $(B)/bench/bench_gpu: $(B)/obj/tests/gpu/bench_gpu.cu.o $(LIB)/all.a
 	$(call link,$< $(LIB)/all.a $(DAEMON_LIBS) -lstdc++)

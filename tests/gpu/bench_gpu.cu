@@ -1,8 +1,8 @@
 /*
  * The device operations against the memory's speed, through gpu.h. Each figure is the median of 11 replays of a CUDA graph whose kernels walk over
  * more memory than the L2 holds; beside it stands the plain read of as many bytes at the best rate of this very run. K and V are random,
- * pages scattered at random over slabs of 4 GiB. BENCH=name[,name] runs a part: attend ragged latency chunk append select compact
- * small.
+ * pages scattered at random over slabs of 4 GiB. BENCH=name[,name] runs a part: attend ragged latency chunk append select policies
+ * compact small.
  * Without a GPU it ends with 77.
  */
 #include <cuda_runtime.h>
@@ -14,6 +14,7 @@
 #include <functional>
 #include <vector>
 
+#include "evict/evict.h"
 #include "gpu/gpu.h"
 #include "tests/bench/bench.h"
 
@@ -99,14 +100,29 @@ static double time_graph(unsigned n, const std::function<void(void)> &record)
 	return (double)t[t.size() / 2] * 1e-3 / n;
 }
 
-/* Seconds of what `work` enqueues, between events: its host part (filling lists) runs ahead of the device. */
-static double time_events(const std::function<void(void)> &work)
+static __global__ void hold(uint64_t ns)
+{
+	uint64_t from, now;
+
+	asm volatile("mov.u64 %0, %globaltimer;" : "=l"(from));
+	do
+		asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+	while (now - from < ns);
+}
+
+/*
+ * Seconds of what `work` enqueues, between events. hold_us: so long the device is kept from it, so that the host's part (filling lists) is over when it
+ * begins; 0: an idle device begins at once, and waits for the host where that is slower.
+ */
+static double time_events(const std::function<void(void)> &work, unsigned hold_us)
 {
 	cudaEvent_t e[2];
 	float ms;
 
 	cudaEventCreate(&e[0]);
 	cudaEventCreate(&e[1]);
+	if (hold_us)
+		hold<<<1, 1, 0, (cudaStream_t)stream>>>(hold_us * 1000ull);
 	cudaEventRecord(e[0], (cudaStream_t)stream);
 	work();
 	cudaEventRecord(e[1], (cudaStream_t)stream);
@@ -169,7 +185,7 @@ static void measure_ceilings(void)
 		read_rate = std::max(read_rate, (double)SLAB_BYTES / t);
 	}
 	for (unsigned i = 0; i < REPLAYS; i++) {	/* no graph: there copies go another way, which is slower */
-		t = time_events([&] { must(gpu_copy(dev, stream, slab[0].base, slab[1].base, SLAB_BYTES), "copy"); });
+		t = time_events([&] { must(gpu_copy(dev, stream, slab[0].base, slab[1].base, SLAB_BYTES), "copy"); }, 0);
 		copy_rate = std::max(copy_rate, 2.0 * (double)SLAB_BYTES / t);
 	}
 	bench_report("plain read, 8 GiB", read_rate * 1e-9, "GB/s", NAN, "", -1);
@@ -212,6 +228,7 @@ struct bench {
 	struct gpu_table head;
 	uint32_t longest;
 	double slots;			/* of one layer */
+	uint32_t heats, arrays;		/* that blocks and credit blocks have room for; 0: 1 */
 	std::vector<struct gpu_lane> lane;	/* [session][lane] */
 	std::vector<void *> table;
 	std::vector<struct gpu_seq> seq;
@@ -306,8 +323,8 @@ static void make_tables(struct bench *b, bool with_pages)
 	}
 	b->slots = (double)sh->sessions * sh->kv * sh->live;
 	*t = (struct gpu_table){ (uint32_t)lanes, 32, gpu_pages_for(b->longest), gpu_blocks_for(b->longest), 1, { EVICT_HEAT_SUM }, 1 };
-	block = places(n * t->max_blocks, gpu_block_bytes(1), true);
-	credit = places(n * t->max_blocks, gpu_block_bytes(1), true);
+	block = places(n * t->max_blocks, gpu_block_bytes(b->heats ? b->heats : 1), true);
+	credit = places(n * t->max_blocks, gpu_block_bytes(b->arrays ? b->arrays : 1), true);
 	for (uint64_t at = 0; at < pool_at; at += SLAB_BYTES)
 		must(gpu_scrub(dev, stream, slab[at / SLAB_BYTES].base, (size_t)std::min<uint64_t>(SLAB_BYTES, pool_at - at)), "scrub");
 	pool_at = (pool_at + (1 << 20)) / (1 << 20) * (1 << 20);
@@ -342,9 +359,8 @@ static void make_tables(struct bench *b, bool with_pages)
 	}
 }
 
-static void set_observe(struct bench *b, uint32_t observe)
+static void write_headers(const struct bench *b)
 {
-	b->head.observe = observe;
 	for (void *t : b->table)
 		must(gpu_write(dev, stream, t, &b->head, sizeof(b->head)), "header");
 }
@@ -368,7 +384,8 @@ static void make_step(struct bench *b)
 
 static double time_attend(struct bench *b, uint32_t observe)
 {
-	set_observe(b, observe);
+	b->head.observe = observe;
+	write_headers(b);
 	must(gpu_step_set(b->step, stream, &b->gs, map, b->seq.data(), b->sh->sessions, b->longest), "step_set");
 	return time_graph(b->sh->layers, [&] {
 		for (uint32_t l = 0; l < b->sh->layers; l++)
@@ -524,6 +541,8 @@ int main(void)
 		bench_append(&attend[0]);
 	if (wanted("select"))
 		bench_select();
+	if (wanted("policies"))
+		bench_policies();
 	if (wanted("compact"))
 		bench_compact();
 	if (wanted("small"))
