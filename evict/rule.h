@@ -535,11 +535,11 @@ EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t
  */
 EVICT_FN uint64_t evict_tier(const struct evict_rule *rule, uint32_t recent, int32_t now, int32_t pos)
 {
-	if (pos < rule->sinks)
-		return 3;
-	if ((int64_t)pos >= (int64_t)now - (int64_t)recent)
-		return 2;
-	return pos < rule->pinned;
+	const int32_t newest = (int32_t)(recent < 0x7fffffffu ? recent : 0x7fffffffu);
+	uint64_t tier = pos < rule->pinned;
+
+	tier = now - pos <= newest ? 2 : tier;	/* neither is negative: pos >= now - recent */
+	return pos < rule->sinks ? 3 : tier;
 }
 
 EVICT_FN uint64_t evict_key(const struct evict_rule *rule, const struct evict_lane *lane, uint32_t recent,

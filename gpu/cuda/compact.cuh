@@ -2,8 +2,8 @@
  * Private to select.cu: survivors of a lane move into the holes below `keep`, both in ascending order.
  *
  * What: the CTA lists holes and survivors, four slots a thread and round. A warp then moves 32 slots at a time: a thread finds the addresses of one
- * slot and moves what is small of it (position, heat, credit, q8 parameters); the rows of all 32 are one stream of 16-byte pieces, COMPACT_UNDER_WAY
- * of them a thread loaded before the first is stored.
+ * slot and moves what is small of it (position, heat, credit, q8 parameters); the rows of all 32 are one stream of 16-byte pieces through the warp's
+ * ring in shared memory: a thread stores the pieces that it asked for COMPACT_STAGES steps before, so that loads are under way all the time.
  * Memory traffic: two rows read and written a move; positions of the lane read once.
  * No two moves touch the same bytes: holes lie below `keep`, survivors do not.
  */
@@ -12,87 +12,126 @@
 
 #include "gpu/cuda/select.cuh"
 
-#define COMPACT_UNDER_WAY 8u
+#define COMPACT_PIECES 2u	/* of 16 bytes, a thread and step */
+#define COMPACT_STAGES (COMPACT_RING / (COMPACT_PIECES * 512u))
 
 struct compact_rows {
 	char *src, *dst;	/* K rows; NULL: nothing to move */
 };
 
-/* Rows of the slots that the warp's first n threads hold. */
-static __device__ __forceinline__ void move_rows(const struct lane_ctx &x, const struct compact_rows &rows, uint32_t n)
+/* A thread's way through the rows of 32 slots, a piece in 32 at a time. */
+struct compact_cursor {
+	uint32_t of, piece;	/* the slot, and the piece of its two rows */
+};
+
+/* What all threads of a warp know of the rows. */
+struct compact_shape {
+	uint32_t k, each, gap;	/* pieces of a row, of a slot; bytes between a slot's K row and its V row */
+	uint32_t n;		/* slots */
+};
+
+static __device__ __forceinline__ char *compact_next(const struct compact_shape &s, char *base, struct compact_cursor *c)
 {
-	uint32_t type = x.turn.slot_type, d = x.turn.head_dim, k = gpu_row_bytes(type, d) / 16u, each = 2u * k;
-	uint32_t gap = gpu_page_v(type, d) - 16u * k;	/* between a slot's K row and its V row */
-	uint32_t of = threadIdx.x % 32u / each, piece = threadIdx.x % 32u % each, slots = 32u / each, pieces = 32u % each;
+	char *row = (char *)__shfl_sync(0xffffffffu, (unsigned long long)base, (int)(c->of & 31u));
+	char *at = c->of < s.n && row ? row + 16u * c->piece + (c->piece < s.k ? 0u : s.gap) : NULL;
 
-	for (uint32_t at = 0; at < n * each; at += 32u * COMPACT_UNDER_WAY) {
-		uint4 v[COMPACT_UNDER_WAY];
-		char *to[COMPACT_UNDER_WAY];
+	c->of += 32u / s.each;
+	c->piece += 32u % s.each;
+	if (c->piece >= s.each) {
+		c->piece -= s.each;
+		c->of++;
+	}
+	return at;
+}
 
+static __device__ __forceinline__ void compact_load(const struct compact_shape &s, const struct compact_rows &rows, char *ring, uint32_t step,
+						    struct compact_cursor *from)
+{
 #pragma unroll
-		for (uint32_t u = 0; u < COMPACT_UNDER_WAY; u++) {
-			const char *src = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)rows.src, (int)(of & 31u));
-			char *dst = (char *)__shfl_sync(0xffffffffu, (unsigned long long)rows.dst, (int)(of & 31u));
-			uint32_t offset = 16u * piece + (piece < k ? 0u : gap);
+	for (uint32_t u = 0; u < COMPACT_PIECES; u++) {
+		const char *at = compact_next(s, rows.src, from);
 
-			to[u] = of < n && src ? dst + offset : NULL;
-			if (to[u])
-				v[u] = __ldcs((const uint4 *)(src + offset));
-			of += slots;
-			piece += pieces;
-			if (piece >= each) {
-				piece -= each;
-				of++;
-			}
-		}
-#pragma unroll
-		for (uint32_t u = 0; u < COMPACT_UNDER_WAY; u++)
-			if (to[u])
-				*(uint4 *)to[u] = v[u];
+		if (at)
+			copy16(ring + (step % COMPACT_STAGES * COMPACT_PIECES + u) * 512u, at, true);
 	}
 }
 
-/* The warp's threads below n: slot `from` to `to`. Every thread of the warp. */
-static __device__ __forceinline__ void move_slots(const struct lane_ctx &x, uint32_t from, uint32_t to, uint32_t n)
+static __device__ __forceinline__ void compact_store(const struct compact_shape &s, const struct compact_rows &rows, const char *ring, uint32_t step,
+						     struct compact_cursor *to)
 {
-	uint32_t type = x.turn.slot_type, d = x.turn.head_dim, row = gpu_row_bytes(type, d), a = from % GPU_PAGE_SLOTS, b = to % GPU_PAGE_SLOTS;
-	bool mine = threadIdx.x % 32u < n;
+#pragma unroll
+	for (uint32_t u = 0; u < COMPACT_PIECES; u++) {
+		char *at = compact_next(s, rows.dst, to);
+
+		if (at)
+			*(uint4 *)at = *(const uint4 *)(ring + (step % COMPACT_STAGES * COMPACT_PIECES + u) * 512u);
+	}
+}
+
+/* What is small of a slot. */
+static __device__ __forceinline__ void move_numbers(const struct lane_ctx &x, const char *src, char *dst, char *hs, char *hd, char *cs, char *cd,
+						    uint32_t from, uint32_t to)
+{
+	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim, a = from % GPU_PAGE_SLOTS, b = to % GPU_PAGE_SLOTS;
+	float heat[EVICT_MAX_HEAT], credit[EVICT_MAX_ARRAYS];
+	int32_t pos;
+
+	pos = *pos_in(cs, from);
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++)
+		heat[k] = k < x.n_heat ? *array_in(hs, k, from) : 0.0f;
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_ARRAYS; k++)
+		credit[k] = k < x.turn.n_credit ? *array_in(cs, k, from) : 0.0f;
+	if (type == GPU_Q8) {
+		const uint32_t *ps = (const uint32_t *)(src + gpu_page_params(type, d));
+		uint32_t *pd = (uint32_t *)(dst + gpu_page_params(type, d)), pk = ps[a], pv = ps[GPU_PAGE_SLOTS + a];
+
+		pd[b] = pk;
+		pd[GPU_PAGE_SLOTS + b] = pv;
+	}
+	*pos_in(hd, to) = pos;	/* the shared position is a copy of the private one, never the other way round */
+	*pos_in(cd, to) = pos;
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++)
+		if (k < x.n_heat)
+			*array_in(hd, k, to) = heat[k];
+#pragma unroll
+	for (uint32_t k = 0; k < EVICT_MAX_ARRAYS; k++)
+		if (k < x.turn.n_credit)
+			*array_in(cd, k, to) = credit[k];
+}
+
+/* The warp's threads below n: slot `from` to `to`. Every thread of the warp. */
+static __device__ __forceinline__ void move_slots(const struct lane_ctx &x, char *ring, uint32_t from, uint32_t to, uint32_t n)
+{
+	const uint32_t thread = threadIdx.x % 32u, type = x.turn.slot_type, d = x.turn.head_dim, row = gpu_row_bytes(type, d);
+	const uint32_t a = from % GPU_PAGE_SLOTS, b = to % GPU_PAGE_SLOTS;
+	const struct compact_shape s = { row / 16u, row / 8u, gpu_page_v(type, d) - row, n };
+	const uint32_t steps = (n * s.each + 32u * COMPACT_PIECES - 1u) / (32u * COMPACT_PIECES);
+	struct compact_cursor in = { thread / s.each, thread % s.each }, out = in;
+	bool mine = thread < n;
 	char *src = mine ? cuda_at(x.view, x.page[from / GPU_PAGE_SLOTS]) : NULL, *dst = mine ? cuda_at(x.view, x.page[to / GPU_PAGE_SLOTS]) : NULL;
 	char *hs = mine ? heat_block(x, from) : NULL, *hd = mine ? heat_block(x, to) : NULL;
 	char *cs = mine ? credit_block(x, from) : NULL, *cd = mine ? credit_block(x, to) : NULL;
 	bool there = src && dst && hs && hd && cs && cd;
 	struct compact_rows rows = { there ? src + a * row : NULL, there ? dst + b * row : NULL };
-	float heat[EVICT_MAX_HEAT], credit[EVICT_MAX_ARRAYS];
-	int32_t pos;
 
-	if (there) {
-		pos = *pos_in(cs, from);
+	ring += thread * 16u;
 #pragma unroll
-		for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++)
-			heat[k] = k < x.n_heat ? *array_in(hs, k, from) : 0.0f;
-#pragma unroll
-		for (uint32_t k = 0; k < EVICT_MAX_ARRAYS; k++)
-			credit[k] = k < x.turn.n_credit ? *array_in(cs, k, from) : 0.0f;
-		if (type == GPU_Q8) {
-			const uint32_t *ps = (const uint32_t *)(src + gpu_page_params(type, d));
-			uint32_t *pd = (uint32_t *)(dst + gpu_page_params(type, d)), pk = ps[a], pv = ps[GPU_PAGE_SLOTS + a];
-
-			pd[b] = pk;
-			pd[GPU_PAGE_SLOTS + b] = pv;
-		}
-		*pos_in(hd, to) = pos;	/* the shared position is a copy of the private one, never the other way round */
-		*pos_in(cd, to) = pos;
-#pragma unroll
-		for (uint32_t k = 0; k < EVICT_MAX_HEAT; k++)
-			if (k < x.n_heat)
-				*array_in(hd, k, to) = heat[k];
-#pragma unroll
-		for (uint32_t k = 0; k < EVICT_MAX_ARRAYS; k++)
-			if (k < x.turn.n_credit)
-				*array_in(cd, k, to) = credit[k];
+	for (uint32_t i = 0; i < COMPACT_STAGES; i++) {
+		compact_load(s, rows, ring, i, &in);
+		asm volatile("cp.async.commit_group;" ::: "memory");
 	}
-	__syncwarp();
-	move_rows(x, rows, n);
+	if (there)
+		move_numbers(x, src, dst, hs, hd, cs, cd, from, to);
+	for (uint32_t i = 0; i < steps; i++) {
+		asm volatile("cp.async.wait_group %0;" :: "n"(COMPACT_STAGES - 1u) : "memory");
+		compact_store(s, rows, ring, i, &out);
+		compact_load(s, rows, ring, i, &in);
+		asm volatile("cp.async.commit_group;" ::: "memory");
+	}
+	asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
 /* Append the slots of first .. end-1 among at .. at+LIST/2-1 that are dead (or alive) to a ring list that holds n entries from `head`. */
@@ -118,9 +157,9 @@ static __device__ uint32_t gather(const struct lane_ctx &x, struct shared_state 
 }
 
 /* The survivors from keep on move into the holes below it. Every thread of the CTA. */
-static __device__ void compact(const struct lane_ctx &x, struct shared_state *sh)
+static __device__ __noinline__ void compact(const struct lane_ctx &x, struct shared_state *sh, uint32_t keep)
 {
-	uint32_t keep = x.plan.keep, hole_at = 0, survivor_at = keep & ~3u, head = 0, tail = 0, holes = 0, survivors = 0;
+	uint32_t hole_at = 0, survivor_at = keep & ~3u, head = 0, tail = 0, holes = 0, survivors = 0;
 
 	for (;;) {
 		uint32_t n;
@@ -136,7 +175,8 @@ static __device__ void compact(const struct lane_ctx &x, struct shared_state *sh
 		for (uint32_t i = threadIdx.x & ~31u; i < n; i += THREADS) {
 			uint32_t m = i + threadIdx.x % 32u;
 
-			move_slots(x, sh->survivor[(tail + m) % LIST], sh->hole[(head + m) % LIST], n - i < 32u ? n - i : 32u);
+			move_slots(x, sh->ring[threadIdx.x / 32u], sh->survivor[(tail + m) % LIST], sh->hole[(head + m) % LIST],
+				   n - i < 32u ? n - i : 32u);
 		}
 		__syncthreads();
 		head += n;

@@ -1,8 +1,8 @@
 /*
  * select: what happens to a lane when its window ends: settle, fold, remove, compact, next (gpu.h).
  *
- * What: a CTA takes one lane. Lanes that keep all their slots are done in one pass (select_steady.cuh); for the others keys are 64-bit
- * (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted. compact.cuh
+ * What: a CTA takes one lane. Lanes that keep all their slots are done in one pass (select_steady.cuh) and the others are left to a second kernel: keys
+ * are 64-bit (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted. compact.cuh
  * moves slots.
  * Memory traffic: position, heat and credit of a slot read once and heat and credit written once (fold), position and credit
  * read once or twice more (keys); compaction moves 2 rows, read and written, per survivor beyond `keep`.
@@ -13,22 +13,21 @@
 
 #include "gpu/cuda/compact.cuh"
 #include "gpu/cuda/select_merge.cuh"
-#include "gpu/cuda/select_stats.cuh"
 #include "gpu/cuda/select_steady.cuh"
 
-#define LEFT_FOLDED 0x80000000u		/* in left[]: the lane is settled and folded already */
+#define LEFT_FOLDED 0x80000000u		/* in left[], beside the turn: the lane is settled and folded already */
 
 struct select_args {
 	struct cuda_view view;
 	const struct turn_args *turn;
-	const struct lane_item *item;
-	struct sums *sums;		/* [lanes] */
-	uint32_t *n_left, *left;	/* lanes that steady_kernel leaves to select_kernel, in any order */
-	struct lane_ctx *lane;		/* what open_kernel found, for steady_kernel */
+	const struct gpu_plan *plan;	/* of all lanes, one turn's behind the other's */
+	struct sums *sums;		/* likewise */
+	uint32_t *n_left;		/* lanes that steady_kernel leaves to select_kernel: */
+	uint2 *left;			/* turn and lane, in any order */
 	char *stage;			/* scratch of select_kernel's CTAs, stage_bytes each, for lanes of stage_slots slots (select_staged.cuh) */
 	size_t stage_bytes;
 	uint32_t stage_slots, stage_dim;
-	unsigned n_lanes;
+	uint32_t ring;			/* bytes of steady_kernel's (select_steady.cuh) */
 	unsigned what;
 	int stats;
 };
@@ -44,72 +43,41 @@ static __host__ __device__ inline bool needs_rows(const struct evict_rule *rule)
 	return evict_n_trait(rule->policy) != evict_n_trait_once(rule) || evict_merge_by_key(rule->merge);
 }
 
-static __device__ bool open_lane(const struct select_args &a, unsigned i, struct lane_ctx *x)
+/* What is known of a lane for its turn's sake. Every thread; a barrier before it is used. */
+static __device__ __forceinline__ void open_turn(const struct select_args &a, uint32_t turn, struct lane_ctx *x)
 {
-	struct lane_item item = a.item[i];
-	uint32_t cap;
-	char *at;
+	for (uint32_t i = threadIdx.x; i < sizeof(struct turn_args) / 4u; i += blockDim.x)
+		((uint32_t *)&x->turn)[i] = ((const uint32_t *)&a.turn[turn])[i];
+	if (threadIdx.x == 0)
+		x->view = a.view;
+}
 
-	x->view = a.view;
-	x->turn = a.turn[item.turn];
-	x->plan = item.plan;
-	x->lane = item.lane;
-	at = x->turn.priv;
-	x->t = (struct gpu_table *)at;
-	if (x->lane >= x->t->n_lanes)
+/* Lane `lane` of the turn; false: it has no such lane. One thread for all. */
+static __device__ bool open_lane(const struct select_args &a, uint32_t lane, struct lane_ctx *x)
+{
+	const struct gpu_table *t = &x->turn.table;
+	char *at = x->turn.priv;
+	uint32_t cap;
+
+	if (lane >= x->turn.n_lanes || lane >= t->n_lanes)
 		return false;
-	x->head = ((const struct gpu_lane *)(at + gpu_table_lanes()))[x->lane];
-	x->next = (uint32_t *)(at + gpu_table_next(x->t)) + (size_t)x->lane * x->t->window;
-	x->page = cuda_u32(at, gpu_table_pages(x->t)) + (size_t)x->lane * x->t->max_pages;
-	x->block = cuda_u32(at, gpu_table_blocks(x->t)) + (size_t)x->lane * x->t->max_blocks;
-	x->credit = cuda_u32(at, gpu_table_credits(x->t)) + (size_t)x->lane * x->t->max_blocks;
-	cap = cuda_slots(x->t);
+	x->lane = lane;
+	x->plan = a.plan[x->turn.first + lane];
+	x->head = ((const struct gpu_lane *)(at + gpu_table_lanes()))[lane];
+	x->next = (uint32_t *)(at + gpu_table_next(t)) + (size_t)lane * t->window;
+	x->page = cuda_u32(at, gpu_table_pages(t)) + (size_t)lane * t->max_pages;
+	x->block = cuda_u32(at, gpu_table_blocks(t)) + (size_t)lane * t->max_blocks;
+	x->credit = cuda_u32(at, gpu_table_credits(t)) + (size_t)lane * t->max_blocks;
+	cap = cuda_slots(t);
 	x->live = gpu_live(x->head, x->turn.appended);
 	x->live = x->live < cap ? x->live : cap;
 	x->plan.keep = x->plan.keep < x->live ? x->plan.keep : x->live;
-	x->n_heat = x->t->n_heat < EVICT_MAX_HEAT ? x->t->n_heat : EVICT_MAX_HEAT;
-	x->turn.n_credit = x->turn.n_credit < EVICT_MAX_ARRAYS ? x->turn.n_credit : EVICT_MAX_ARRAYS;
-	x->n_credit = evict_n_credit(x->turn.rule.policy);
+	x->n_heat = t->n_heat < EVICT_MAX_HEAT ? t->n_heat : EVICT_MAX_HEAT;
+	x->n_credit = x->turn.policy_credit;
 	x->pooled = NULL;
-	x->as_lane = evict_lane_at(&x->turn.rule, x->lane, x->turn.pos, x->turn.appended, x->n_heat ? x->t->observe : 0,
-				   x->live);
+	x->as_lane = evict_lane_at(&x->turn.rule, lane, x->turn.pos, x->turn.appended, x->n_heat ? t->observe : 0, x->live);
 	x->as_lane.tag = evict_mark_tag(mark_of(*x, x->as_lane.now - 1));
 	return true;
-}
-
-/* Is this array of a credit block a trait of a row's own? */
-static __device__ __forceinline__ bool is_once(const struct lane_ctx &x, uint32_t array)
-{
-	const uint32_t policy = x.turn.rule.policy;
-
-	return array >= x.n_credit && array < evict_n_arrays(policy) && evict_trait_once(x.turn.rule.trait[array - x.n_credit]);
-}
-
-/* The window's tokens get their positions and traits; they start without credit. thread: of `threads`, whole warps. */
-static __device__ void settle(const struct lane_ctx &x, uint32_t thread, uint32_t threads)
-{
-	const uint64_t most = (uint64_t)x.head.fresh + x.t->window;	/* tokens of the window that have a slot */
-	const uint32_t n = x.turn.appended < most ? x.turn.appended : (uint32_t)most;
-
-	for (uint32_t j = thread; j < n; j += threads) {
-		uint32_t slot = gpu_slot_of(x.head, x.next, j);
-		char *c = slot < x.live ? credit_block(x, slot) : NULL;
-
-		if (!c)
-			continue;
-		*pos_in(c, slot) = x.turn.pos + (int32_t)j;
-		for (uint32_t k = 0; k < x.turn.n_credit; k++)
-			if (!is_once(x, k))
-				*array_in(c, k, slot) = 0.0f;
-	}
-	if (!evict_n_trait_once(&x.turn.rule))
-		return;
-	for (uint32_t j = thread / ROW_THREADS; j < n; j += threads / ROW_THREADS) {
-		uint32_t slot = gpu_slot_of(x.head, x.next, j);
-
-		if (slot < x.live)
-			row_traits(x, slot);
-	}
 }
 
 static __device__ __noinline__ void fold(const struct lane_ctx &x)
@@ -205,7 +173,7 @@ static __device__ double name_next(struct lane_ctx &x, struct shared_state *sh, 
 	uint32_t n = x.plan.victims < x.plan.keep ? x.plan.victims : x.plan.keep;
 	double leaving = 0.0;
 
-	n = n < x.t->window ? n : x.t->window;
+	n = n < x.turn.table.window ? n : x.turn.table.window;
 	n = n < MAX_VICTIMS ? n : MAX_VICTIMS;
 	if (n) {
 		struct threshold named;
@@ -259,7 +227,7 @@ static __device__ double sum_kept(const struct lane_ctx &x, struct shared_state 
 static __device__ __noinline__ void drop_slots(struct lane_ctx &x, struct shared_state *sh)
 {
 	const uint32_t layer = x.lane / x.turn.n_kv_heads, planned = x.plan.keep;
-	uint32_t mine = 0, dropped;
+	uint32_t mine = 0, dropped, kept;
 
 	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
 		if (!evict_mark_drops(mark_of(x, pos_of(x, i)), layer))
@@ -269,14 +237,15 @@ static __device__ __noinline__ void drop_slots(struct lane_ctx &x, struct shared
 	}
 	__syncthreads();
 	(void)block_scan(sh, mine, &dropped);
-	x.plan.keep = x.live - dropped;
-	compact(x, sh);
-	x.live = x.as_lane.live = x.plan.keep;
-	x.plan.keep = planned < x.live ? planned : x.live;
-	write_head(x, x.live, 0);
-	if (threadIdx.x == 0)
-		x.turn.live[x.lane] = x.live;
+	kept = x.live - dropped;
+	compact(x, sh, kept);
+	if (threadIdx.x == 0) {
+		x.live = x.as_lane.live = kept;
+		x.plan.keep = planned < kept ? planned : kept;
+		x.turn.live[x.lane] = kept;
+	}
 	__syncthreads();
+	write_head(x, kept, 0);
 }
 
 /* Fold, traits of the lane, and the statistics that this is the moment for. */
@@ -286,8 +255,13 @@ static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, co
 		stats_begin(x, sh);
 	if (x.turn.stats & EVICT_STATS_HEAT)
 		stats_of_heat(x, sh);
-	if (evict_has_heat_figure(x.turn.rule.policy))
-		x.as_lane.heat = lane_values(x, sh, st, x.live, VALUE_HEAT_FIGURE);
+	if (evict_has_heat_figure(x.turn.rule.policy)) {
+		const struct evict_figures figures = lane_values(x, sh, st, x.live, VALUE_HEAT_FIGURE);
+
+		if (threadIdx.x == 0)
+			x.as_lane.heat = figures;
+		__syncthreads();
+	}
 	fold(x);
 	lane_traits(x, sh, st);
 	if (x.turn.stats & EVICT_STATS_RANK) {
@@ -299,20 +273,25 @@ static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, co
 }
 
 /* One lane, step by step. */
-static __device__ void select_lane(const struct select_args &a, uint32_t i, unsigned what, struct shared_state *sh)
+static __device__ void select_lane(const struct select_args &a, uint32_t turn, uint32_t lane, unsigned what, struct shared_state *sh)
 {
 	const struct lane_stage st = stage_at(a.stage + blockIdx.x * a.stage_bytes, a.stage_slots, a.stage_dim);
 	double removed = 0.0, named = 0.0, kept;
-	struct lane_ctx x;
+	struct lane_ctx &x = sh->lane;
 
-	if (!open_lane(a, i, &x) || (needs_stage(&x.turn.rule) && x.live > a.stage_slots))
+	open_turn(a, turn, &x);
+	__syncthreads();
+	if (threadIdx.x == 0)
+		sh->found = open_lane(a, lane, &x) && !(needs_stage(&x.turn.rule) && x.live > a.stage_slots);
+	__syncthreads();
+	if (!sh->found)
 		return;
 	if (what & GPU_SETTLE)
 		settle(x, threadIdx.x, THREADS);
 	__syncthreads();
 	if (what & GPU_DROP)
 		drop_slots(x, sh);
-	if (what & GPU_TRAITS && evict_n_trait_once(&x.turn.rule)) {
+	if (what & GPU_TRAITS && x.turn.n_once) {
 		for (uint32_t slot = threadIdx.x / ROW_THREADS; slot < x.live; slot += ROWS_AT_ONCE)
 			row_traits(x, slot);
 		__syncthreads();
@@ -322,7 +301,7 @@ static __device__ void select_lane(const struct select_args &a, uint32_t i, unsi
 	if (what & GPU_REMOVE)
 		removed = remove_slots(x, sh, st);
 	if (what & GPU_COMPACT)
-		compact(x, sh);
+		compact(x, sh, x.plan.keep);
 	if (what & GPU_NEXT)
 		named = name_next(x, sh, st);
 	if (!a.stats)
@@ -333,8 +312,8 @@ static __device__ void select_lane(const struct select_args &a, uint32_t i, unsi
 	__syncthreads();
 	removed = block_sum(sh, removed);
 	if (threadIdx.x == 0) {
-		a.sums[i].kept = kept - named;
-		a.sums[i].leaving = removed + named;
+		a.sums[x.turn.first + lane].kept = kept - named;
+		a.sums[x.turn.first + lane].leaving = removed + named;
 	}
 }
 
@@ -343,9 +322,9 @@ static __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_
 	extern __shared__ __align__(16) char bytes[];
 
 	for (uint32_t i = blockIdx.x; i < *a.n_left; i += gridDim.x) {
-		uint32_t lane = a.left[i];
+		const uint2 left = a.left[i];
 
-		select_lane(a, lane & ~LEFT_FOLDED, lane & LEFT_FOLDED ? a.what & ~(unsigned)(GPU_SETTLE | GPU_FOLD) : a.what,
+		select_lane(a, left.x & ~LEFT_FOLDED, left.y, left.x & LEFT_FOLDED ? a.what & ~(unsigned)(GPU_SETTLE | GPU_FOLD) : a.what,
 			    (struct shared_state *)bytes);
 		__syncthreads();
 	}
@@ -354,78 +333,114 @@ static __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_
 /* Does the lane keep all of its slots, and does its policy need to see no other slot to rank one? */
 static __device__ __forceinline__ bool is_steady(const struct select_args &a, const struct lane_ctx &x)
 {
-	const struct evict_rule *rule = &x.turn.rule;
-
-	if (evict_is_staged(rule) || rule->merge || x.turn.stats || x.turn.n_marks || a.what & (GPU_DROP | GPU_TRAITS))
+	if (a.what & GPU_FOLD && x.n_heat > x.turn.policy_heat)	/* for statistics of other turns: it is zeroed, too */
 		return false;
-	if (a.what & GPU_FOLD && x.n_heat > evict_n_heat(rule->policy))	/* for statistics of other turns: it is zeroed, too */
+	if (x.turn.stats & EVICT_STATS_RANK && a.what & GPU_NEXT && x.plan.keep != x.live)	/* ranks are of all live slots */
 		return false;
-	return (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) && (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX) &&
-	       x.turn.n_credit >= evict_n_arrays(rule->policy);
+	return x.turn.may_be_steady && (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) &&
+	       (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX);
 }
 
-/* A warp a lane: finds it, and settles it if it is steady; the others are left to select_kernel. */
-static __global__ void __launch_bounds__(THREADS) open_kernel(const __grid_constant__ struct select_args a)
+static bool may_be_steady(const struct gpu_turn *turn, unsigned what)
 {
-	uint32_t i = blockIdx.x * WARPS + threadIdx.x / 32u, thread = threadIdx.x % 32u;
-	struct lane_ctx x;
-	bool there;
+	return !evict_is_staged(&turn->rule) && !turn->rule.merge && !(turn->marks && turn->n_marks) &&
+	       !(what & (GPU_DROP | GPU_TRAITS)) && turn->n_credit >= evict_n_arrays(turn->rule.policy);
+}
 
-	if (i >= a.n_lanes)
+static __device__ __forceinline__ void leave_lane(const struct select_args &a, uint32_t turn, uint32_t lane)
+{
+	a.left[atomicAdd(a.n_left, 1u)] = make_uint2(turn, lane);
+}
+
+/* Finds the lane: one thread for all. */
+static __device__ __forceinline__ void steady_open(const struct select_args &a, uint32_t turn, uint32_t lane, struct lane_ctx *x)
+{
+	const bool there = open_lane(a, lane, x);
+
+	x->is_steady = there && is_steady(a, *x);
+	if (!x->is_steady) {
+		if (there)
+			leave_lane(a, turn, lane);
 		return;
-	there = open_lane(a, i, &x);
-	x.is_steady = there && is_steady(a, x);
-	if (x.is_steady) {
-		if (a.what & GPU_SETTLE)
-			settle(x, thread, 32u);
-		if (a.what & GPU_NEXT) {
-			x.plan.victims = min(min(x.plan.victims, x.plan.keep), x.t->window);
-		} else {
-			x.plan.victims = 0;
-			x.plan.keep = x.live;
-		}
 	}
-	if (thread == 0) {
-		a.lane[i] = x;
-		if (there && !x.is_steady)
-			a.left[atomicAdd(a.n_left, 1u)] = i;
+	if (a.what & GPU_NEXT) {
+		x->plan.victims = min(min(x->plan.victims, x->plan.keep), x->turn.table.window);
+	} else {
+		x->plan.victims = 0;
+		x->plan.keep = x->live;
 	}
 }
 
-static __global__ void __launch_bounds__(THREADS, 3) steady_kernel(const __grid_constant__ struct select_args a)
+static __device__ __forceinline__ double warp_sum(double v)
+{
+	for (int i = 16; i; i >>= 1)
+		v += __shfl_down_sync(WARP_ALL, v, i);
+	return v;
+}
+
+/* A warp, which is a CTA, a lane: grid.x lanes of each turn. STATS: some turn asks for statistics. */
+template <bool STATS> static __global__ void __launch_bounds__(32, STATS ? STEADY_STATS_CTAS : STEADY_CTAS)
+steady_kernel(const __grid_constant__ struct select_args a)
 {
 	__shared__ struct steady_state sh;
 	const struct lane_ctx &x = sh.lane;
 	double sum = 0.0, leaving = 0.0;
+	struct steady_found f;
+	uint32_t id, n;
+	bool there;
 
-	for (uint32_t i = threadIdx.x; i < sizeof(struct lane_ctx) / 4u; i += THREADS)
-		((uint32_t *)&sh.lane)[i] = ((const uint32_t *)&a.lane[blockIdx.x])[i];
-	__syncthreads();
+	open_turn(a, blockIdx.y, &sh.lane);
+	__syncwarp();
+	id = steady_id(x, blockIdx.x, 0, &there);	/* on its way while the lane is opened */
+	if (threadIdx.x == 0)
+		steady_open(a, blockIdx.y, blockIdx.x, &sh.lane);
+	steady_blocks(&sh, id, there);
+	__syncwarp();
 	if (!x.is_steady)
 		return;
-	if (!steady_lane(x, &sh, a.what & GPU_FOLD, x.plan.victims, sum)) {
+	f.ring = a.ring;
+	f.k = x.plan.victims;
+	n = steady_turn<STATS>(x, &sh, f, a.what, a.stats, sum);
+	if (n < f.k) {			/* some of its slots have no key */
 		if (threadIdx.x == 0)
-			a.left[atomicAdd(a.n_left, 1u)] = blockIdx.x | LEFT_FOLDED;
+			leave_lane(a, blockIdx.y | LEFT_FOLDED, blockIdx.x);
 		return;
 	}
-	for (uint32_t i = threadIdx.x; i < x.plan.victims; i += THREADS) {
-		x.next[i] = sh.slot[i];
-		leaving += (double)first_credit(x, sh.slot[i]);
-	}
-	if (threadIdx.x == 0 && a.what & GPU_NEXT) {
-		struct gpu_lane head = { x.plan.keep, x.plan.fresh };
+	for (uint32_t i = threadIdx.x; i < n; i += 32u) {
+		const uint32_t slot = f.best(2)[i];
 
-		((struct gpu_lane *)(x.turn.priv + gpu_table_lanes()))[x.lane] = head;
+		x.next[i] = slot;
+		if (a.stats)
+			leaving += (double)first_credit(x, slot);
 	}
+	if (a.what & GPU_NEXT)
+		write_head(x, x.plan.keep, x.plan.fresh);
 	if (!a.stats)
 		return;
-	sum = block_sum(&sh, sum);
-	__syncthreads();
-	leaving = block_sum(&sh, leaving);
+	sum = warp_sum(sum);
+	leaving = warp_sum(leaving);
 	if (threadIdx.x == 0) {
-		a.sums[blockIdx.x].kept = sum - leaving;
-		a.sums[blockIdx.x].leaving = leaving;
+		a.sums[x.turn.first + blockIdx.x].kept = sum - leaving;
+		a.sums[x.turn.first + blockIdx.x].leaving = leaving;
 	}
+}
+
+/*
+ * A CTA a turn: brings the lists from the host's memory, and the table's header. A copy before the kernels would cost them more time than the
+ * bytes take.
+ */
+static __global__ void __launch_bounds__(THREADS) begin_kernel(const struct turn_args *from, const struct gpu_plan *plans, struct turn_args *turn,
+								struct gpu_plan *plan, uint32_t *n_left)
+{
+	const struct turn_args *t = from + blockIdx.x;
+	const uint32_t first = t->first, n = t->n_lanes, head = sizeof(struct gpu_table) / 4u;
+
+	for (uint32_t i = threadIdx.x; i < n; i += THREADS)
+		((uint4 *)plan)[first + i] = ((const uint4 *)plans)[first + i];
+	for (uint32_t i = threadIdx.x; i < sizeof(*t) / 4u; i += THREADS)
+		((uint32_t *)&turn[blockIdx.x])[i] = i < head ? ((const uint32_t *)t->priv)[i] : ((const uint32_t *)t)[i];
+	if (threadIdx.x + blockIdx.x == 0)
+		*n_left = 0;
 }
 
 /* A warp adds up the lanes of one session. */
@@ -449,33 +464,53 @@ static __global__ void __launch_bounds__(32) stats_kernel(const struct turn_args
 	}
 }
 
+/* What a launch has for the device: turns and plans, which begin_kernel() brings, and room for what kernels leave. */
+struct lists {
+	struct turn_args *turn;
+	struct gpu_plan *plan;
+	struct sums *sums;
+	uint2 *left;
+	uint32_t *n_left;
+};
+
 static size_t lease_bytes(size_t turns, size_t lanes)
 {
-	return turns * sizeof(struct turn_args) + lanes * (sizeof(struct lane_item) + sizeof(struct sums) + sizeof(struct lane_ctx) + 4u) + 8u;
+	return turns * sizeof(struct turn_args) + lanes * (sizeof(struct gpu_plan) + sizeof(struct sums) + sizeof(uint2)) + 4u;
 }
 
-/* Room for what kernels leave comes first (sums, lanes; never uploaded), then how many lanes are left over (none), turns, lanes; last which are left. */
-static void fill(char *at, const struct gpu_turn *turn, unsigned n, size_t lanes)
+static struct lists lists_at(char *at, size_t turns, size_t lanes)
 {
-	uint32_t *n_left = (uint32_t *)(at + lanes * (sizeof(struct sums) + sizeof(struct lane_ctx)));
-	struct turn_args *t = (struct turn_args *)(n_left + 2);
-	struct lane_item *item = (struct lane_item *)(t + n);
+	struct lists l;
+
+	static_assert(sizeof(struct gpu_plan) == sizeof(uint4) && sizeof(struct turn_args) % sizeof(uint4) == 0, "plans are moved by 16 bytes");
+	l.turn = (struct turn_args *)at;
+	l.plan = (struct gpu_plan *)(l.turn + turns);
+	l.sums = (struct sums *)(l.plan + lanes);
+	l.left = (uint2 *)(l.sums + lanes);
+	l.n_left = (uint32_t *)(l.left + lanes);
+	return l;
+}
+
+static uint32_t policy_arrays(uint32_t policy)
+{
+	return 1u + evict_n_heat(policy) + evict_n_arrays(policy);
+}
+
+static void fill(const struct lists *to, const struct gpu_turn *turn, unsigned n, unsigned what)
+{
 	uint32_t first = 0;
 
-	*n_left = 0;
-
 	for (unsigned i = 0; i < n; i++) {
-		struct turn_args x = { (char *)turn[i].priv, turn[i].appended, turn[i].n_credit, turn[i].slot_type,
-				       turn[i].head_dim, first, turn[i].n_lanes, turn[i].pos, turn[i].rule, turn[i].stats,
-				       { turn[i].stats_heat[0], turn[i].stats_heat[1] }, turn[i].stats_near, turn[i].lane_stats,
-				       turn[i].marks, turn[i].marks ? turn[i].n_marks : 0u, turn[i].n_kv_heads, turn[i].live };
+		const struct gpu_turn *t = &turn[i];
+		const uint32_t policy = t->rule.policy;
+		struct turn_args x = { {}, (char *)t->priv, t->appended, min(t->n_credit, EVICT_MAX_ARRAYS), t->slot_type, t->head_dim, first, t->n_lanes,
+				       t->pos, t->rule, t->stats, { t->stats_heat[0], t->stats_heat[1] }, t->stats_near, t->lane_stats, t->marks,
+				       t->marks ? t->n_marks : 0u, t->n_kv_heads, t->live, evict_n_heat(policy), evict_n_credit(policy),
+				       policy_arrays(policy), evict_n_trait_once(&t->rule), may_be_steady(t, what) };
 
-		t[i] = x;
-		for (uint32_t l = 0; l < turn[i].n_lanes; l++) {
-			struct lane_item li = { i, l, turn[i].plan[l] };
-
-			item[first++] = li;
-		}
+		to->turn[i] = x;
+		memcpy(to->plan + first, t->plan, t->n_lanes * sizeof(*t->plan));
+		first += t->n_lanes;
 	}
 }
 
@@ -508,38 +543,55 @@ static int take_stage(struct cuda_device *d, cudaStream_t s, const struct gpu_tu
 	return cuda_scratch(d, s, *ctas * a->stage_bytes, (void **)&a->stage);
 }
 
-/* One launch: turns whose lists fit into a lease. */
-static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
-	       size_t lanes, unsigned what, struct gpu_turn_stats *stats)
+static void launch_steady(cudaStream_t s, struct select_args *a, const struct gpu_turn *turn, unsigned n, uint32_t victims)
 {
-	size_t head = lanes * (sizeof(struct sums) + sizeof(struct lane_ctx)), bytes = lease_bytes(n, lanes);
+	uint32_t lanes = 0, arrays = 0, stats = 0, bytes;
+
+	for (unsigned i = 0; i < n; i++) {
+		lanes = max(lanes, turn[i].n_lanes);
+		arrays = max(arrays, policy_arrays(turn[i].rule.policy));
+		stats |= turn[i].stats;
+	}
+	a->ring = steady_ring(arrays);
+	bytes = a->ring + (stats ? STEADY_MAX * 12u + (uint32_t)sizeof(struct evict_lane_stats) : min(victims, STEADY_MAX) * 12u);
+	if (stats)
+		steady_kernel<true><<<dim3(lanes, n), 32, bytes, s>>>(*a);
+	else
+		steady_kernel<false><<<dim3(lanes, n), 32, bytes, s>>>(*a);
+}
+
+/* One launch: turns whose lists fit into a lease. victims: of a lane, at most. */
+static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
+	       size_t lanes, unsigned what, uint32_t victims, struct gpu_turn_stats *stats)
+{
 	unsigned ctas = min((unsigned)lanes, 2u * (unsigned)d->n_sm);
 	struct cuda_lease lease;
 	struct select_args a = {};
-	int rc = cuda_lease(d, bytes, &lease), rc2;
+	struct lists host, dev;
+	int rc = cuda_lease(d, lease_bytes(n, lanes), &lease), rc2;
 
 	if (rc)
 		return rc;
-	fill(lease.host, turn, n, lanes);
+	host = lists_at(lease.host, n, lanes);
+	dev = lists_at(lease.dev, n, lanes);
+	fill(&host, turn, n, what);
 	a.view = cuda_view_of(map);
-	a.sums = (struct sums *)lease.dev;
-	a.lane = (struct lane_ctx *)(a.sums + lanes);
-	a.n_left = (uint32_t *)(lease.dev + head);
-	a.turn = (const struct turn_args *)(a.n_left + 2);
-	a.item = (const struct lane_item *)(a.turn + n);
-	a.left = (uint32_t *)(a.item + lanes);
+	a.turn = dev.turn;
+	a.plan = dev.plan;
+	a.sums = dev.sums;
+	a.left = dev.left;
+	a.n_left = dev.n_left;
 	a.stats = stats != NULL;
-	a.n_lanes = (unsigned)lanes;
 	a.what = what;
 	rc = take_stage(d, s, turn, n, &a, &ctas);
 	if (!rc)
-		rc = cuda_errno(cudaMemcpyAsync(lease.dev + head, lease.host + head, bytes - head - lanes * 4u, cudaMemcpyHostToDevice, s));
+		begin_kernel<<<n, THREADS, 0, s>>>(host.turn, host.plan, dev.turn, dev.plan, dev.n_left);
 	if (!rc && lanes) {
-		open_kernel<<<(a.n_lanes + WARPS - 1u) / WARPS, THREADS, 0, s>>>(a);
-		steady_kernel<<<a.n_lanes, THREADS, 0, s>>>(a);
+		launch_steady(s, &a, turn, n, victims);
 		select_kernel<<<ctas, THREADS, sizeof(struct shared_state), s>>>(a);
-		rc = cuda_errno(cudaGetLastError());
 	}
+	if (!rc)
+		rc = cuda_errno(cudaGetLastError());
 	if (!rc && stats) {
 		stats_kernel<<<n, 32, 0, s>>>(a.turn, a.sums, stats);
 		rc = cuda_errno(cudaGetLastError());
@@ -555,12 +607,14 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 int cuda_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 		unsigned what, struct gpu_turn_stats *stats)
 {
+	uint32_t victims = 0;
 	int rc = cuda_use(dev);
 
-	for (unsigned i = 0; i < n && !rc; i++)
+	for (unsigned i = 0; i < n && what & GPU_NEXT; i++)
 		for (uint32_t l = 0; l < turn[i].n_lanes; l++)
-			if (what & GPU_NEXT && turn[i].plan[l].victims > MAX_VICTIMS)
-				return -EINVAL;
+			victims = max(victims, turn[i].plan[l].victims);
+	if (!rc && victims > MAX_VICTIMS)
+		return -EINVAL;
 	if (!rc)
 		rc = cuda_errno(cudaFuncSetAttribute(select_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
 						     (int)sizeof(struct shared_state)));
@@ -571,7 +625,7 @@ int cuda_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map,
 			lanes += turn[first + m].n_lanes;
 		if (!m)
 			return -E2BIG;
-		rc = run(cuda_dev(dev), cuda_stream(s), map, turn + first, m, lanes, what, stats ? stats + first : NULL);
+		rc = run(cuda_dev(dev), cuda_stream(s), map, turn + first, m, lanes, what, victims, stats ? stats + first : NULL);
 	}
 	return rc;
 }

@@ -11,8 +11,9 @@
 #define NO_KEY (~0ull)		/* of a slot that is not there: after every real one */
 #define LIST 2048u		/* holes or survivors waiting to be paired: two rounds of four slots a thread, a power of two */
 
-/* One session, as uploaded. */
+/* One session, as uploaded; begin_kernel() adds the table's header. */
 struct turn_args {
+	struct gpu_table table;
 	char *priv;
 	uint32_t appended, n_credit, slot_type, head_dim;
 	uint32_t first, n_lanes;	/* its lanes in the list */
@@ -23,11 +24,10 @@ struct turn_args {
 	const uint32_t *marks;
 	uint32_t n_marks, n_kv_heads;	/* n_marks: 0 without marks */
 	uint32_t *live;
-};
-
-struct lane_item {
-	uint32_t turn, lane;
-	struct gpu_plan plan;
+	uint32_t policy_heat, policy_credit;	/* evict_n_heat(), evict_n_credit() */
+	uint32_t policy_arrays;		/* of a slot: its position, heat, credits, traits */
+	uint32_t n_once;		/* evict_n_trait_once() */
+	uint32_t may_be_steady;		/* the rule and the call let select_steady.cuh take lanes that keep all their slots */
 };
 
 struct sums {
@@ -38,7 +38,6 @@ struct lane_ctx {
 	struct cuda_view view;
 	struct turn_args turn;
 	struct gpu_plan plan;
-	struct gpu_table *t;
 	struct gpu_lane head;
 	const uint32_t *page, *block, *credit;
 	uint32_t *next;
@@ -48,20 +47,32 @@ struct lane_ctx {
 	struct evict_lane as_lane;
 };
 
+#define COMPACT_RING 5120u	/* bytes of a warp's ring of rows (compact.cuh) */
+
 struct shared_state {
 	union {
-		uint64_t key[KEY_CACHE];
+		struct {
+			uint64_t key[KEY_CACHE], sorted[MAX_VICTIMS];
+			uint32_t slot[MAX_VICTIMS];
+		};
 		struct {		/* while slots move, nobody looks at keys */
 			uint32_t hole[LIST], survivor[LIST];
+			char ring[WARPS][COMPACT_RING];
 		};
 	};
-	uint64_t sorted[MAX_VICTIMS];
-	uint32_t slot[MAX_VICTIMS];
 	uint32_t bin[256];
 	uint32_t warp[WARPS];
 	double sum[WARPS];
 	uint32_t found, below, n_found;
+	struct lane_ctx lane;		/* once a CTA: a copy a thread would lie in memory. Thread 0 changes it, between barriers */
 };
+
+/* 16 bytes on their way into shared memory; zeros, and nothing read, if they are not there. */
+static __device__ __forceinline__ void copy16(void *to, const char *from, bool there)
+{
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from), "r"(there ? 16 : 0)
+		     : "memory");
+}
 
 /* --- slots ----------------------------------------------------------------------------------------------------------------- */
 
@@ -180,7 +191,7 @@ template <typename S> static __device__ __forceinline__ double block_sum(S *sh, 
 	if (threadIdx.x % 32u == 0)
 		sh->sum[threadIdx.x / 32u] = v;
 	__syncthreads();
-	for (uint32_t i = 0; i < WARPS; i++)
+	for (uint32_t i = 0; i < sizeof(sh->sum) / sizeof(*sh->sum); i++)
 		all += sh->sum[i];
 	return all;
 }

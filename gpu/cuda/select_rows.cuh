@@ -182,4 +182,46 @@ static __device__ __noinline__ void row_traits(const struct lane_ctx &x, uint32_
 	}
 }
 
+/* Is this array of a credit block a trait of a row's own? */
+static __device__ __forceinline__ bool is_once(const struct lane_ctx &x, uint32_t array)
+{
+	const uint32_t arrays = x.turn.policy_arrays - x.turn.policy_heat - 1u;	/* credits and traits */
+
+	return array >= x.n_credit && array < arrays && evict_trait_once(x.turn.rule.trait[array - x.n_credit]);
+}
+
+/* Tokens of the window that have a slot. */
+static __device__ __forceinline__ uint32_t window_tokens(const struct lane_ctx &x)
+{
+	const uint64_t most = (uint64_t)x.head.fresh + x.turn.table.window;
+
+	return x.turn.appended < most ? x.turn.appended : (uint32_t)most;
+}
+
+/* The window's tokens get their positions and traits; they start without credit. thread: of `threads`, whole warps. */
+static __device__ __noinline__ void settle(const struct lane_ctx &x, uint32_t thread, uint32_t threads)
+{
+	const uint32_t n = window_tokens(x);
+
+	for (uint32_t j = thread; j < n; j += threads) {
+		uint32_t slot = gpu_slot_of(x.head, x.next, j);
+		char *c = slot < x.live ? credit_block(x, slot) : NULL;
+
+		if (!c)
+			continue;
+		*pos_in(c, slot) = x.turn.pos + (int32_t)j;
+		for (uint32_t k = 0; k < x.turn.n_credit; k++)
+			if (!is_once(x, k))
+				*array_in(c, k, slot) = 0.0f;
+	}
+	if (!x.turn.n_once)
+		return;
+	for (uint32_t j = thread / ROW_THREADS; j < n; j += threads / ROW_THREADS) {
+		uint32_t slot = gpu_slot_of(x.head, x.next, j);
+
+		if (slot < x.live)
+			row_traits(x, slot);
+	}
+}
+
 #endif

@@ -292,21 +292,28 @@ static __device__ __noinline__ void before_ranking(struct lane_ctx &x, struct sh
 		return;
 	__syncthreads();
 	if (evict_has_figure(policy)) {
-		x.as_lane.rank = lane_values(x, sh, st, n, VALUE_FIGURE);
-		if (evict_has_cut(policy))
-			x.as_lane.cut = lane_cut(x, sh, st, n);
+		const struct evict_figures figures = lane_values(x, sh, st, n, VALUE_FIGURE);
+		const uint64_t cut = evict_has_cut(policy) ? lane_cut(x, sh, st, n) : x.as_lane.cut;
+
+		__syncthreads();
+		if (threadIdx.x == 0) {
+			x.as_lane.rank = figures;
+			x.as_lane.cut = cut;
+		}
+		__syncthreads();
 	}
 	if (evict_has_pool(policy)) {
 		(void)lane_values(x, sh, st, n, VALUE_POOL);
 		by_position(x, sh, st, n);
 		pool_neighbours(st, n, evict_kernel(&x.turn.rule), evict_pool_mean(&x.turn.rule) != 0);
-		x.pooled = st.pooled;
 	}
 	if (evict_has_place(policy)) {
 		(void)lane_values(x, sh, st, n, VALUE_WORTH);
 		places(x, sh, st, n);
-		x.pooled = st.pooled;
 	}
+	if (threadIdx.x == 0 && (evict_has_pool(policy) || evict_has_place(policy)))
+		x.pooled = st.pooled;
+	__syncthreads();
 }
 
 #endif

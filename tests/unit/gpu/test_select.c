@@ -256,6 +256,34 @@ static void a_steady_turn_names_victims_and_moves_nothing(void **state)
 	}
 }
 
+/* Policies of one to four numbers a slot; windows of which a CTA knows all victims at once, and of which it does not. */
+static void long_lanes_are_exact(void **state)
+{
+	static const uint32_t policies[] = { EVICT_streaming, EVICT_l2norm, EVICT_h2o, EVICT_lazy, EVICT_ebb };
+	static const uint32_t len[] = { 1535, 2047, 2049, 4100, 5000 }, windows[] = { 32, 100, 300 };
+	struct turns t;
+
+	(void)state;
+	for (unsigned i = 0; i < 15; i++) {
+		const uint32_t policy = policies[i % 5], window = windows[i / 5], appended[N] = { window, window, window / 2 };
+		const struct evict_rule rule = rule_of(policy);
+		struct world *w = world_new(&(struct world_spec){
+			.shape = { .n_kv_heads = 2, .group = 1, .head_dim = 64, .slot_type = GPU_BF16 },
+			.n_layers = 1, .n_sessions = N, .window = window, .max_slots = 5400, .n_heat = evict_n_heat(policy),
+			.heat = { rule.heat[0], rule.heat[1] }, .observe = 1, .n_credit = evict_n_arrays(policy), .seed = 900 + i, .places = 77 + i,
+		});
+
+		for (unsigned k = 0; k < N; k++) {
+			world_fill(w, k, len, 5, window);
+			append_window(w, k, appended[k]);
+		}
+		turns_new(w, &t, policy, 0, appended);
+		world_put(w);
+		select_and_check(w, &t, GPU_SETTLE | GPU_FOLD | GPU_NEXT, 1);
+		world_free(w);
+	}
+}
+
 static void turns_follow_one_another(void **state)
 {
 	uint32_t appended[N] = { 32, 32, 32 };
@@ -538,6 +566,7 @@ static int run(void)
 		cmocka_unit_test(merges_are_exact_for_every_slot_type),
 		cmocka_unit_test(the_steps_of_a_turn_may_be_separate_calls),
 		cmocka_unit_test(a_steady_turn_names_victims_and_moves_nothing),
+		cmocka_unit_test(long_lanes_are_exact),
 		cmocka_unit_test(turns_follow_one_another),
 		cmocka_unit_test(pins_and_tags_are_exact_for_every_policy),
 		cmocka_unit_test(dropped_slots_leave_the_named_layers_and_the_rest_closes_up),
