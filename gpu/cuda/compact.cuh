@@ -1,9 +1,10 @@
 /*
  * Private to select.cu: survivors of a lane move into the holes below `keep`, both in ascending order.
  *
- * What: the CTA lists holes and survivors, four slots a thread and round. A warp then moves 32 slots at a time: a thread finds the addresses of one
- * slot and moves what is small of it (position, heat, credit, q8 parameters); the rows of all 32 are one stream of 16-byte pieces through the warp's
- * ring in shared memory: a thread stores the pieces that it asked for COMPACT_STAGES steps before, so that loads are under way all the time.
+ * What: the CTA lists holes and survivors, four slots a thread and round. A warp then moves 32 slots at a time: a thread finds the addresses
+ * of one slot and moves what is small of it (position, heat, credit, q8 parameters); the rows of all 32 are one stream of 16-byte pieces
+ * through the warp's ring in shared memory: a thread stores the pieces that it asked for COMPACT_STAGES steps before, so that loads are
+ * under way all the time.
  * Memory traffic: two rows read and written a move; positions of the lane read once.
  * No two moves touch the same bytes: holes lie below `keep`, survivors do not.
  */
@@ -44,8 +45,8 @@ static __device__ __forceinline__ char *compact_next(const struct compact_shape 
 	return at;
 }
 
-static __device__ __forceinline__ void compact_load(const struct compact_shape &s, const struct compact_rows &rows, char *ring, uint32_t step,
-						    struct compact_cursor *from)
+static __device__ __forceinline__ void compact_load(const struct compact_shape &s, const struct compact_rows &rows, char *ring,
+						    uint32_t step, struct compact_cursor *from)
 {
 #pragma unroll
 	for (uint32_t u = 0; u < COMPACT_PIECES; u++) {
@@ -56,8 +57,8 @@ static __device__ __forceinline__ void compact_load(const struct compact_shape &
 	}
 }
 
-static __device__ __forceinline__ void compact_store(const struct compact_shape &s, const struct compact_rows &rows, const char *ring, uint32_t step,
-						     struct compact_cursor *to)
+static __device__ __forceinline__ void compact_store(const struct compact_shape &s, const struct compact_rows &rows, const char *ring,
+						     uint32_t step, struct compact_cursor *to)
 {
 #pragma unroll
 	for (uint32_t u = 0; u < COMPACT_PIECES; u++) {
@@ -69,8 +70,8 @@ static __device__ __forceinline__ void compact_store(const struct compact_shape 
 }
 
 /* What is small of a slot. */
-static __device__ __forceinline__ void move_numbers(const struct lane_ctx &x, const char *src, char *dst, char *hs, char *hd, char *cs, char *cd,
-						    uint32_t from, uint32_t to)
+static __device__ __forceinline__ void move_numbers(const struct lane_ctx &x, const char *src, char *dst, char *hs, char *hd, char *cs,
+						    char *cd, uint32_t from, uint32_t to)
 {
 	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim, a = from % GPU_PAGE_SLOTS, b = to % GPU_PAGE_SLOTS;
 	float heat[EVICT_MAX_HEAT], credit[EVICT_MAX_ARRAYS];
@@ -111,7 +112,8 @@ static __device__ __forceinline__ void move_slots(const struct lane_ctx &x, char
 	const uint32_t steps = (n * s.each + 32u * COMPACT_PIECES - 1u) / (32u * COMPACT_PIECES);
 	struct compact_cursor in = { thread / s.each, thread % s.each }, out = in;
 	bool mine = thread < n;
-	char *src = mine ? cuda_at(x.view, x.page[from / GPU_PAGE_SLOTS]) : NULL, *dst = mine ? cuda_at(x.view, x.page[to / GPU_PAGE_SLOTS]) : NULL;
+	char *src = mine ? cuda_at(x.view, x.page[from / GPU_PAGE_SLOTS]) : NULL;
+	char *dst = mine ? cuda_at(x.view, x.page[to / GPU_PAGE_SLOTS]) : NULL;
 	char *hs = mine ? heat_block(x, from) : NULL, *hd = mine ? heat_block(x, to) : NULL;
 	char *cs = mine ? credit_block(x, from) : NULL, *cd = mine ? credit_block(x, to) : NULL;
 	bool there = src && dst && hs && hd && cs && cd;

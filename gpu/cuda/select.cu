@@ -1,9 +1,9 @@
 /*
  * select: what happens to a lane when its window ends: settle, fold, remove, compact, next (gpu.h).
  *
- * What: a CTA takes one lane. Lanes that keep all their slots are done in one pass (select_steady.cuh) and the others are left to a second kernel: keys
- * are 64-bit (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted. compact.cuh
- * moves slots.
+ * What: lanes that keep all their slots are done by a warp each, in one pass (select_steady.cuh); the others are left to a second kernel, a CTA
+ * a lane: keys are 64-bit (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted.
+ * compact.cuh moves slots.
  * Memory traffic: position, heat and credit of a slot read once and heat and credit written once (fold), position and credit
  * read once or twice more (keys); compaction moves 2 rows, read and written, per survivor beyond `keep`.
  * Determinism: everything depends on keys alone; atomics only count integers. Sums of credit are doubles in a fixed order.
@@ -15,23 +15,6 @@
 #include "gpu/cuda/select_merge.cuh"
 #include "gpu/cuda/select_steady.cuh"
 
-#define LEFT_FOLDED 0x80000000u		/* in left[], beside the turn: the lane is settled and folded already */
-
-struct select_args {
-	struct cuda_view view;
-	const struct turn_args *turn;
-	const struct gpu_plan *plan;	/* of all lanes, one turn's behind the other's */
-	struct sums *sums;		/* likewise */
-	uint32_t *n_left;		/* lanes that steady_kernel leaves to select_kernel: */
-	uint2 *left;			/* turn and lane, in any order */
-	char *stage;			/* scratch of select_kernel's CTAs, stage_bytes each, for lanes of stage_slots slots (select_staged.cuh) */
-	size_t stage_bytes;
-	uint32_t stage_slots, stage_dim;
-	uint32_t ring;			/* bytes of steady_kernel's (select_steady.cuh) */
-	unsigned what;
-	int stats;
-};
-
 /* Does select_kernel need its scratch for lanes under this rule? And rows of unit keys in it? */
 static __host__ __device__ inline bool needs_stage(const struct evict_rule *rule)
 {
@@ -41,43 +24,6 @@ static __host__ __device__ inline bool needs_stage(const struct evict_rule *rule
 static __host__ __device__ inline bool needs_rows(const struct evict_rule *rule)
 {
 	return evict_n_trait(rule->policy) != evict_n_trait_once(rule) || evict_merge_by_key(rule->merge);
-}
-
-/* What is known of a lane for its turn's sake. Every thread; a barrier before it is used. */
-static __device__ __forceinline__ void open_turn(const struct select_args &a, uint32_t turn, struct lane_ctx *x)
-{
-	for (uint32_t i = threadIdx.x; i < sizeof(struct turn_args) / 4u; i += blockDim.x)
-		((uint32_t *)&x->turn)[i] = ((const uint32_t *)&a.turn[turn])[i];
-	if (threadIdx.x == 0)
-		x->view = a.view;
-}
-
-/* Lane `lane` of the turn; false: it has no such lane. One thread for all. */
-static __device__ bool open_lane(const struct select_args &a, uint32_t lane, struct lane_ctx *x)
-{
-	const struct gpu_table *t = &x->turn.table;
-	char *at = x->turn.priv;
-	uint32_t cap;
-
-	if (lane >= x->turn.n_lanes || lane >= t->n_lanes)
-		return false;
-	x->lane = lane;
-	x->plan = a.plan[x->turn.first + lane];
-	x->head = ((const struct gpu_lane *)(at + gpu_table_lanes()))[lane];
-	x->next = (uint32_t *)(at + gpu_table_next(t)) + (size_t)lane * t->window;
-	x->page = cuda_u32(at, gpu_table_pages(t)) + (size_t)lane * t->max_pages;
-	x->block = cuda_u32(at, gpu_table_blocks(t)) + (size_t)lane * t->max_blocks;
-	x->credit = cuda_u32(at, gpu_table_credits(t)) + (size_t)lane * t->max_blocks;
-	cap = cuda_slots(t);
-	x->live = gpu_live(x->head, x->turn.appended);
-	x->live = x->live < cap ? x->live : cap;
-	x->plan.keep = x->plan.keep < x->live ? x->plan.keep : x->live;
-	x->n_heat = t->n_heat < EVICT_MAX_HEAT ? t->n_heat : EVICT_MAX_HEAT;
-	x->n_credit = x->turn.policy_credit;
-	x->pooled = NULL;
-	x->as_lane = evict_lane_at(&x->turn.rule, lane, x->turn.pos, x->turn.appended, x->n_heat ? t->observe : 0, x->live);
-	x->as_lane.tag = evict_mark_tag(mark_of(*x, x->as_lane.now - 1));
-	return true;
 }
 
 static __device__ __noinline__ void fold(const struct lane_ctx &x)
@@ -157,14 +103,6 @@ static __device__ double remove_slots(struct lane_ctx &x, struct shared_state *s
 			leaving += leave(x, i);
 	__syncthreads();
 	return leaving;
-}
-
-static __device__ __forceinline__ void write_head(const struct lane_ctx &x, uint32_t len, uint32_t fresh)
-{
-	struct gpu_lane head = { len, fresh };
-
-	if (threadIdx.x == 0)
-		((struct gpu_lane *)(x.turn.priv + gpu_table_lanes()))[x.lane] = head;
 }
 
 /* Name the least valuable slots and write the lane's header. Returns the thread's share of the named slots' credit. */
@@ -287,7 +225,7 @@ static __device__ void select_lane(const struct select_args &a, uint32_t turn, u
 	if (!sh->found)
 		return;
 	if (what & GPU_SETTLE)
-		settle(x, threadIdx.x, THREADS);
+		settle(x);
 	__syncthreads();
 	if (what & GPU_DROP)
 		drop_slots(x, sh);
@@ -330,107 +268,17 @@ static __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_
 	}
 }
 
-/* Does the lane keep all of its slots, and does its policy need to see no other slot to rank one? */
-static __device__ __forceinline__ bool is_steady(const struct select_args &a, const struct lane_ctx &x)
-{
-	if (a.what & GPU_FOLD && x.n_heat > x.turn.policy_heat)	/* for statistics of other turns: it is zeroed, too */
-		return false;
-	if (x.turn.stats & EVICT_STATS_RANK && a.what & GPU_NEXT && x.plan.keep != x.live)	/* ranks are of all live slots */
-		return false;
-	return x.turn.may_be_steady && (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) &&
-	       (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX);
-}
-
 static bool may_be_steady(const struct gpu_turn *turn, unsigned what)
 {
 	return !evict_is_staged(&turn->rule) && !turn->rule.merge && !(turn->marks && turn->n_marks) &&
 	       !(what & (GPU_DROP | GPU_TRAITS)) && turn->n_credit >= evict_n_arrays(turn->rule.policy);
 }
 
-static __device__ __forceinline__ void leave_lane(const struct select_args &a, uint32_t turn, uint32_t lane)
-{
-	a.left[atomicAdd(a.n_left, 1u)] = make_uint2(turn, lane);
-}
-
-/* Finds the lane: one thread for all. */
-static __device__ __forceinline__ void steady_open(const struct select_args &a, uint32_t turn, uint32_t lane, struct lane_ctx *x)
-{
-	const bool there = open_lane(a, lane, x);
-
-	x->is_steady = there && is_steady(a, *x);
-	if (!x->is_steady) {
-		if (there)
-			leave_lane(a, turn, lane);
-		return;
-	}
-	if (a.what & GPU_NEXT) {
-		x->plan.victims = min(min(x->plan.victims, x->plan.keep), x->turn.table.window);
-	} else {
-		x->plan.victims = 0;
-		x->plan.keep = x->live;
-	}
-}
-
-static __device__ __forceinline__ double warp_sum(double v)
-{
-	for (int i = 16; i; i >>= 1)
-		v += __shfl_down_sync(WARP_ALL, v, i);
-	return v;
-}
-
-/* A warp, which is a CTA, a lane: grid.x lanes of each turn. STATS: some turn asks for statistics. */
-template <bool STATS> static __global__ void __launch_bounds__(32, STATS ? STEADY_STATS_CTAS : STEADY_CTAS)
-steady_kernel(const __grid_constant__ struct select_args a)
-{
-	__shared__ struct steady_state sh;
-	const struct lane_ctx &x = sh.lane;
-	double sum = 0.0, leaving = 0.0;
-	struct steady_found f;
-	uint32_t id, n;
-	bool there;
-
-	open_turn(a, blockIdx.y, &sh.lane);
-	__syncwarp();
-	id = steady_id(x, blockIdx.x, 0, &there);	/* on its way while the lane is opened */
-	if (threadIdx.x == 0)
-		steady_open(a, blockIdx.y, blockIdx.x, &sh.lane);
-	steady_blocks(&sh, id, there);
-	__syncwarp();
-	if (!x.is_steady)
-		return;
-	f.ring = a.ring;
-	f.k = x.plan.victims;
-	n = steady_turn<STATS>(x, &sh, f, a.what, a.stats, sum);
-	if (n < f.k) {			/* some of its slots have no key */
-		if (threadIdx.x == 0)
-			leave_lane(a, blockIdx.y | LEFT_FOLDED, blockIdx.x);
-		return;
-	}
-	for (uint32_t i = threadIdx.x; i < n; i += 32u) {
-		const uint32_t slot = f.best(2)[i];
-
-		x.next[i] = slot;
-		if (a.stats)
-			leaving += (double)first_credit(x, slot);
-	}
-	if (a.what & GPU_NEXT)
-		write_head(x, x.plan.keep, x.plan.fresh);
-	if (!a.stats)
-		return;
-	sum = warp_sum(sum);
-	leaving = warp_sum(leaving);
-	if (threadIdx.x == 0) {
-		a.sums[x.turn.first + blockIdx.x].kept = sum - leaving;
-		a.sums[x.turn.first + blockIdx.x].leaving = leaving;
-	}
-}
-
 /*
- * A CTA a turn: brings the lists from the host's memory, and the table's header. A copy before the kernels would cost them more time than the
- * bytes take.
+ * A CTA a turn: brings the lists from the host's memory, and the table's header.
  */
-static __global__ void __launch_bounds__(THREADS) begin_kernel(const struct turn_args *from, const struct gpu_plan *plans, struct turn_args *turn,
-								struct gpu_plan *plan, uint32_t *n_left)
+static __global__ void __launch_bounds__(THREADS)
+begin_kernel(const struct turn_args *from, const struct gpu_plan *plans, struct turn_args *turn, struct gpu_plan *plan, uint32_t *n_left)
 {
 	const struct turn_args *t = from + blockIdx.x;
 	const uint32_t first = t->first, n = t->n_lanes, head = sizeof(struct gpu_table) / 4u;

@@ -126,10 +126,9 @@ static __device__ __forceinline__ uint32_t mark_of(const struct lane_ctx &x, int
 	return (uint32_t)pos < x.turn.n_marks ? x.turn.marks[pos] : 0u;
 }
 
-/* A slot's place in the order of leaving. Private memory only, so that it is the same whenever it is asked for. */
-static __device__ __noinline__ uint64_t key_of(const struct lane_ctx &x, uint32_t slot)
+/* A slot's place in the order of leaving; c: its credit block. Private memory only, so that it is the same whenever it is asked for. */
+static __device__ __noinline__ uint64_t key_in(const struct lane_ctx &x, char *c, uint32_t slot)
 {
-	char *c = credit_block(x, slot);
 	struct evict_slot e = {};	/* no heat: a rank looks at credit alone, fold has seen the heat */
 	uint32_t mark;
 
@@ -141,6 +140,11 @@ static __device__ __noinline__ uint64_t key_of(const struct lane_ctx &x, uint32_
 	mark = mark_of(x, e.pos);
 	e.tag = evict_mark_tag(mark);
 	return evict_marked_key(evict_key(&x.turn.rule, &x.as_lane, x.plan.recent, &e), mark);
+}
+
+static __device__ __forceinline__ uint64_t key_of(const struct lane_ctx &x, uint32_t slot)
+{
+	return key_in(x, credit_block(x, slot), slot);
 }
 
 static __device__ __forceinline__ uint64_t key_at(const struct lane_ctx &x, const struct shared_state *sh, uint32_t slot)

@@ -19,26 +19,43 @@ struct row {
 static __device__ __forceinline__ uint32_t row_thread(void) { return threadIdx.x % ROW_THREADS; }
 static __device__ __forceinline__ uint32_t row_mask(void) { return 0xffffu << (threadIdx.x & 16u); }
 
-/* A slot's K (which = 0) or V (1). */
-static __device__ __forceinline__ struct row row_load(const struct lane_ctx &x, uint32_t slot, uint32_t which)
+/* A row as it is stored, at `from`; param: scale and offset of a q8 row. */
+static __device__ __forceinline__ struct row row_of(const char *from, uint32_t param, uint32_t type, uint32_t d)
 {
-	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim, at = slot % GPU_PAGE_SLOTS;
-	const char *page = cuda_at(x.view, x.page[slot / GPU_PAGE_SLOTS]);
-	const char *from = page + which * gpu_page_v(type, d) + at * gpu_row_bytes(type, d);
-	const __half *param = (const __half *)(page + gpu_page_params(type, d)) + (which * GPU_PAGE_SLOTS + at) * 2u;
+	const float scale = __half2float(__ushort_as_half((unsigned short)(param & 0xffffu)));
+	const float offset = __half2float(__ushort_as_half((unsigned short)(param >> 16)));
 	struct row r = {};
 
-	if (!page)
-		return r;
 #pragma unroll
 	for (uint32_t j = 0; j < ROW_MOST; j++) {
 		const uint32_t c = row_thread() + j * ROW_THREADS;
 
-		if (c < d)
-			r.x[j] = evict_element(type == GPU_Q8 ? __half2float(param[1]) + __half2float(param[0]) * (float)((const signed char *)from)[c]
-							      : cuda_load(from, type, c));
+		if (j * ROW_THREADS < d)
+			r.x[j] = evict_element(type == GPU_Q8 ? offset + scale * (float)((const signed char *)from)[c] : cuda_load(from, type, c));
 	}
 	return r;
+}
+
+/* Where a slot's K (which = 0) or V (1) lies in its page, and its q8 parameters. */
+static __device__ __forceinline__ const char *row_in(const struct lane_ctx &x, const char *page, uint32_t slot, uint32_t which)
+{
+	return page + which * gpu_page_v(x.turn.slot_type, x.turn.head_dim) +
+	       slot % GPU_PAGE_SLOTS * gpu_row_bytes(x.turn.slot_type, x.turn.head_dim);
+}
+
+static __device__ __forceinline__ uint32_t row_param(const struct lane_ctx &x, const char *page, uint32_t slot, uint32_t which)
+{
+	const uint32_t at = (which * GPU_PAGE_SLOTS + slot % GPU_PAGE_SLOTS) * 4u;
+
+	return x.turn.slot_type == GPU_Q8 ? *cuda_u32(page, gpu_page_params(x.turn.slot_type, x.turn.head_dim) + at) : 0u;
+}
+
+static __device__ __forceinline__ struct row row_load(const struct lane_ctx &x, uint32_t slot, uint32_t which)
+{
+	const char *page = cuda_at(x.view, x.page[slot / GPU_PAGE_SLOTS]);
+	const struct row none = {};
+
+	return page ? row_of(row_in(x, page, slot, which), row_param(x, page, slot, which), x.turn.slot_type, x.turn.head_dim) : none;
 }
 
 /* Numbers of the kernel's own, [d]. */
@@ -158,25 +175,29 @@ static __device__ __forceinline__ void row_store(const struct lane_ctx &x, uint3
 			cuda_store(to, type, row_thread() + j * ROW_THREADS, r.x[j]);
 }
 
-/* The traits of one slot's own rows (evict_trait_of()). Half a warp. */
+/* A trait of one row's own (evict_trait_of()), and which row that is. Half a warp. */
+static __device__ __forceinline__ uint32_t trait_row(uint32_t trait)
+{
+	return trait != EVICT_KEY_NORM;
+}
+
+static __device__ __forceinline__ float row_trait(const struct row &r, uint32_t trait, uint32_t d)
+{
+	return trait == EVICT_VALUE_L1 ? row_sum(r, d, true) : row_norm(r, d);
+}
+
+/* The traits of one slot's own rows. Half a warp. */
 static __device__ __noinline__ void row_traits(const struct lane_ctx &x, uint32_t slot)
 {
 	const struct evict_rule *rule = &x.turn.rule;
-	const uint32_t d = x.turn.head_dim;
 	char *credit = credit_block(x, slot);
-	struct row k = row_load(x, slot, 0), v = row_load(x, slot, 1);
 
 	for (uint32_t i = 0; credit && i < evict_n_trait(rule->policy); i++) {
-		float value = 0.0f;
+		float value;
 
 		if (!evict_trait_once(rule->trait[i]))
 			continue;
-		switch (rule->trait[i]) {
-		case EVICT_KEY_NORM: value = row_norm(k, d); break;
-		case EVICT_VALUE_L1: value = row_sum(v, d, true); break;
-		case EVICT_VALUE_L2: value = row_norm(v, d); break;
-		default: break;
-		}
+		value = row_trait(row_load(x, slot, trait_row(rule->trait[i])), rule->trait[i], x.turn.head_dim);
 		if (row_thread() == 0)
 			*array_in(credit, x.n_credit + i, slot) = value;
 	}
@@ -198,8 +219,8 @@ static __device__ __forceinline__ uint32_t window_tokens(const struct lane_ctx &
 	return x.turn.appended < most ? x.turn.appended : (uint32_t)most;
 }
 
-/* The window's tokens get their positions and traits; they start without credit. thread: of `threads`, whole warps. */
-static __device__ __noinline__ void settle(const struct lane_ctx &x, uint32_t thread, uint32_t threads)
+/* The window's tokens get their positions; they start without credit. thread: of so many. */
+static __device__ __noinline__ void settle_slots(const struct lane_ctx &x, uint32_t thread, uint32_t threads)
 {
 	const uint32_t n = window_tokens(x);
 
@@ -214,9 +235,15 @@ static __device__ __noinline__ void settle(const struct lane_ctx &x, uint32_t th
 			if (!is_once(x, k))
 				*array_in(c, k, slot) = 0.0f;
 	}
-	if (!x.turn.n_once)
-		return;
-	for (uint32_t j = thread / ROW_THREADS; j < n; j += threads / ROW_THREADS) {
+}
+
+/* The same, and their traits. A CTA of THREADS. */
+static __device__ void settle(const struct lane_ctx &x)
+{
+	const uint32_t n = window_tokens(x);
+
+	settle_slots(x, threadIdx.x, THREADS);
+	for (uint32_t j = threadIdx.x / ROW_THREADS; x.turn.n_once && j < n; j += ROWS_AT_ONCE) {
 		uint32_t slot = gpu_slot_of(x.head, x.next, j);
 
 		if (slot < x.live)

@@ -1,60 +1,20 @@
 /*
- * Private to select.cu: the common turn, in one pass: a lane that keeps all its slots is folded and ranked, and its least valuable slots are named.
+ * Private to select.cu: the common turn, in one pass: a lane that keeps all its slots is folded and ranked, and its least valuable slots are
+ * named.
  *
  * What: a warp takes a lane, and waits for nobody: two dozen lanes share a multiprocessor, so that one's chain of addresses hides behind the
- * others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of four slots
- * that it copied itself and keeps the smallest upper half (protection, rank) of their keys. After 2048 slots follows a bound: of the smallest of 256
- * groups the k-th smallest cannot lie below the k-th smallest of all, and few vectors have a key below it. The keys of those are computed once
- * more, in full, and find their places by counting the smaller ones. Equal ranks may be many: then the candidates are cut to k every now and then.
- * Memory traffic: position, heat and credit of a slot read once, heat and credit written once; the candidates' twice.
- * Determinism: candidates gather in any order, their places depend on keys and slots alone. Sums are those of select_stats.cuh, in the same order.
+ * others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of four
+ * slots that it copied itself and keeps the smallest upper half (protection, rank) of their keys. After every 2048 slots
+ * select_smallest.cuh finds the least valuable.
+ * Memory traffic: position, heat and credit of a slot read once, heat and credit written once; the candidates' read twice.
+ * Determinism: as select_smallest.cuh; sums are those of select_stats.cuh, in the same order.
  */
 #ifndef GPU_CUDA_SELECT_STEADY_CUH
 #define GPU_CUDA_SELECT_STEADY_CUH
 
+#include "gpu/cuda/select_open.cuh"
+#include "gpu/cuda/select_smallest.cuh"
 #include "gpu/cuda/select_stats.cuh"
-
-#define STEADY_BLOCKS 8u		/* of a round: until candidates are looked for */
-#define STEADY_VECTORS (STEADY_BLOCKS * GPU_BLOCK_SLOTS / 4u)
-#define STEADY_STAGES 2u		/* blocks in the ring */
-#define STEADY_ROOM 512u		/* candidates; they lie where the ring was */
-#define STEADY_MAX 256u			/* victims */
-#define STEADY_CTAS 22u			/* of a multiprocessor: what shared memory has room for. With statistics: what registers have room for */
-#define STEADY_STATS_CTAS 14u
-#define STEADY_NONE 0xffffffffu		/* the upper half of NO_KEY; no real key's is as large */
-#define WARP_ALL 0xffffffffu
-
-struct steady_state {
-	struct lane_ctx lane;
-	char *credit[STEADY_BLOCKS], *heat[STEADY_BLOCKS];	/* blocks of the round; NULL: not there */
-	uint32_t low[STEADY_VECTORS];	/* upper halves: the smallest of each vector; then vectors that have candidates */
-	uint32_t n_found;
-};
-
-/* Dynamic shared memory: the ring, the k smallest so far, statistics. */
-static __device__ __forceinline__ char *steady_memory(void)
-{
-	extern __shared__ __align__(16) char memory[];
-
-	return memory;
-}
-
-static inline uint32_t steady_ring(uint32_t arrays)
-{
-	return max(STEADY_STAGES * arrays * GPU_BLOCK_SLOTS * 4u, STEADY_ROOM * 12u);
-}
-
-/* Candidates and the k smallest of them, ascending: upper halves of the keys, lower halves, slots. */
-struct steady_found {
-	uint32_t ring, k;
-
-	__device__ __forceinline__ uint32_t *found(uint32_t i) const { return (uint32_t *)steady_memory() + i * STEADY_ROOM; }
-	__device__ __forceinline__ uint32_t *best(uint32_t i) const { return (uint32_t *)(steady_memory() + ring) + i * k; }
-	__device__ __forceinline__ struct evict_lane_stats *stats(void) const
-	{
-		return (struct evict_lane_stats *)(steady_memory() + ring + STEADY_MAX * 12u);
-	}
-};
 
 /* Heat of a thread's places before the fold (select_stats.cuh): slots 4 thread + 128 u + i of every block. */
 struct steady_sums {
@@ -69,13 +29,11 @@ struct steady_lane {
 	bool fold, sums;
 };
 
-static __device__ __forceinline__ uint32_t warp_thread(void) { return threadIdx.x % 32u; }
-
 /* --- a block comes in ------------------------------------------------------------------------------------------------------------ */
 
 /*
- * The thread's block ids of the round from slot `first` on: credit blocks for eight threads, heat blocks for eight others; the turn's table must
- * be known, the lane's header need not be. What lies behind its live slots is not looked at.
+ * The thread's block id of the round from slot `first` on: credit blocks for eight threads, heat blocks for eight others; the turn's table
+ * must be known, the lane's header need not be. What lies behind its live slots is not looked at.
  */
 static __device__ __forceinline__ uint32_t steady_id(const struct lane_ctx &x, uint32_t lane, uint32_t first, bool *there)
 {
@@ -97,9 +55,10 @@ static __device__ __forceinline__ void steady_blocks(struct steady_state *sh, ui
 		sh->heat[warp_thread() - STEADY_BLOCKS] = at;
 }
 
-/* The thread's vectors of block b of the round from slot `first` on are on their way. n_heat: so many heat arrays are read, the others are zeros. */
+/* The thread's vectors of block b of the round from slot `first` on are on their way. n_heat: heat arrays that are read; the others are zeros. */
 template <uint32_t NH, uint32_t NA>
-static __device__ __forceinline__ void steady_load(const struct lane_ctx &x, const struct steady_state *sh, uint32_t first, uint32_t b, uint32_t n_heat)
+static __device__ __forceinline__ void steady_load(const struct lane_ctx &x, const struct steady_state *sh, uint32_t first, uint32_t b,
+						   uint32_t n_heat)
 {
 	const uint32_t slot = first + b * GPU_BLOCK_SLOTS + 4u * warp_thread();
 	char *to = steady_memory() + (b % STEADY_STAGES * (1u + NH + NA)) * GPU_BLOCK_SLOTS * 4u + 16u * warp_thread();
@@ -125,7 +84,8 @@ static __device__ __forceinline__ void steady_load(const struct lane_ctx &x, con
 }
 
 /* What settle() wrote while the copies were under way: the thread's token, if its slot lies in this block. Every thread. */
-static __device__ __forceinline__ void steady_patch(const struct lane_ctx &x, uint32_t *in, uint32_t heats, uint32_t arrays, uint32_t block, uint32_t token)
+static __device__ __forceinline__ void steady_patch(const struct lane_ctx &x, uint32_t *in, uint32_t heats, uint32_t arrays, uint32_t block,
+						    uint32_t token)
 {
 	__syncwarp();
 	if (token / GPU_BLOCK_SLOTS == block) {
@@ -136,6 +96,43 @@ static __device__ __forceinline__ void steady_patch(const struct lane_ctx &x, ui
 			in[k * GPU_BLOCK_SLOTS + at] = 0;
 	}
 	__syncwarp();
+}
+
+/* Trait i of the window's tokens: their rows come through the ring, as many as it holds at a time. */
+static __device__ __noinline__ void steady_traits(const struct lane_ctx &x, uint32_t tokens, uint32_t i, uint32_t ring)
+{
+	const uint32_t trait = x.turn.rule.trait[i], which = trait_row(trait), type = x.turn.slot_type, d = x.turn.head_dim;
+	const uint32_t bytes = gpu_row_bytes(type, d), pieces = bytes / 16u, rows = min(32u, ring / bytes);
+
+	for (uint32_t first = 0; first < tokens; first += rows) {
+		const uint32_t n = min(rows, tokens - first), own = warp_thread() < n ? gpu_slot_of(x.head, x.next, first + warp_thread()) : STEADY_NONE;
+		const char *page = own < x.live ? cuda_at(x.view, x.page[own / GPU_PAGE_SLOTS]) : NULL, *row = page ? row_in(x, page, own, which) : NULL;
+		const uint32_t param = page ? row_param(x, page, own, which) : 0u;
+		uint32_t r = warp_thread() / pieces, piece = warp_thread() % pieces;
+
+		__syncwarp();
+		for (uint32_t p = 0; p < n * pieces; p += 32u) {
+			const char *from = (const char *)__shfl_sync(WARP_ALL, (unsigned long long)row, (int)(r & 31u));
+
+			if (r < n)
+				copy16(steady_memory() + (p + warp_thread()) * 16u, (from ? from : x.turn.priv) + piece * 16u, from);
+			r += 32u / pieces;
+			piece += 32u % pieces;
+			r += piece >= pieces;
+			piece -= piece >= pieces ? pieces : 0u;
+		}
+		asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
+		__syncwarp();
+		for (r = warp_thread() / ROW_THREADS; r < (n + 1u & ~1u); r += 2u) {	/* half a warp a row */
+			const uint32_t slot = __shfl_sync(WARP_ALL, own, (int)r), scale = __shfl_sync(WARP_ALL, param, (int)r);
+			const float value = row_trait(row_of(steady_memory() + r * bytes, scale, type, d), trait, d);
+			char *credit = r < n && slot < x.live ? credit_block(x, slot) : NULL;
+
+			if (credit && row_thread() == 0)
+				*array_in(credit, x.n_credit + i, slot) = value;
+		}
+		__syncwarp();
+	}
 }
 
 /* --- fold and rank --------------------------------------------------------------------------------------------------------------- */
@@ -165,12 +162,12 @@ static __device__ __forceinline__ struct evict_slot steady_slot(int32_t pos, uin
 }
 
 /*
- * Four slots, the first of them `slot`, at `in`: folds them, if told to, and ranks. Returns their smallest key's upper half. stats: where ranks are
- * counted, NULL if nobody asks.
+ * Four slots, the first of them `slot`, at `in`: folds them, if told to, and ranks. Returns their smallest key's upper half. stats: where
+ * ranks are counted, NULL if nobody asks.
  */
 template <uint32_t NH, uint32_t NC, uint32_t NT>
-static __device__ __forceinline__ uint32_t steady_vector(const struct steady_lane &x, const uint32_t *in, uint32_t slot, char *heat, char *credit,
-							 struct evict_lane_stats *stats, double &sum)
+static __device__ __forceinline__ uint32_t steady_vector(const struct steady_lane &x, const uint32_t *in, uint32_t slot, char *heat,
+							 char *credit, struct evict_lane_stats *stats, double &sum)
 {
 	const uint32_t live = x.live - slot, keep = credit && slot < x.keep ? x.keep - slot : 0u;	/* slots of the vector and behind it */
 	float h[NH ? NH : 1][4], a[NC + NT ? NC + NT : 1][4];
@@ -261,8 +258,8 @@ struct steady_job {
 
 /* One round: what was folded is stored, the vectors' smallest keys are left in sh->low[]. */
 template <uint32_t P, uint32_t NH, uint32_t NC, uint32_t NT, bool AGED, bool STATS>
-static __device__ __forceinline__ void steady_round(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job, struct steady_sums &s,
-						    double &sum)
+static __device__ __forceinline__ void steady_round(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
+						    struct steady_sums &s, double &sum)
 {
 	constexpr uint32_t arrays = 1u + NH + NC + NT;
 	struct steady_lane y = { x.turn.rule, x.as_lane, x.live, x.plan.keep, x.plan.recent, job.n_heat, job.fold, job.sums };
@@ -273,7 +270,7 @@ static __device__ __forceinline__ void steady_round(const struct lane_ctx &x, st
 	for (uint32_t b = 0; b < STEADY_STAGES; b++)
 		steady_load<NH, NC + NT>(x, sh, job.first, b, job.n_heat);
 	if (job.settles)
-		settle(x, warp_thread(), 32u);
+		settle_slots(x, warp_thread(), 32u);
 #pragma unroll 1
 	for (uint32_t b = 0; b < STEADY_BLOCKS && job.first + b * GPU_BLOCK_SLOTS < y.live; b++) {
 		uint32_t *in = (uint32_t *)steady_memory() + b % STEADY_STAGES * arrays * GPU_BLOCK_SLOTS;
@@ -301,12 +298,13 @@ static __device__ __forceinline__ void steady_round(const struct lane_ctx &x, st
 /* Policies that never come here are left out. */
 static __host__ __device__ inline bool steady_never(uint32_t policy)
 {
-	return evict_has_heat_figure(policy) || evict_has_figure(policy) || evict_has_cut(policy) || evict_has_pool(policy) || evict_has_place(policy);
+	return evict_has_heat_figure(policy) || evict_has_figure(policy) || evict_has_cut(policy) || evict_has_pool(policy) ||
+	       evict_has_place(policy);
 }
 
 template <bool STATS>
-static __device__ __forceinline__ void steady_policy(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job, struct steady_sums &s,
-						     double &sum)
+static __device__ __forceinline__ void steady_policy(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
+						     struct steady_sums &s, double &sum)
 {
 	const bool aged = evict_has_age(x.turn.rule.policy) && x.turn.rule.param[0] != 0.0f;
 
@@ -324,132 +322,6 @@ static __device__ __forceinline__ void steady_policy(const struct lane_ctx &x, s
 #undef STEADY_CASE
 	default: break;
 	}
-}
-
-/* --- the k smallest -------------------------------------------------------------------------------------------------------------- */
-
-/*
- * A bound for the upper halves of the k smallest keys of a round of so many blocks: at least k groups of two vectors have a key that does not lie above
- * it, and not many more, or there are no more.
- */
-static __device__ __forceinline__ uint32_t steady_bound(const struct steady_state *sh, uint32_t blocks, uint32_t k)
-{
-	uint32_t v[STEADY_BLOCKS], low = STEADY_NONE, high = 0, prefix;
-	int bit;
-
-#pragma unroll
-	for (uint32_t i = 0; i < STEADY_BLOCKS; i++) {
-		v[i] = i < blocks ? min(sh->low[64u * i + warp_thread()], sh->low[64u * i + 32u + warp_thread()]) : STEADY_NONE;
-		low = min(low, v[i]);
-		high = max(high, v[i]);
-	}
-	low = __reduce_min_sync(WARP_ALL, low);
-	high = __reduce_max_sync(WARP_ALL, high);
-	if (low == high)
-		return high;
-	bit = 31 - __clz((int)(low ^ high));	/* above it, all agree */
-	prefix = bit == 31 ? 0u : high >> (bit + 1) << (bit + 1);
-	for (; bit >= 0; bit--) {
-		const uint32_t test = prefix | ((1u << bit) - 1u);
-		uint32_t count = 0;
-
-#pragma unroll
-		for (uint32_t i = 0; i < STEADY_BLOCKS; i++)
-			count += v[i] <= test;
-		count = __reduce_add_sync(WARP_ALL, count);
-		if (count < k)
-			prefix |= 1u << bit;
-		else if (count <= k + k / 4u)
-			return test;
-	}
-	return prefix;
-}
-
-/* The k smallest of n candidates into best(), ascending: each counts those before it. Then only they are candidates. Returns how many. */
-static __device__ __forceinline__ uint32_t steady_rank(const struct steady_found &f, uint32_t n)
-{
-	__syncwarp();
-	for (uint32_t i = warp_thread(); i < n; i += 32u) {
-		const uint32_t upper = f.found(0)[i], lower = f.found(1)[i], slot = f.found(2)[i];
-		uint32_t at = 0, same = 0;
-
-#pragma unroll 4
-		for (uint32_t j = 0; j < n; j++) {
-			const uint32_t other = f.found(0)[j];
-
-			at += other < upper;
-			same += other == upper;
-		}
-		for (uint32_t j = 0; same > 1u && j < n; j++)
-			at += f.found(0)[j] == upper && comes_after(lower, slot, f.found(1)[j], f.found(2)[j]);
-		if (at < f.k) {
-			f.best(0)[at] = upper;
-			f.best(1)[at] = lower;
-			f.best(2)[at] = slot;
-		}
-	}
-	__syncwarp();
-	return min(n, f.k);
-}
-
-/* The n smallest so far become candidates again. */
-static __device__ __forceinline__ void steady_again(const struct steady_found &f, struct steady_state *sh, uint32_t n)
-{
-	for (uint32_t k = 0; k < 3u; k++)
-		for (uint32_t i = warp_thread(); i < n; i += 32u)
-			f.found(k)[i] = f.best(k)[i];
-	if (warp_thread() == 0)
-		sh->n_found = n;
-	__syncwarp();
-}
-
-/* The largest of the n smallest so far, if they are k. */
-static __device__ __forceinline__ uint64_t steady_last(const struct steady_found &f, uint32_t n)
-{
-	return n == f.k ? (uint64_t)f.best(0)[n - 1u] << 32 | f.best(1)[n - 1u] : NO_KEY - 1u;
-}
-
-/* The k smallest keys of this round and those before it, of which best() has n: it then has as many as returned. */
-static __device__ __forceinline__ uint32_t steady_smallest(const struct lane_ctx &x, struct steady_state *sh, const struct steady_found &f, uint32_t first,
-							   uint32_t n)
-{
-	const uint32_t blocks = min(STEADY_BLOCKS, (x.live - first + GPU_BLOCK_SLOTS - 1u) / GPU_BLOCK_SLOTS), most = max(128u, min(4u * f.k, STEADY_ROOM - 32u));
-	uint64_t last = steady_last(f, n);
-	uint32_t bound, vectors = 0;
-
-	__syncwarp();
-	bound = min(steady_bound(sh, blocks, f.k), (uint32_t)(last >> 32));
-	steady_again(f, sh, n);
-	for (uint32_t i = 0; i < 2u * blocks; i++) {	/* the list grows no faster than what is read */
-		const bool mine = sh->low[32u * i + warp_thread()] <= bound;
-		const uint32_t all = __ballot_sync(WARP_ALL, mine);
-
-		if (mine)
-			sh->low[vectors + __popc(all & ((1u << warp_thread()) - 1u))] = 32u * i + warp_thread();
-		vectors += __popc(all);
-		__syncwarp();
-	}
-	for (uint32_t i = 0; i < 4u * vectors; i += 32u) {
-		const uint32_t j = i + warp_thread(), slot = j < 4u * vectors ? first + 4u * sh->low[j / 4u] + j % 4u : STEADY_NONE;
-		const uint64_t key = slot < x.plan.keep ? key_of(x, slot) : NO_KEY;
-
-		if ((uint32_t)(key >> 32) <= bound && key <= last) {
-			const uint32_t at = atomicAdd(&sh->n_found, 1u);	/* any order */
-
-			f.found(0)[at] = (uint32_t)(key >> 32);
-			f.found(1)[at] = (uint32_t)key;
-			f.found(2)[at] = slot;
-		}
-		__syncwarp();
-		n = sh->n_found;
-		__syncwarp();
-		if (n > most) {
-			n = steady_rank(f, n);
-			last = steady_last(f, n);
-			steady_again(f, sh, n);
-		}
-	}
-	return steady_rank(f, n);
 }
 
 /* --- statistics ------------------------------------------------------------------------------------------------------------------ */
@@ -493,10 +365,11 @@ static __device__ __forceinline__ float steady_most(const float (&part)[2][4])
 }
 
 /* All of it goes to the host. */
-static __device__ __forceinline__ void steady_stats_end(const struct lane_ctx &x, const struct steady_sums &s, struct evict_lane_stats *stats)
+static __device__ __forceinline__ void steady_stats_end(const struct lane_ctx &x, const struct steady_sums &s,
+							struct evict_lane_stats *stats)
 {
-	const float sum = steady_places(s.heat), near = steady_places(s.near), squares = steady_places(s.squares), second = steady_places(s.second);
-	const float most = steady_most(s.most);
+	const float sum = steady_places(s.heat), near = steady_places(s.near), squares = steady_places(s.squares);
+	const float second = steady_places(s.second), most = steady_most(s.most);
 
 	__syncwarp();
 	if (warp_thread() == 0) {
@@ -514,16 +387,17 @@ static __device__ __forceinline__ void steady_stats_end(const struct lane_ctx &x
 /* --- a turn ---------------------------------------------------------------------------------------------------------------------- */
 
 /*
- * Settles and folds (if told to) and finds the k <= STEADY_MAX slots of smallest keys below plan.keep: f.best(2)[0 .. n-1], ascending. Returns n. sum: the
- * thread's share of the first credit of slots below keep.
+ * Settles and folds (if told to) and finds the k <= STEADY_MAX slots of smallest keys below plan.keep: f.best(2)[0 .. n-1], ascending.
+ * Returns n. sum: the thread's share of the first credit of slots below keep.
  */
 template <bool STATS>
-static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x, struct steady_state *sh, const struct steady_found &f, unsigned what, bool sums,
-						       double &sum)
+static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x, struct steady_state *sh, const struct steady_found &f,
+						       unsigned what, bool sums, double &sum)
 {
 	const uint32_t tokens = what & GPU_SETTLE ? window_tokens(x) : 0u;
 	const bool fold = what & GPU_FOLD, reads = fold || f.k || sums, patches = tokens && reads && tokens <= 32u && !x.turn.n_once;
-	struct evict_lane_stats *heat = x.turn.stats & EVICT_STATS_HEAT ? f.stats() : NULL, *ranks = x.turn.stats & EVICT_STATS_RANK ? f.stats() : NULL;
+	struct evict_lane_stats *heat = x.turn.stats & EVICT_STATS_HEAT ? f.stats() : NULL;
+	struct evict_lane_stats *ranks = x.turn.stats & EVICT_STATS_RANK ? f.stats() : NULL;
 	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, STEADY_NONE, fold, sums, patches, patches, heat, ranks };
 	struct steady_sums s = {};
 	uint32_t n = 0;
@@ -534,8 +408,10 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 		job.token = gpu_slot_of(x.head, x.next, warp_thread());
 	if (job.token >= x.live)
 		job.token = STEADY_NONE;
-	if (tokens && !patches)		/* more than a thread has, or with traits, which are too much work to be done twice */
-		settle(x, warp_thread(), 32u);
+	if (tokens && !patches)		/* more than a thread has, or traits, which are not known before their rows have come */
+		settle_slots(x, warp_thread(), 32u);
+	for (uint32_t i = 0; tokens && i < x.turn.n_once; i++)	/* those of one kind: no policy has two kinds */
+		steady_traits(x, tokens, i, f.ring);
 	for (; reads && job.first < x.live; job.first += 4u * STEADY_VECTORS) {
 		__syncwarp();
 		if (job.first) {
@@ -553,6 +429,97 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 	if (STATS && x.turn.stats)
 		steady_stats_end(x, s, f.stats());
 	return n;
+}
+
+/* --- the kernel ------------------------------------------------------------------------------------------------------------------ */
+
+/* Does the lane keep all of its slots, and does its policy need to see no other slot to rank one? */
+static __device__ __forceinline__ bool is_steady(const struct select_args &a, const struct lane_ctx &x)
+{
+	if (a.what & GPU_FOLD && x.n_heat > x.turn.policy_heat)	/* for statistics of other turns: it is zeroed, too */
+		return false;
+	if (x.turn.stats & EVICT_STATS_RANK && a.what & GPU_NEXT && x.plan.keep != x.live)	/* ranks are of all live slots */
+		return false;
+	return x.turn.may_be_steady && (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) &&
+	       (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX);
+}
+
+static __device__ __forceinline__ void leave_lane(const struct select_args &a, uint32_t turn, uint32_t lane)
+{
+	a.left[atomicAdd(a.n_left, 1u)] = make_uint2(turn, lane);
+}
+
+/* Finds the lane: one thread for all. */
+static __device__ __forceinline__ void steady_open(const struct select_args &a, uint32_t turn, uint32_t lane, struct lane_ctx *x)
+{
+	const bool there = open_lane(a, lane, x);
+
+	x->is_steady = there && is_steady(a, *x);
+	if (!x->is_steady) {
+		if (there)
+			leave_lane(a, turn, lane);
+		return;
+	}
+	if (a.what & GPU_NEXT) {
+		x->plan.victims = min(min(x->plan.victims, x->plan.keep), x->turn.table.window);
+	} else {
+		x->plan.victims = 0;
+		x->plan.keep = x->live;
+	}
+}
+
+static __device__ __forceinline__ double warp_sum(double v)
+{
+	for (int i = 16; i; i >>= 1)
+		v += __shfl_down_sync(WARP_ALL, v, i);
+	return v;
+}
+
+/* A warp, which is a CTA, a lane: grid.x lanes of each turn. STATS: some turn asks for statistics. */
+template <bool STATS> static __global__ void __launch_bounds__(32, STATS ? STEADY_STATS_CTAS : STEADY_CTAS)
+steady_kernel(const __grid_constant__ struct select_args a)
+{
+	__shared__ struct steady_state sh;
+	const struct lane_ctx &x = sh.lane;
+	double sum = 0.0, leaving = 0.0;
+	struct steady_found f;
+	uint32_t id, n;
+	bool there;
+
+	open_turn(a, blockIdx.y, &sh.lane);
+	__syncwarp();
+	id = steady_id(x, blockIdx.x, 0, &there);	/* on its way while the lane is opened */
+	if (threadIdx.x == 0)
+		steady_open(a, blockIdx.y, blockIdx.x, &sh.lane);
+	steady_blocks(&sh, id, there);
+	__syncwarp();
+	if (!x.is_steady)
+		return;
+	f.ring = a.ring;
+	f.k = x.plan.victims;
+	n = steady_turn<STATS>(x, &sh, f, a.what, a.stats, sum);
+	if (n < f.k) {			/* some of its slots have no key */
+		if (threadIdx.x == 0)
+			leave_lane(a, blockIdx.y | LEFT_FOLDED, blockIdx.x);
+		return;
+	}
+	for (uint32_t i = threadIdx.x; i < n; i += 32u) {
+		const uint32_t slot = f.best(2)[i];
+
+		x.next[i] = slot;
+		if (a.stats)
+			leaving += (double)first_credit(x, slot);
+	}
+	if (a.what & GPU_NEXT)
+		write_head(x, x.plan.keep, x.plan.fresh);
+	if (!a.stats)
+		return;
+	sum = warp_sum(sum);
+	leaving = warp_sum(leaving);
+	if (threadIdx.x == 0) {
+		a.sums[x.turn.first + blockIdx.x].kept = sum - leaving;
+		a.sums[x.turn.first + blockIdx.x].leaving = leaving;
+	}
 }
 
 #endif
