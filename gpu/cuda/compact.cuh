@@ -1,8 +1,8 @@
 /*
  * Private to select.cu: survivors of a lane move into the holes below `keep`, both in ascending order.
  *
- * What: the CTA lists holes and survivors, four slots a thread and round. A warp then moves 32 slots at a time: a thread finds the addresses
- * of one slot and moves what is small of it (position, heat, credit, q8 parameters); the rows of all 32 are one stream of 16-byte pieces
+ * What: the CTA lists holes and survivors, four slots a thread and round. A warp then moves 32 slots at a time: a thread finds the
+ * addresses of one slot and moves what is small of it (position, heat, credit, q8 parameters); the rows of all 32 are one stream of 16-byte pieces
  * through the warp's ring in shared memory: a thread stores the pieces that it asked for COMPACT_STAGES steps before, so that loads are
  * under way all the time.
  * Memory traffic: two rows read and written a move; positions of the lane read once.

@@ -1,8 +1,8 @@
 /*
  * select: what happens to a lane when its window ends: settle, fold, remove, compact, next (gpu.h).
  *
- * What: lanes that keep all their slots are done by a warp each, in one pass (select_steady.cuh); the others are left to a second kernel, a CTA
- * a lane: keys are 64-bit (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted.
+ * What: lanes that keep all their slots are done by a warp each, in one pass (select_steady.cuh); the others are left to a second kernel, a
+ * CTA a lane: keys are 64-bit (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted.
  * compact.cuh moves slots.
  * Memory traffic: position, heat and credit of a slot read once and heat and credit written once (fold), position and credit
  * read once or twice more (keys); compaction moves 2 rows, read and written, per survivor beyond `keep`.

@@ -56,8 +56,8 @@ struct steady_found {
 static __device__ __forceinline__ uint32_t warp_thread(void) { return threadIdx.x % 32u; }
 
 /*
- * A bound for the upper halves of the k smallest keys of a round of so many blocks: at least k groups of two vectors have a key that does not
- * lie above it, and not many more, or there are no more.
+ * A bound for the upper halves of the k smallest keys of a round of so many blocks: at least k groups of two vectors have a key that does
+ * not lie above it, and not many more, or there are no more.
  */
 static __device__ __forceinline__ uint32_t steady_bound(const struct steady_state *sh, uint32_t blocks, uint32_t k)
 {

@@ -1,9 +1,9 @@
 /*
- * Private to select.cu: the common turn, in one pass: a lane that keeps all its slots is folded and ranked, and its least valuable slots are
- * named.
+ * Private to select.cu: the common turn, in one pass: a lane that keeps all its slots is folded and ranked, and its least valuable slots
+ * are named.
  *
- * What: a warp takes a lane, and waits for nobody: two dozen lanes share a multiprocessor, so that one's chain of addresses hides behind the
- * others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of four
+ * What: a warp takes a lane, and waits for nobody: two dozen lanes share a multiprocessor, so that one's chain of addresses hides behind
+ * the others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of four
  * slots that it copied itself and keeps the smallest upper half (protection, rank) of their keys. After every 2048 slots
  * select_smallest.cuh finds the least valuable.
  * Memory traffic: position, heat and credit of a slot read once, heat and credit written once; the candidates' read twice.
@@ -55,7 +55,7 @@ static __device__ __forceinline__ void steady_blocks(struct steady_state *sh, ui
 		sh->heat[warp_thread() - STEADY_BLOCKS] = at;
 }
 
-/* The thread's vectors of block b of the round from slot `first` on are on their way. n_heat: heat arrays that are read; the others are zeros. */
+/* The thread's vectors of block b of the round from slot `first` on are on their way. n_heat: heat arrays to read; the others are zeros. */
 template <uint32_t NH, uint32_t NA>
 static __device__ __forceinline__ void steady_load(const struct lane_ctx &x, const struct steady_state *sh, uint32_t first, uint32_t b,
 						   uint32_t n_heat)

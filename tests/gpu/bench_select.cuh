@@ -138,7 +138,10 @@ static void bench_select(void)
 	bench_select_stats(&b, turn, floor);
 }
 
-/* Bytes a slot that nobody can avoid: position, heat, credit, traits; the rows that traits are made of: of the whole lane, or of its 32 new tokens. */
+/*
+ * Bytes a slot that nobody can avoid: position, heat, credit, traits; the rows that traits are made of: of the whole lane, or of its 32 new
+ * tokens.
+ */
 static double floor_of(const struct evict_rule *rule, uint32_t d, uint32_t live)
 {
 	double bytes = 4.0 + 8.0 * evict_n_heat(rule->policy) + 8.0 * evict_n_credit(rule->policy) + 4.0 * evict_n_trait(rule->policy);
