@@ -51,6 +51,10 @@ CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=s
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -Xfatbin -compress-all $(CUDA_ARCH) -I. --threads 2 -Xcompiler -Wall,-Wextra,-fPIC,-fno-exceptions,-fno-threadsafe-statics
 # What chooses victims rounds every operation, as the host does (evict/math.h).
 $(B)/obj/gpu/cuda/select.cu.o: NVCCFLAGS += -fmad=false
+# Products of a warpgroup are no part of sm_90, only of sm_90a; attend_wide.cu is nothing without them.
+SM_90A  := -gencode arch=compute_90a,code=sm_90a
+$(B)/obj/gpu/cuda/attend_wide.cu.o: NVCCFLAGS := $(subst $(CUDA_ARCH),$(SM_90A),$(NVCCFLAGS))
+$(B)/obj/gpu/cuda/heat_mma.cu.o: NVCCFLAGS += $(if $(findstring sm_90,$(CUDA_ARCH)),$(SM_90A))
 ifneq ($(CUDA),)
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt

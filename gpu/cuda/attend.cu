@@ -1,5 +1,6 @@
 /*
- * attend: how a step is shared out, and which kernel runs. Slots of 16 bits and q8: attend_mma.cuh; float32: attend_f32.cu.
+ * attend: how a step is shared out, and which kernel runs. Slots of 16 bits and q8: attend_mma.cuh, and attend_wide.cu where sessions have
+ * many queries; float32: attend_f32.cu.
  *
  * What: decides how many CTAs share a lane, from the number of lanes and the bound on their lengths; the lengths themselves the host never
  * sees. Once a step a kernel works out each layer's lanes (struct cuda_item), the longest first where they outnumber what runs at once.
@@ -7,6 +8,7 @@
  * Determinism: the order of lanes and their sharing out change no bit of a result.
  */
 #include "gpu/cuda/attend_mma.cuh"
+#include "gpu/cuda/wide.cuh"
 
 #define ITEM_THREADS 256u
 #define ITEM_BINS 1024u
@@ -241,11 +243,6 @@ int cuda_mma_items(struct cuda_step *st, cudaStream_t s)
 
 /* --- attend -------------------------------------------------------------------------------------------------------------------- */
 
-static bool exact_queries(uint32_t slot_type, uint32_t q_type)
-{
-	return q_type == GPU_F32 || (q_type == GPU_F16 && slot_type == GPU_BF16);
-}
-
 static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q,
 			      const struct gpu_tensor *out, float scale, float *lse)
 {
@@ -265,7 +262,7 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.heat_floats = st->mma.heat_floats;
 	a.cluster = st->mma.cluster;
 	a.at_once = st->mma.at_once;
-	a.exact_q = exact_queries(sh->slot_type, q->type);
+	a.exact_q = cuda_exact_queries(sh->slot_type, q->type);
 	a.q = *q;
 	a.out = *out;
 	a.lse = lse;
@@ -283,7 +280,7 @@ int cuda_attend(struct gpu_step *step, gpu_stream stream, uint32_t layer, const 
 	uint32_t rows = cuda_tile_rows(&st->shape);
 	int rc = cuda_use(step->dev);
 
-	if (rc || !st->n_tiles)
+	if (rc || !st->n_tokens)
 		return rc;
 	lse = lse ? lse : st->lse;
 	if (st->shape.slot_type == GPU_F32) {
@@ -292,7 +289,10 @@ int cuda_attend(struct gpu_step *step, gpu_stream stream, uint32_t layer, const 
 	}
 	if (layer >= CUDA_LAYERS)
 		return -E2BIG;
-	rc = cuda_errno(attend_mma(st, s, layer, q, out, scale, lse));
+	if (st->n_tiles)
+		rc = cuda_errno(attend_mma(st, s, layer, q, out, scale, lse));
+	if (!rc && st->n_wide)
+		rc = cuda_errno(wide_attend(st, s, layer, q, out, scale, lse));
 	if (rc || st->pairs <= rows)
 		return rc;
 	return cuda_heat(st, s, layer, q, lse, scale, 1, 0, rows);

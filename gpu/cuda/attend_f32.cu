@@ -255,16 +255,16 @@ template <int DP> static size_t attend_shared(uint32_t d)
  * One chunk: its maximum and sum into m[], l[]; a thread's rows of its output into o[]. Ends with a barrier. While some slots are
  * worked on, the next ones are on their way.
  */
-template <int TYPE, int DP, int N>
+template <int DP, int N>
 static __device__ __forceinline__ void one_chunk(const struct attend_args &a, const struct tile_ctx &x, uint32_t first, float *kept,
 						 float *shared, char **page, char **block, float o[out_size<DP, N>::rows])
 {
 	constexpr uint32_t slots = tile_size<DP>::slots;
-	const uint32_t inverse = tile_inverse(a.t.head_dim / tile_rows_in_flight<TYPE, DP>::per);
+	const uint32_t inverse = tile_inverse(a.t.head_dim / 4u);
 	uint32_t d = a.t.head_dim, end = x.live - first < CUDA_CHUNK ? x.live - first : CUDA_CHUNK;
 	float *q = shared, *k = q + CUDA_TILE_ROWS * d, *v = k + slots * tile_stride(d), *s = v + slots * tile_stride(d);
 	float *m = s + CUDA_TILE_ROWS * (slots + 4u), *l = m + CUDA_TILE_ROWS, *shrink = l + CUDA_TILE_ROWS;
-	struct tile_rows_in_flight<TYPE, DP> fk, fv;
+	struct tile_rows_in_flight<DP> fk, fv;
 	float4 few[FEW_ROWS][few_size<DP>::vecs] = {};
 
 	tile_load_pages(a.t, x, first, page, block);
@@ -276,17 +276,17 @@ static __device__ __forceinline__ void one_chunk(const struct attend_args &a, co
 	for (uint32_t i = 0; i < out_size<DP, N>::rows; i++)
 		o[i] = 0.0f;
 	__syncthreads();
-	tile_fetch<TYPE, DP>(a.t, page, 0, end, 0, inverse, fk);
-	tile_fetch<TYPE, DP>(a.t, page, 0, end, 1, inverse, fv);
+	tile_fetch<DP>(a.t, page, 0, end, 0, inverse, fk);
+	tile_fetch<DP>(a.t, page, 0, end, 1, inverse, fv);
 	for (uint32_t at = 0; at < end; at += slots) {
 		uint32_t n_live = end - at < slots ? end - at : slots;
 
-		tile_put<TYPE, DP>(a.t, inverse, fk, k);
-		tile_put<TYPE, DP>(a.t, inverse, fv, v);
+		tile_put<DP>(a.t, inverse, fk, k);
+		tile_put<DP>(a.t, inverse, fv, v);
 		__syncthreads();
 		if (at + slots < end) {
-			tile_fetch<TYPE, DP>(a.t, page, at + slots, end - at - slots, 0, inverse, fk);
-			tile_fetch<TYPE, DP>(a.t, page, at + slots, end - at - slots, 1, inverse, fv);
+			tile_fetch<DP>(a.t, page, at + slots, end - at - slots, 0, inverse, fk);
+			tile_fetch<DP>(a.t, page, at + slots, end - at - slots, 1, inverse, fv);
 		}
 		tile_logits<DP>(a.t, x, q, k, *block, at, n_live, s);
 		if (kept)
@@ -315,8 +315,8 @@ static __device__ __forceinline__ float *kept_for(const struct attend_args &a, c
 }
 
 /* N: FEW_ROWS takes the tiles of at most so many rows, CUDA_TILE_ROWS the others. */
-template <int TYPE, int DP, int N>
-static __global__ void __launch_bounds__(TILE_THREADS, TYPE == GPU_F32 ? 1 : 2) attend_kernel(const __grid_constant__ struct attend_args a)
+template <int DP, int N>
+static __global__ void __launch_bounds__(TILE_THREADS) attend_kernel(const __grid_constant__ struct attend_args a)
 {
 	constexpr uint32_t groups = out_size<DP, N>::row_groups, rows = out_size<DP, N>::rows, slots = tile_size<DP>::slots;
 	extern __shared__ __align__(16) float shared[];
@@ -340,7 +340,7 @@ static __global__ void __launch_bounds__(TILE_THREADS, TYPE == GPU_F32 ? 1 : 2) 
 	if (a.n_splits > 1) {
 		float *p = a.partial + (((size_t)tile * a.t.n_kv_heads + x.head) * a.n_splits + split) * partial_floats(d);
 
-		one_chunk<TYPE, DP, N>(a, x, split * CUDA_CHUNK, kept, shared, page, &block, o);
+		one_chunk<DP, N>(a, x, split * CUDA_CHUNK, kept, shared, page, &block, o);
 		if (threadIdx.x < x.n_rows) {
 			p[threadIdx.x] = m[threadIdx.x];
 			p[CUDA_TILE_ROWS + threadIdx.x] = l[threadIdx.x];
@@ -357,7 +357,7 @@ static __global__ void __launch_bounds__(TILE_THREADS, TYPE == GPU_F32 ? 1 : 2) 
 		run.l[i] = run.o[i] = 0.0f;
 	}
 	for (uint32_t first = 0; first < x.live; first += CUDA_CHUNK) {
-		one_chunk<TYPE, DP, N>(a, x, first, kept, shared, page, &block, o);
+		one_chunk<DP, N>(a, x, first, kept, shared, page, &block, o);
 #pragma unroll
 		for (uint32_t i = 0; i < rows; i++)
 			if (rg + groups * i < x.n_rows)
@@ -401,25 +401,25 @@ static __global__ void __launch_bounds__(TILE_THREADS) combine_kernel(const __gr
 	finish<DP, CUDA_TILE_ROWS>(a, x, run);
 }
 
-template <int TYPE, int DP, int N> static cudaError_t launch_rows(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
+template <int DP, int N> static cudaError_t launch_rows(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
 {
 	size_t bytes = attend_shared<DP>(a.t.head_dim);
-	cudaError_t e = cudaFuncSetAttribute(attend_kernel<TYPE, DP, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+	cudaError_t e = cudaFuncSetAttribute(attend_kernel<DP, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
 
 	if (e != cudaSuccess)
 		return e;
-	attend_kernel<TYPE, DP, N><<<dim3(st->n_tiles * a.n_splits, a.t.n_kv_heads), TILE_THREADS, bytes, s>>>(a);
+	attend_kernel<DP, N><<<dim3(st->n_tiles * a.n_splits, a.t.n_kv_heads), TILE_THREADS, bytes, s>>>(a);
 	return cudaGetLastError();
 }
 
-template <int TYPE, int DP> static cudaError_t launch(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
+template <int DP> static cudaError_t launch(const struct cuda_step *st, const struct attend_args &a, cudaStream_t s)
 {
 	cudaError_t e = cudaSuccess;
 
 	if (st->few_rows)
-		e = launch_rows<TYPE, DP, FEW_ROWS>(st, a, s);
+		e = launch_rows<DP, FEW_ROWS>(st, a, s);
 	if (e == cudaSuccess && st->many_rows)
-		e = launch_rows<TYPE, DP, CUDA_TILE_ROWS>(st, a, s);
+		e = launch_rows<DP, CUDA_TILE_ROWS>(st, a, s);
 	if (e != cudaSuccess || a.n_splits == 1)
 		return e;
 	combine_kernel<DP><<<dim3(st->n_tiles, a.t.n_kv_heads), TILE_THREADS, 0, s>>>(a);
@@ -434,8 +434,8 @@ cudaError_t cuda_attend_f32(const struct cuda_step *st, cudaStream_t s, uint32_t
 				 *out, lse, st->partial, st->n_splits, st->logits, st->kept_rows, st->kept_slots };
 
 	switch (tile_dp(a.t.head_dim)) {
-	case 64: return launch<GPU_F32, 64>(st, a, s);
-	case 128: return launch<GPU_F32, 128>(st, a, s);
-	default: return launch<GPU_F32, 256>(st, a, s);
+	case 64: return launch<64>(st, a, s);
+	case 128: return launch<128>(st, a, s);
+	default: return launch<256>(st, a, s);
 	}
 }

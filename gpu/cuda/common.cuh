@@ -26,6 +26,7 @@ struct cuda_device {
 	int n_sm;			/* multiprocessors */
 	int major;			/* of the compute capability */
 	size_t shared_block, shared_sm;	/* bytes of shared memory: of a block at most, of a multiprocessor */
+	int wide;			/* can attend_wide.cu run? */
 	pthread_mutex_t lock;		/* the ring: held from cuda_lease() to cuda_unlease() */
 	char *ring;			/* pinned, CUDA_RING_SEGMENTS * CUDA_SEGMENT_BYTES */
 	char *twin;			/* device memory of the same size, for what kernels read in place */
@@ -110,15 +111,15 @@ struct cuda_step {
 	unsigned max_seqs, max_rows;
 	struct gpu_shape shape;
 	struct cuda_view view;
-	unsigned n_seqs, n_tokens, n_tiles;
+	unsigned n_seqs, n_tokens, n_tiles, n_wide;
 	int few_rows, many_rows;	/* are there tiles of at most CUDA_FEW_ROWS rows, and of more? */
 	uint32_t live_max;
-	uint64_t pairs;			/* (query, head) pairs of the largest session */
+	uint64_t pairs, tile_pairs;	/* (query, head) pairs of the largest session, and of the largest that has tiles */
 	uint32_t n_splits;		/* > 1: a CTA takes one chunk and combine() merges; 1: a CTA takes all chunks */
 	struct cuda_mma mma;		/* slots other than float32 */
-	char *lists;			/* device: gpu_seq[max_seqs], cuda_tile[max_seqs + max_rows], cuda_token[max_rows] */
+	char *lists;			/* device: gpu_seq[max_seqs], cuda_tile[max_seqs + max_rows], cuda_token[max_rows], cuda_tile[max_rows] */
 	const struct gpu_seq *seq;	/* into lists */
-	const struct cuda_tile *tile;
+	const struct cuda_tile *tile, *wide;	/* wide: of the sessions that attend_wide.cu takes, which have none in tile[] */
 	const struct cuda_token *token;
 	float *lse;			/* when the caller wants none */
 	size_t lse_bytes;
@@ -147,7 +148,8 @@ static inline struct cuda_view cuda_view_of(const struct gpu_map *map)
 }
 
 /*
- * attend.cu asks observe.cu for heat that it does not take itself. observed: 1: the tables' observe decides; 0: the last `last` queries.
+ * attend.cu asks observe.cu (heat_mma.cu) for heat that it does not take itself. observed: 1: the tables' observe decides; 0: the last
+ * `last` queries.
  * done_pairs: sessions of up to so many (query, head) pairs are left alone.
  */
 int cuda_heat(struct cuda_step *step, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
@@ -174,6 +176,12 @@ static inline bool cuda_early(struct cuda_step *st)
 	return early;
 }
 int cuda_grow(void **at, size_t *have, size_t need);	/* scratch that only grows, by halves at least */
+
+/* Queries have more digits than slots: tensor cores then take them as a sum of two. */
+static inline bool cuda_exact_queries(uint32_t slot_type, uint32_t q_type)
+{
+	return q_type == GPU_F32 || (q_type == GPU_F16 && slot_type == GPU_BF16);
+}
 
 #ifdef __CUDACC__
 

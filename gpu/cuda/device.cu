@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu/cuda/common.cuh"
+#include "gpu/cuda/wide.cuh"
 
 int cuda_errno(cudaError_t e)
 {
@@ -172,6 +172,7 @@ int cuda_open(struct gpu_device **out, const char *name)
 	rc = cuda_use(&d->base);
 	if (!rc)
 		rc = new_ring(d);
+	d->wide = !rc && wide_runs();
 	if (rc) {
 		free_ring(d);
 		free(d);

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu/cuda/common.cuh"
+#include "gpu/cuda/wide.cuh"
 
 #define PARTIAL_MAX (256ull << 20)	/* scratch of either kind: above, slower ways to the same bits that need none */
 
@@ -71,9 +71,14 @@ static size_t token_offset(unsigned max_seqs, unsigned max_rows)
 	return tile_offset(max_seqs) + ((size_t)max_seqs + max_rows) * sizeof(struct cuda_tile);
 }
 
-static size_t list_bytes(unsigned max_seqs, unsigned max_rows)
+static size_t wide_offset(unsigned max_seqs, unsigned max_rows)
 {
 	return token_offset(max_seqs, max_rows) + (size_t)max_rows * sizeof(struct cuda_token);
+}
+
+static size_t list_bytes(unsigned max_seqs, unsigned max_rows)
+{
+	return wide_offset(max_seqs, max_rows) + (size_t)max_rows * sizeof(struct cuda_tile);
 }
 
 int cuda_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, struct gpu_step **out)
@@ -104,6 +109,7 @@ int cuda_step_new(struct gpu_device *dev, unsigned max_seqs, unsigned max_rows, 
 	st->seq = (const struct gpu_seq *)st->lists;
 	st->tile = (const struct cuda_tile *)(st->lists + tile_offset(max_seqs));
 	st->token = (const struct cuda_token *)(st->lists + token_offset(max_seqs, max_rows));
+	st->wide = (const struct cuda_tile *)(st->lists + wide_offset(max_seqs, max_rows));
 	*out = &st->base;
 	return 0;
 }
@@ -174,28 +180,37 @@ static void plan_logits(struct cuda_step *st, const struct gpu_shape *shape, uns
 	st->kept_slots = (uint32_t)slots;
 }
 
-/* The lists of a step in staging memory: the same offsets as on the device. Returns the number of tiles. */
-static unsigned fill_lists(char *at, const struct cuda_step *st, const struct gpu_seq *seq, unsigned n_seqs, uint32_t group,
-			   uint32_t tile_rows)
+static struct cuda_tile *list_tiles(struct cuda_tile *to, unsigned seq, uint32_t pairs, uint32_t rows)
+{
+	for (uint32_t r = 0; r < pairs; r += rows, to++) {
+		to->seq = seq;
+		to->row0 = r;
+	}
+	return to;
+}
+
+/* The lists of a step in staging memory: the same offsets as on the device. wide: sessions of more pairs are wide. */
+static void fill_lists(char *at, const struct cuda_step *st, const struct gpu_seq *seq, unsigned n_seqs, uint32_t group, uint32_t tile_rows,
+		       uint64_t wide)
 {
 	struct cuda_tile *tile = (struct cuda_tile *)(at + tile_offset(st->max_seqs));
+	struct cuda_tile *wide_tile = (struct cuda_tile *)(at + wide_offset(st->max_seqs, st->max_rows));
 	struct cuda_token *token = (struct cuda_token *)(at + token_offset(st->max_seqs, st->max_rows));
-	unsigned n_tiles = 0, n_tokens = 0;
+	unsigned n_tokens = 0;
 
 	memcpy(at, seq, n_seqs * sizeof(*seq));
 	for (unsigned i = 0; i < n_seqs; i++) {
 		if (!seq[i].table)
 			((struct gpu_seq *)at)[i].table = st->lists + list_bytes(st->max_seqs, st->max_rows);
-		for (uint32_t r = 0; r < seq[i].n * group; r += tile_rows) {
-			tile[n_tiles].seq = i;
-			tile[n_tiles++].row0 = r;
-		}
+		if ((uint64_t)seq[i].n * group > wide)
+			wide_tile = list_tiles(wide_tile, i, seq[i].n * group, WIDE_ROWS);
+		else
+			tile = list_tiles(tile, i, seq[i].n * group, tile_rows);
 		for (uint32_t j = 0; j < seq[i].n; j++) {
 			token[n_tokens].seq = i;
 			token[n_tokens++].j = j;
 		}
 	}
-	return n_tiles;
 }
 
 /* A bound that changes seldom: up to the next of eight steps to the next power of two. */
@@ -212,7 +227,7 @@ static uint32_t coarse(uint32_t n)
 static bool as_before(const struct cuda_step *st, const struct gpu_shape *shape, unsigned n_seqs, unsigned n_tiles, uint64_t pairs,
 		      uint32_t live_max)
 {
-	return st->n_tokens && st->n_seqs == n_seqs && st->n_tiles == n_tiles && st->pairs == pairs && st->live_max == live_max &&
+	return st->n_tiles && st->n_seqs == n_seqs && st->n_tiles == n_tiles && st->tile_pairs == pairs && st->live_max == live_max &&
 	       memcmp(&st->shape, shape, sizeof(*shape)) == 0;
 }
 
@@ -237,7 +252,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 {
 	struct cuda_step *st = (struct cuda_step *)step;
 	struct cuda_device *d = cuda_dev(step->dev);
-	uint64_t n_tokens = 0, n_tiles = 0, n_rows = 0, most = 0;
+	uint64_t n_tokens = 0, n_tiles = 0, n_wide = 0, n_rows = 0, most = 0, tile_most = 0, wide;
 	int few = 0, many = 0;
 	struct cuda_lease lease;
 	uint32_t n_splits = 1, tile_rows = cuda_tile_rows(shape);
@@ -249,31 +264,37 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	if (n_seqs > st->max_seqs)
 		return -EINVAL;
 	live_max = coarse(live_max);
+	wide = wide_takes(d, shape) ? WIDE_PAIRS : UINT64_MAX;
 	for (unsigned i = 0; i < n_seqs; i++) {
 		uint64_t end = (uint64_t)seq[i].row + seq[i].n, pairs = (uint64_t)seq[i].n * shape->group;
 		uint64_t rest = pairs % tile_rows;	/* rows of the last tile, if it is not full */
 
 		n_tokens += seq[i].n;
-		n_tiles += (pairs + tile_rows - 1u) / tile_rows;
 		n_rows = seq[i].n && end > n_rows ? end : n_rows;
 		most = pairs > most ? pairs : most;
+		if (pairs > wide) {
+			n_wide += (pairs + WIDE_ROWS - 1u) / WIDE_ROWS;
+			continue;
+		}
+		n_tiles += (pairs + tile_rows - 1u) / tile_rows;
+		tile_most = pairs > tile_most ? pairs : tile_most;
 		few |= rest && rest <= CUDA_FEW_ROWS;
 		many |= pairs >= tile_rows || rest > CUDA_FEW_ROWS;
 	}
 	if (n_tokens > st->max_rows)
 		return -EINVAL;
 	rc = plan_scratch(st, shape, (unsigned)n_tiles, n_rows, live_max, &n_splits);
-	if (!rc && n_tokens && shape->slot_type != GPU_F32 && as_before(st, shape, n_seqs, (unsigned)n_tiles, most, live_max))
+	if (!rc && n_tiles && shape->slot_type != GPU_F32 && as_before(st, shape, n_seqs, (unsigned)n_tiles, tile_most, live_max))
 		mma = st->mma;
-	else if (!rc && n_tokens && shape->slot_type != GPU_F32)
-		rc = cuda_mma_plan(st, shape, n_seqs, (unsigned)n_tiles, most, live_max, &mma);
+	else if (!rc && n_tiles && shape->slot_type != GPU_F32)
+		rc = cuda_mma_plan(st, shape, n_seqs, (unsigned)n_tiles, tile_most, live_max, &mma);
 	if (rc)
 		return rc;
 	if (n_tokens) {
 		rc = cuda_lease(d, list_bytes(st->max_seqs, st->max_rows), &lease);
 		if (rc)
 			return rc;
-		(void)fill_lists(lease.host, st, seq, n_seqs, shape->group, tile_rows);
+		fill_lists(lease.host, st, seq, n_seqs, shape->group, tile_rows, wide);
 		rc = cuda_errno(cudaMemcpyAsync(st->lists, lease.host, list_bytes(st->max_seqs, st->max_rows),
 						cudaMemcpyHostToDevice, cuda_stream(s)));
 		rc2 = cuda_unlease(d, cuda_stream(s), &lease);
@@ -287,9 +308,11 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	st->n_seqs = n_seqs;
 	st->n_tokens = (unsigned)n_tokens;
 	st->n_tiles = (unsigned)n_tiles;
+	st->n_wide = (unsigned)n_wide;
 	st->n_splits = n_splits;
 	st->live_max = live_max;
 	st->pairs = most;
+	st->tile_pairs = tile_most;
 	st->mma = mma;
 	st->few_rows = few;
 	st->many_rows = many;

@@ -1,5 +1,5 @@
 /*
- * Private to gpu/cuda/: what attend and observe share: K (and V) of a few slots as float32 in shared memory, and the logits of
+ * Private to gpu/cuda/: what attend and observe share of float32 slots: K (and V) of a few slots in shared memory, and the logits of
  * up to 16 (query, head) pairs against them. Both operations compute a logit by the very same instructions, so that the
  * probabilities that become heat are those that made the output.
  */
@@ -121,37 +121,11 @@ static __device__ __forceinline__ void tile_load_pages(const struct tile_args &a
 		*block = first < x.live ? cuda_block(a.view, x.t, x.lane, first) : NULL;
 }
 
-/* 16 bytes of a row as floats. scale and offset: q8 only. */
-template <int TYPE>
-static __device__ __forceinline__ void tile_unpack(const uint4 &raw, float scale, float offset, float *out)
-{
-	const uint32_t w[4] = { raw.x, raw.y, raw.z, raw.w };
-
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		if (TYPE == GPU_F32) {
-			out[i] = __uint_as_float(w[i]);
-		} else if (TYPE == GPU_F16) {
-			out[2 * i] = __half2float(__ushort_as_half((unsigned short)(w[i] & 0xffffu)));
-			out[2 * i + 1] = __half2float(__ushort_as_half((unsigned short)(w[i] >> 16)));
-		} else if (TYPE == GPU_BF16) {
-			out[2 * i] = __uint_as_float(w[i] << 16);
-			out[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
-		} else {
-#pragma unroll
-			for (int b = 0; b < 4; b++)
-				out[4 * i + b] = __fmaf_rn(scale, (float)(signed char)(w[i] >> (8 * b) & 0xffu), offset);
-		}
-	}
-}
-
 /* Rows on their way from the pool to shared memory: a thread's 16-byte pieces. All are asked for before the first is used. */
-template <int TYPE, int DP> struct tile_rows_in_flight {
-	static constexpr uint32_t per = TYPE == GPU_F32 ? 4u : TYPE == GPU_Q8 ? 16u : 8u;	/* channels in 16 bytes */
-	static constexpr uint32_t n = (tile_size<DP>::slots * (DP / per) + TILE_THREADS - 1u) / TILE_THREADS;
+template <int DP> struct tile_rows_in_flight {
+	static constexpr uint32_t n = (tile_size<DP>::slots * (DP / 4u) + TILE_THREADS - 1u) / TILE_THREADS;
 
-	uint4 raw[n];
-	__half2 param[TYPE == GPU_Q8 ? n : 1];	/* scale, offset */
+	float4 row[n];
 };
 
 /* i / vecs for i <= 4096 and vecs <= 64, by multiplication. inverse = ceil(2^20 / vecs). */
@@ -161,11 +135,11 @@ static __device__ __forceinline__ uint32_t tile_divide(uint32_t i, uint32_t inve
 }
 
 /* Ask for K (which = 0) or V (1) of the slots from `slot` of a chunk; those that are not live (from n_live on) become zeros. */
-template <int TYPE, int DP>
+template <int DP>
 static __device__ __forceinline__ void tile_fetch(const struct tile_args &a, char *const *page, uint32_t slot, uint32_t n_live,
-						  uint32_t which, uint32_t inverse, struct tile_rows_in_flight<TYPE, DP> &f)
+						  uint32_t which, uint32_t inverse, struct tile_rows_in_flight<DP> &f)
 {
-	uint32_t d = a.head_dim, vecs = d / f.per;
+	uint32_t d = a.head_dim, vecs = d / 4u;
 
 #pragma unroll
 	for (uint32_t u = 0; u < f.n; u++) {
@@ -173,37 +147,24 @@ static __device__ __forceinline__ void tile_fetch(const struct tile_args &a, cha
 		uint32_t in_page = (slot + s) % GPU_PAGE_SLOTS;
 		const char *p = s < n_live && s < tile_size<DP>::slots ? page[(slot + s) / GPU_PAGE_SLOTS] : NULL;
 
-		f.raw[u] = make_uint4(0, 0, 0, 0);
+		f.row[u] = make_float4(0, 0, 0, 0);
 		if (p)
-			f.raw[u] = *(const uint4 *)(p + which * gpu_page_v(TYPE, d) + (in_page * vecs + v) * 16u);
-		if (TYPE == GPU_Q8) {
-			f.param[u] = __floats2half2_rn(0.0f, 0.0f);
-			if (p)
-				f.param[u] = ((const __half2 *)(p + gpu_page_params(TYPE, d)))[which * GPU_PAGE_SLOTS + in_page];
-		}
+			f.row[u] = *(const float4 *)(p + which * gpu_page_v(GPU_F32, d) + (in_page * vecs + v) * 16u);
 	}
 }
 
-/* What was fetched, as float32 into out[slots][tile_stride(d)]. */
-template <int TYPE, int DP>
-static __device__ __forceinline__ void tile_put(const struct tile_args &a, uint32_t inverse,
-						const struct tile_rows_in_flight<TYPE, DP> &f, float *out)
+/* What was fetched, into out[slots][tile_stride(d)]. */
+template <int DP>
+static __device__ __forceinline__ void tile_put(const struct tile_args &a, uint32_t inverse, const struct tile_rows_in_flight<DP> &f, float *out)
 {
-	constexpr uint32_t per = tile_rows_in_flight<TYPE, DP>::per;
-	uint32_t d = a.head_dim, vecs = d / per;
+	uint32_t d = a.head_dim, vecs = d / 4u;
 
 #pragma unroll
 	for (uint32_t u = 0; u < f.n; u++) {
-		uint32_t i = threadIdx.x + u * TILE_THREADS, s = tile_divide(i, inverse), v = i - s * vecs;
-		float x[per], *to = out + s * tile_stride(d) + v * per;
-		float2 q = TYPE == GPU_Q8 ? __half22float2(f.param[u]) : make_float2(0.0f, 0.0f);
+		uint32_t i = threadIdx.x + u * TILE_THREADS, s = tile_divide(i, inverse);
 
-		if (s >= tile_size<DP>::slots)
-			continue;
-		tile_unpack<TYPE>(f.raw[u], q.x, q.y, x);
-#pragma unroll
-		for (uint32_t c = 0; c < per; c += 4)
-			*(float4 *)(to + c) = make_float4(x[c], x[c + 1], x[c + 2], x[c + 3]);
+		if (s < tile_size<DP>::slots)
+			*(float4 *)(out + s * tile_stride(d) + (i - s * vecs) * 4u) = f.row[u];
 	}
 }
 

@@ -213,6 +213,31 @@ static void a_long_prefill_chunk_agrees_with_the_oracle(void **state)
 	}
 }
 
+/* Steps that go more than once around whatever rings there are, with every size of group and of head. */
+static void many_queries_over_long_lanes_agree_with_the_oracle(void **state)
+{
+	static const uint32_t n[3] = { 49, 0, 2 };
+
+	(void)state;
+	for (uint32_t type = GPU_F16; type < world_types(); type++) {
+		for (unsigned i = 0; i < 6; i++) {
+			struct world_spec spec = spec_of(type, dims[i], groups[(i + type) % 6], 20 + 6 * type + i);
+			struct world *w;
+
+			spec.shape.n_kv_heads = 1;
+			spec.n_layers = 1;
+			spec.n_heat = 1 + i % 2;
+			spec.heat[0] = i % 2 ? spec.heat[0] : EVICT_HEAT_SUM;
+			w = world_new(&spec);
+			for (unsigned j = 0; j < 3; j++)
+				world_fill(w, j, large, 3, n[j]);
+			world_put(w);
+			step_and_check(w, n, i % 3 == 2 ? GPU_F32 : type == GPU_F16 ? GPU_F16 : GPU_BF16, (i / 2) % 3, i % 2 ? 8 : 0);
+			world_free(w);
+		}
+	}
+}
+
 static void every_kind_of_heat_is_taken_from_every_kth_query_only(void **state)
 {
 	static const uint32_t n[3] = { 5, 32, 1 };
@@ -392,6 +417,7 @@ static int run(void)
 		cmocka_unit_test(attend_agrees_with_the_oracle),
 		cmocka_unit_test(every_group_works_at_the_commonest_head_sizes),
 		cmocka_unit_test(a_long_prefill_chunk_agrees_with_the_oracle),
+		cmocka_unit_test(many_queries_over_long_lanes_agree_with_the_oracle),
 		cmocka_unit_test(every_kind_of_heat_is_taken_from_every_kth_query_only),
 		cmocka_unit_test(out_depends_on_nothing_but_its_inputs),
 		cmocka_unit_test(large_logits_neither_overflow_nor_vanish),
