@@ -26,13 +26,17 @@ static uint32_t stage_bytes(const struct gpu_shape *s)
 }
 
 /* Floats of a row of logits: of the pages that a CTA has at most; 4 more than a multiple of 32, so that rows lie in different banks. */
-static uint32_t row_floats(uint32_t live_max, uint32_t cluster)
+static uint32_t row_floats(const struct gpu_shape *s, uint32_t live_max, uint32_t cluster)
 {
-	uint32_t pages = gpu_pages_for(live_max), strip = 2u * ((pages + 2u * MMA_STRIPS - 1u) / (2u * MMA_STRIPS));
-	uint32_t most = cluster == 1u ? pages : pages / cluster + 2u * strip + 1u;
+	uint32_t pages, strip, strips, most;
 
+	mma_strips(s->slot_type, live_max, pages, strip, strips);
+	most = cluster == 1u ? pages : pages / cluster + 2u * strip + 1u;
 	return ((most < pages ? most : pages) * GPU_PAGE_SLOTS + 31u) / 32u * 32u + 4u;
 }
+
+/* Of a row of logits in scratch: whole pairs of pages, as a stage may have. */
+static uint32_t scratch_slots(uint32_t live_max) { return (gpu_pages_for(live_max) + 1u) / 2u * 2u * GPU_PAGE_SLOTS; }
 
 /*
  * Shared memory for `cluster` CTAs a lane: two CTAs a multiprocessor if each has room for the logits and two pages a warp, else one;
@@ -49,7 +53,7 @@ static uint32_t fit(const struct cuda_device *d, const struct gpu_shape *s, uint
 				struct mma_plan p;
 
 				bytes = bytes < d->shared_block ? bytes : d->shared_block;
-				m->heat_floats = scratch ? 0u : row_floats(live_max, m->cluster);
+				m->heat_floats = scratch ? 0u : row_floats(s, live_max, m->cluster);
 				p = mma_shared_plan(m->rows, s->head_dim, dp, m->cluster, true, m->heat_floats);
 				m->shared_bytes = (uint32_t)bytes;
 				if ((uint64_t)m->rows * m->heat_floats * 4u < bytes && p.ring + need * stages <= bytes)
@@ -126,7 +130,7 @@ int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned 
 	if (!found)
 		return -ENOTSUP;
 	if (!out->heat_floats)
-		rc = cuda_grow((void **)&st->logits, &st->logits_bytes, lanes * out->rows * gpu_pages_for(live_max) * GPU_PAGE_SLOTS * sizeof(float));
+		rc = cuda_grow((void **)&st->logits, &st->logits_bytes, lanes * out->rows * scratch_slots(live_max) * sizeof(float));
 	lanes = (uint64_t)(out->single ? n_tiles : n_seqs) * shape->n_kv_heads;
 	return rc ? rc : cuda_grow((void **)&st->item, &st->item_bytes, lanes * CUDA_LAYERS * sizeof(struct cuda_item));
 }
@@ -268,7 +272,9 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.lse = lse;
 	a.scale = scale * 1.4426950408889634f;
 	a.logits = st->logits;
-	a.scratch_slots = gpu_pages_for(st->live_max) * GPU_PAGE_SLOTS;
+	a.scratch_slots = scratch_slots(st->live_max);
+	if (sh->slot_type == GPU_Q8)
+		a.exact_q = 1;	/* whatever their type: see struct mma_queries */
 	return launch(sh->slot_type, a, cuda_early(st), s, NULL);
 }
 

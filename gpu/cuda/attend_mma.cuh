@@ -7,10 +7,11 @@
  * With one CTA a lane, and one tile a session (RUN): no more CTAs than run at once, each takes one lane after the other, and the rings run
  * on into the next lane, so that the memory stays busy while a lane is merged and written.
  *
- * The tree. A lane's pages form up to 64 strips of equal length (2 pages up to 2048 slots), a strip is summed up in order while its
- * maximum moves; 4 strips make a group, 4 groups a quarter, 4 quarters the lane, each merged in order by the same instructions. One CTA
- * a lane: a warp has a quarter. Clusters of 4: a warp has a group. Clusters of 16: a warp has a strip. So the bits of out depend on
- * the lane's own length and on nothing else: not on how many CTAs share it, on heat, on page ids, on other sessions.
+ * The tree. A lane's pages form up to 64 strips of equal length, of 2 pages up to 2048 slots (q8: up to 32, of 4: its pages are small, and
+ * merging strips costs as much as reading them). A strip is summed up in order while its maximum moves; 4 strips make a group, 4 groups a
+ * quarter, 4 quarters the lane, each merged in order by the same instructions. One CTA a lane: a warp has a quarter. Clusters of 4: a warp has
+ * a group. Clusters of 16: a warp has a strip. So the bits of out depend on the lane's own length and on nothing else: not on how many CTAs
+ * share it, on heat, on page ids, on other sessions.
  *
  * Heat: the logits stay in shared memory (or scratch) until the lane's log-sum-exp is known; then each slot has one owner, who adds up the
  * heads in order, and the queries in order.
@@ -24,7 +25,6 @@
 
 #define MMA_WARPS 4u
 #define MMA_THREADS (MMA_WARPS * 32u)
-#define MMA_STRIPS 64u
 #define MMA_MAX_STAGES 6u
 #define MMA_NOTHING -1e30f	/* maximum of no slots: finite, so that differences are numbers */
 
@@ -94,21 +94,25 @@ static __host__ __device__ __forceinline__ uint32_t mma_cut(uint32_t from, uint3
 }
 
 /*
- * A page in shared memory: the rows of K, of V, parameters, positions. Pieces of 16 bytes change places within a row so that the same piece
+ * A stage of the ring: the rows of K and of V, page by page, then parameters, then positions. Of short rows a stage has two pages: what a
+ * warp does with 32 slots at a time takes little longer than with 16. Pieces of 16 bytes change places within a row so that the same piece
  * of 8 neighbouring rows lies in 8 different groups of banks; they stay in their 128 bytes (where a row has so many). Padding the rows
  * instead costs: a copy whose two halves of a 32-byte sector land in two sectors fetches it twice: every second row, with 16 bytes.
  */
+static __host__ __device__ constexpr uint32_t mma_stage_pages(uint32_t row) { return row <= 128u ? 2u : 1u; }
+
 static __host__ __device__ constexpr uint32_t mma_stage_bytes(uint32_t row, bool q8)
 {
-	return (2u * GPU_PAGE_SLOTS * row + (q8 ? 128u : 0u) + 64u + 127u) / 128u * 128u;
+	return (mma_stage_pages(row) * (2u * GPU_PAGE_SLOTS * row + (q8 ? 128u : 0u) + 64u) + 127u) / 128u * 128u;
 }
 
 template <int TYPE, int D, int NT> struct mma_size {
 	static constexpr bool half = TYPE != GPU_BF16, q8 = TYPE == GPU_Q8;	/* int8 fits float16, too */
 	static constexpr uint32_t row = D * (q8 ? 1u : 2u), pieces = row / 16u;
 	static constexpr uint32_t turn = pieces % 8u == 0 ? 8u : pieces % 4u == 0 ? 4u : 2u;	/* pieces that change places */
-	static constexpr uint32_t params = 2u * GPU_PAGE_SLOTS * row, pos = params + (q8 ? 128u : 0u), stage = mma_stage_bytes(row, q8);
-	static constexpr uint32_t steps = D / 16u;
+	static constexpr uint32_t pages = mma_stage_pages(row), page = 2u * GPU_PAGE_SLOTS * row, params = pages * page;
+	static constexpr uint32_t pos = params + (q8 ? pages * 128u : 0u), stage = mma_stage_bytes(row, q8);
+	static constexpr uint32_t steps = D / (q8 ? 32u : 16u);		/* of the products K q^T */
 
 	/* Piece c of row r lies where piece c ^ place(r) of an unchanged row would. */
 	static __device__ __forceinline__ uint32_t place(uint32_t r) { return r % 8u / (8u / turn); }
@@ -147,20 +151,24 @@ struct mma_lane {
 	uint32_t cluster, rank;
 };
 
+/* Pages of a strip of a lane of up to 2048 slots. */
+static __host__ __device__ constexpr uint32_t mma_strip_pages(uint32_t type) { return type == GPU_Q8 ? 4u : 2u; }
+
 /* How the pages of a lane form strips. */
-static __device__ __forceinline__ void mma_strips(uint32_t live, uint32_t &pages, uint32_t &per_strip, uint32_t &strips)
+static __host__ __device__ __forceinline__ void mma_strips(uint32_t type, uint32_t live, uint32_t &pages, uint32_t &per_strip,
+							   uint32_t &strips)
 {
 	pages = (live + GPU_PAGE_SLOTS - 1u) / GPU_PAGE_SLOTS;
-	per_strip = 2u * ((pages + 2u * MMA_STRIPS - 1u) / (2u * MMA_STRIPS));
+	per_strip = mma_strip_pages(type) * ((pages + 127u) / 128u);
 	strips = pages ? (pages + per_strip - 1u) / per_strip : 0u;
 }
 
 /* Which strips: see the tree above. */
-static __device__ __forceinline__ void mma_share(struct mma_lane &x)
+template <int TYPE> static __device__ __forceinline__ void mma_share(struct mma_lane &x)
 {
 	uint32_t n, a, b, c, e;
 
-	mma_strips(x.item.live, x.pages, x.per_strip, n);
+	mma_strips(TYPE, x.item.live, x.pages, x.per_strip, n);
 	if (x.cluster == 1u) {
 		c = 0;
 		e = n;
@@ -234,15 +242,15 @@ static __device__ __forceinline__ bool mma_takes_heat(const struct mma_args &a, 
 }
 
 /* What follows from x.item. */
-static __device__ __forceinline__ void mma_begin(const struct mma_args &a, struct mma_lane &x)
+template <int TYPE> static __device__ __forceinline__ void mma_begin(const struct mma_args &a, struct mma_lane &x)
 {
 	x.n_rows = min(x.item.n * a.group - x.row0, a.rows);
-	mma_share(x);
+	mma_share<TYPE>(x);
 	x.heat = mma_takes_heat(a, x);
 }
 
 /* Find the first lane. False when there is none. Reads what item_kernel left, long before. k: as for mma_next_item(). */
-template <bool RUN> static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x, uint32_t &k)
+template <int TYPE, bool RUN> static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x, uint32_t &k)
 {
 	uint32_t i = blockIdx.x / a.cluster;
 
@@ -266,19 +274,24 @@ template <bool RUN> static __device__ __forceinline__ bool mma_open(const struct
 		return false;
 	if (!a.tile)
 		x.tile = x.item.tile;
-	mma_begin(a, x);
+	mma_begin<TYPE>(a, x);
 	return true;
 }
 
 /* --- queries ----------------------------------------------------------------------------------------------------------------- */
 
-/* The queries as fragments, and per column of S what its logits are multiplied by, and its position. */
+/*
+ * The queries as fragments, and per column of S what its logits are multiplied by, and its position. K of 16 bits: the queries as numbers
+ * of that type; where they have more digits, what the rounding left is in shared memory. K of int8: the queries as integers of 23 bits, three
+ * bytes each, and a product for every byte: the uppermost bytes come first in hi[], the middle ones in its second half, the lowest are in
+ * shared memory.
+ */
 template <int TYPE, int D, int NT> struct mma_queries {
 	uint32_t hi[NT][D / 16][2];
 	float scale[NT][2];		/* of columns 2 t4 and 2 t4 + 1 */
 	float sum[NT][2];		/* of the query's channels: q8 */
 	int32_t pos[NT][2];
-	uint32_t lower;			/* what the rounding to hi[] left, in shared memory; 0: nothing */
+	uint32_t lower;			/* what is in shared memory; 0: nothing */
 };
 
 /* The tile's queries as float32 into shared memory, [row][D + 4]; channels that a head has not are zeros. Needs a barrier after it. */
@@ -308,12 +321,49 @@ template <int D> static __device__ __forceinline__ void mma_fetch_queries(const 
 	}
 }
 
-/* Where a thread's four numbers of k-step j are: q8 pages give channels in another order than 16-bit pages (mma_from_int8). */
-template <int TYPE> static __device__ __forceinline__ uint32_t mma_channel(uint32_t j, uint32_t t4, uint32_t i)
+/* Where a thread's four numbers of k-step j are. */
+static __device__ __forceinline__ uint32_t mma_channel(uint32_t j, uint32_t t4, uint32_t i)
 {
-	if (TYPE == GPU_Q8)
-		return j * 16u + 4u * t4 + (i < 2u ? 2u * i : 2u * i - 3u);
 	return j * 16u + 2u * t4 + (i & 1u) + (i >> 1) * 8u;
+}
+
+/* Channels 4 t4 .. + 3 of a half of a k-step (32 channels) as integers: byte k of each of the four in byte[k]. */
+static __device__ __forceinline__ void mma_query_bytes(const float *from, float by, uint32_t (&byte)[3])
+{
+	float4 v = *(const float4 *)from;
+	uint32_t w[4], a, b;
+
+	w[0] = (uint32_t)__float2int_rn(v.x * by);
+	w[1] = (uint32_t)__float2int_rn(v.y * by);
+	w[2] = (uint32_t)__float2int_rn(v.z * by);
+	w[3] = (uint32_t)__float2int_rn(v.w * by);
+#pragma unroll
+	for (int i = 0; i < 4; i++)	/* digits of -128 .. 127 */
+		w[i] = (w[i] + 0x808080u) ^ 0x808080u;
+	a = __byte_perm(w[0], w[1], 0x5140);
+	b = __byte_perm(w[2], w[3], 0x5140);
+	byte[0] = __byte_perm(a, b, 0x5410);
+	byte[1] = __byte_perm(a, b, 0x7632);
+	byte[2] = __byte_perm(__byte_perm(w[0], w[1], 0x0062), __byte_perm(w[2], w[3], 0x0062), 0x5410);
+}
+
+/* A column's query for K of int8. to: for the lowest bytes, of k-step 0; NULL: another warp puts them. */
+template <int D>
+static __device__ __forceinline__ void mma_split_query(const float *row, float by, uint32_t t4, char *to, uint32_t (&hi)[D / 16][2])
+{
+#pragma unroll
+	for (uint32_t j = 0; j < D / 32u; j++) {
+		uint32_t byte[2][3];
+
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {
+			mma_query_bytes(row + j * 32u + i * 16u + 4u * t4, by, byte[i]);
+			hi[j][i] = byte[i][2];
+			hi[D / 32u + j][i] = byte[i][1];
+		}
+		if (to)
+			*(uint2 *)(to + j * 256u) = make_uint2(byte[0][0], byte[1][0]);
+	}
 }
 
 /* Fragments from the queries in shared memory. lower: its place in there. */
@@ -321,7 +371,8 @@ template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a, const struct mma_lane &x, const float *from, uint32_t lower,
 							char *shared, struct mma_queries<TYPE, D, NT> &q)
 {
-	constexpr bool half = mma_size<TYPE, D, NT>::half;
+	constexpr bool half = mma_size<TYPE, D, NT>::half, q8 = TYPE == GPU_Q8;
+	constexpr uint32_t digits = q8 ? 22u : 14u, least = q8 ? 24u : 20u;
 
 	q.lower = a.exact_q ? mma_shared(shared) + lower : 0u;
 #pragma unroll
@@ -330,7 +381,7 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 		const float *row = from + min(col, x.n_rows - 1u) * (D + 4u);	/* columns of nobody repeat the last: nobody looks */
 		float sum = 0.0f, by = 1.0f;
 
-		if (half) {	/* float16 has a small range: bring the largest number of the row near its upper end */
+		if (half) {	/* float16 has a small range, and bytes hold integers: bring the row's largest number near 2^digits */
 #pragma unroll 4
 			for (uint32_t c = x.t4; c < D; c += 4u) {
 				top = max(top, __float_as_uint(row[c]) & 0x7fffffffu);
@@ -342,16 +393,18 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 				sum += __shfl_xor_sync(0xffffffffu, sum, d);
 			}
 			top >>= 23;
-			top = top < 20u || top > 240u ? 127u + 13u : top;
-			by = __uint_as_float((254u + 13u - top) << 23);
+			top = top < least || top > 240u ? 126u + digits : top;
+			by = __uint_as_float((253u + digits - top) << 23);
 		}
+		if constexpr (q8)
+			mma_split_query<D>(row, by, x.t4, x.warp ? NULL : shared + lower + (nt * (D / 32u) * 32u + x.thread) * 8u, q.hi[nt]);
 #pragma unroll
-		for (uint32_t j = 0; j < D / 16u; j++) {
+		for (uint32_t j = 0; !q8 && j < D / 16u; j++) {
 			uint32_t lo[2];
 
 #pragma unroll
 			for (uint32_t i = 0; i < 2; i++) {
-				float u = row[mma_channel<TYPE>(j, x.t4, 2u * i)] * by, w = row[mma_channel<TYPE>(j, x.t4, 2u * i + 1u)] * by;
+				float u = row[mma_channel(j, x.t4, 2u * i)] * by, w = row[mma_channel(j, x.t4, 2u * i + 1u)] * by;
 
 				q.hi[nt][j][i] = mma_pack<half>(u, w);
 				lo[i] = mma_pack<half>(u - mma_rounded<half>(u), w - mma_rounded<half>(w));
@@ -368,184 +421,6 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 			q.pos[nt][i] = x.item.pos + (int32_t)query;
 		}
 	}
-}
-
-/* --- the ring ---------------------------------------------------------------------------------------------------------------- */
-
-/*
- * A warp's stream of pages, of one lane after the other. Each thread knows the address of one of the next 32. Pages are asked for up to
- * `stages` ahead of the one being read, in the order of reading; behind the pages of the lane being read come those of the CTA's next lane.
- */
-struct mma_ring {
-	uint32_t at, stages;		/* shared address; how many */
-	uint32_t stage, ahead;		/* where the page to be read next is; pages asked for and not yet read */
-	uint32_t feed, first, end;	/* page to ask for next; pages of the warp in the lane that it belongs to */
-	uint32_t live, into_next;	/* of that lane; is it the next one already? */
-	const uint32_t *ids, *blocks;	/* as struct cuda_item's page and block */
-	const char *page, *pos;
-	uint64_t policy;
-};
-
-static __device__ __forceinline__ void mma_ring_look(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r)
-{
-	uint32_t p = r.feed + x.thread;
-	const char *block;
-
-	r.page = r.pos = NULL;
-	if (p >= r.end)
-		return;
-	r.page = cuda_at(a.view, r.ids[p]);
-	block = cuda_at(a.view, r.blocks[p / (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS)]);
-	r.pos = block ? block + p % (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS) * 64u : NULL;
-	r.page = block ? r.page : NULL;
-}
-
-/* Turn to a lane. */
-static __device__ __forceinline__ void mma_ring_turn(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
-						     const struct cuda_item &item, uint32_t first, uint32_t end)
-{
-	r.first = r.feed = first;
-	r.end = end;
-	r.live = item.live;
-	r.ids = item.page;
-	r.blocks = item.block;
-	mma_ring_look(a, x, r);
-}
-
-/* Turn to the CTA's next lane; without one there is nothing to ask for. */
-static __device__ __forceinline__ void mma_ring_turn_next(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
-							  const struct cuda_item &next)
-{
-	uint32_t pages, per_strip, n;
-
-	mma_strips(next.n ? next.live : 0u, pages, per_strip, n);
-	r.into_next = 1;
-	mma_ring_turn(a, x, r, next, min(mma_cut(0, n, x.warp) * per_strip, pages), min(mma_cut(0, n, x.warp + 1u) * per_strip, pages));
-}
-
-/* A whole page with rows that fill theirs in shared memory. */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_ring_copy(const struct mma_lane &x, const struct mma_ring &r, uint32_t dst, const char *page)
-{
-	using size = mma_size<TYPE, D, NT>;
-	constexpr uint32_t per = size::pieces, rows = 32u / per;	/* rows of a copy by all threads */
-
-	page += x.thread * 16u;
-	if constexpr (32u % per == 0) {	/* then the bits of a row's number come from the thread and from u apart, and so does its place */
-		uint32_t piece = x.thread % per ^ size::place(x.thread / per);
-
-		dst += x.thread / per * size::row;
-#pragma unroll
-		for (uint32_t u = 0; u < per; u++)
-			mma_copy16_all(dst + (piece ^ size::place(u * rows)) * 16u + u * 512u, page + u * 512u, r.policy);
-	} else {
-#pragma unroll
-		for (uint32_t u = 0; u < per; u++) {
-			uint32_t e = u * 32u + x.thread;
-
-			mma_copy16_all(dst + e / per * size::row + (e % per ^ size::place(e / per)) * 16u, page + u * 512u, r.policy);
-		}
-	}
-}
-
-/* Ask for the next page, into stage `s`; slots that are not live become zeros. Always one group of copies. */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_ring_feed(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r, uint32_t s)
-{
-	using size = mma_size<TYPE, D, NT>;
-
-	if (r.feed < r.end) {
-		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stage, live;
-		const char *page = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i);
-		const char *pos = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
-
-		live = min(r.live - r.feed * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS);
-		if (!page) {
-			live = 0;
-			page = pos = (const char *)a.item;	/* not read */
-		}
-		if (a.head_dim == D && live == GPU_PAGE_SLOTS) {
-			mma_ring_copy<TYPE, D, NT>(x, r, dst, page);
-		} else {
-			uint32_t vecs = a.head_dim * (size::q8 ? 1u : 2u) / 16u, inverse = ((1u << 20) + vecs - 1u) / vecs;
-
-#pragma unroll 2
-			for (uint32_t e = x.thread; e < vecs * 32u; e += 32u) {
-				uint32_t row = e * inverse >> 20;	/* e / vecs: e < 1024 */
-
-				mma_copy16(dst + row * size::row + (e - row * vecs ^ size::place(row)) * 16u, page + e * 16u,
-					   row % GPU_PAGE_SLOTS < live, r.policy);
-			}
-		}
-		if (x.thread < 4u)
-			mma_copy16(dst + size::pos + x.thread * 16u, pos + x.thread * 16u, live > 0, r.policy);
-		else if (size::q8 && x.thread < 12u)
-			mma_copy16(dst + size::params + (x.thread - 4u) * 16u,
-				   page + gpu_page_params(TYPE, a.head_dim) + (x.thread - 4u) * 16u, live > 0, r.policy);
-		r.ahead++;
-		if ((++r.feed - r.first) % 32u == 0)
-			mma_ring_look(a, x, r);
-	}
-	mma_commit();
-}
-
-/* The stage of the page that lies `n` pages behind the one to be read next. */
-static __device__ __forceinline__ uint32_t mma_ring_stage(const struct mma_ring &r, uint32_t n)
-{
-	return r.stage + n < r.stages ? r.stage + n : r.stage + n - r.stages;
-}
-
-/* A page was read: its stage is free. Either the ring is full again then, or there is nothing to ask for until the CTA's next lane. */
-template <int TYPE, int D, int NT, bool RUN>
-static __device__ __forceinline__ void mma_ring_pass(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
-						     const struct cuda_item &next)
-{
-	r.ahead--;
-	mma_ring_feed<TYPE, D, NT>(a, x, r, r.stage);
-	r.stage = mma_ring_stage(r, 1u);
-	if (RUN && r.feed == r.end && !r.into_next)
-		mma_ring_turn_next(a, x, r, next);
-}
-
-/*
- * The lane that the ring turned to is now the one being read, and the one behind it is known. A part of the ring is empty at the very
- * start, and if a lane is short: then there are pages to ask for, in stages that have been free for a while.
- */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_ring_advance(const struct mma_args &a, const struct mma_lane &x, struct mma_ring &r,
-							const struct cuda_item &next)
-{
-	r.into_next = 0;
-#pragma unroll 1
-	for (uint32_t i = r.ahead; i < r.stages; i++) {	/* with empty groups at the end, so that mma_wait() can count */
-		if (r.feed == r.end && !r.into_next)
-			mma_ring_turn_next(a, x, r, next);
-		mma_ring_feed<TYPE, D, NT>(a, x, r, mma_ring_stage(r, i));
-	}
-	if (r.feed == r.end && !r.into_next)	/* full just now: mma_ring_pass() must find the next page */
-		mma_ring_turn_next(a, x, r, next);
-}
-
-/* The ring before its first page: rows end where the head ends, and what lies behind must be zeros. */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_ring_new(const struct mma_args &a, const struct mma_lane &x, char *shared, uint32_t at,
-						    struct mma_ring &r)
-{
-	using size = mma_size<TYPE, D, NT>;
-	uint32_t pieces = a.head_dim * (size::q8 ? 1u : 2u) / 16u;
-
-	r.stages = min((a.shared_bytes - at) / (MMA_WARPS * size::stage), MMA_MAX_STAGES);
-	at += x.warp * r.stages * size::stage;
-	r.at = mma_shared(shared) + at;
-	r.stage = r.ahead = 0;
-	r.into_next = 1;	/* as if the lane before had turned to it */
-	r.policy = mma_read_once();
-	for (uint32_t s = x.thread; pieces < size::pieces && s < r.stages * 32u; s += 32u)
-		for (uint32_t c = pieces; c < size::pieces; c++)
-			*(uint4 *)(shared + at + s / 32u * size::stage + s % 32u * size::row + (c ^ size::place(s)) * 16u) =
-				make_uint4(0, 0, 0, 0);
-	__syncwarp();
-	mma_ring_turn(a, x, r, x.item, min(x.first * x.per_strip, x.pages), min(x.end * x.per_strip, x.pages));
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* Private to gpu/cuda/: the middle part of attend_mma.cuh: what a warp does with one page. */
+/* Private to gpu/cuda/: a part of attend_mma.cuh: what a warp does with a page of 16-bit slots. */
 #ifndef GPU_CUDA_ATTEND_PAGE_CUH
 #define GPU_CUDA_ATTEND_PAGE_CUH
 
@@ -11,9 +11,12 @@ template <int D, int NT> struct mma_sum {
 	float m[NT][2], l[NT][2], o[NT][D / 16][4];
 };
 
-/* What q8 adds to a strip: sums of p * offset, per thread as l is; and a power of two not below any scale of V, which o is relative to. */
+/*
+ * What q8 adds to a strip: sums of p * offset, per thread as l is; a power of two not below any scale of V, which o is relative to; and
+ * what o is too large by, since int8 comes with a bias (mma_from_int8_biased): bias[..][h] for columns h, summed up by the same products.
+ */
 template <int NT> struct mma_more {
-	float offset[NT][2], unit;
+	float offset[NT][2], bias[NT][4], unit;
 };
 
 template <int D, int NT> static __device__ __forceinline__ void mma_clear(struct mma_sum<D, NT> &s)
@@ -28,18 +31,14 @@ template <int D, int NT> static __device__ __forceinline__ void mma_clear(struct
 	}
 }
 
-/* K of 16 slots and the channels of k-step j as a fragment. k: the thread's row; place: the piece of it that comes first, see mma_size. */
-template <int TYPE, int D, int NT> static __device__ __forceinline__ void mma_key(uint32_t k, uint32_t place, uint32_t j, uint32_t (&f)[4])
+template <int NT> static __device__ __forceinline__ void mma_clear(struct mma_more<NT> &more)
 {
-	if constexpr (TYPE == GPU_Q8) {
-		uint32_t r[2];
-
-		mma_load2(r, k + (j ^ place) * 16u);
-		mma_from_int8(r[0], f[0], f[2]);
-		mma_from_int8(r[1], f[1], f[3]);
-	} else {
-		mma_load4(f, k + (j * 2u ^ place) * 16u);
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++) {
+		more.offset[nt][0] = more.offset[nt][1] = 0.0f;
+		more.bias[nt][0] = more.bias[nt][1] = more.bias[nt][2] = more.bias[nt][3] = 0.0f;
 	}
+	more.unit = 0.0f;
 }
 
 /* S of a page: 16 slots x columns. c[nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[nt][2..3]: slot g + 8. */
@@ -49,7 +48,7 @@ static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x,
 {
 	using size = mma_size<TYPE, D, NT>;
 	const uint32_t k = at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
-	const uint32_t place = size::place(x.thread) ^ (size::q8 ? 0u : x.thread >> 4);
+	const uint32_t place = size::place(x.thread) ^ x.thread >> 4;
 	float c2[NT][4];
 	uint32_t f[4];
 
@@ -60,7 +59,7 @@ static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x,
 			c[nt][i] = c2[nt][i] = 0.0f;
 #pragma unroll
 	for (uint32_t j = 0; j < size::steps; j++) {
-		mma_key<TYPE, D, NT>(k, place, j, f);
+		mma_load4(f, k + (j * 2u ^ place) * 16u);
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++)
 			mma_16816<size::half>(j % 2u ? c2[nt] : c[nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
@@ -68,7 +67,7 @@ static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x,
 	if (q.lower) {
 #pragma unroll 1
 		for (uint32_t j = 0; j < size::steps; j++) {
-			mma_key<TYPE, D, NT>(k, place, j, f);
+			mma_load4(f, k + (j * 2u ^ place) * 16u);
 #pragma unroll
 			for (uint32_t nt = 0; nt < NT; nt++) {
 				uint32_t b0, b1;
@@ -94,31 +93,14 @@ static __device__ __forceinline__ void mma_page_values(const struct mma_lane &x,
 	using size = mma_size<TYPE, D, NT>;
 	uint32_t f[4], v = at + GPU_PAGE_SLOTS * size::row, place = size::place(x.thread);
 
-	if constexpr (size::q8) {
-		v += ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
-		place ^= x.thread >> 4;
+	v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::row;
+	place ^= x.thread >> 3 & 1u;
 #pragma unroll
-		for (uint32_t j = 0; j < size::steps; j++) {
-			uint32_t e[4];
-
-			if (j % 2u == 0)
-				mma_load4_turned(f, v + (j ^ place) * 16u);
-			mma_from_int8(f[j % 2u * 2u], e[0], e[1]);
-			mma_from_int8(f[j % 2u * 2u + 1u], e[2], e[3]);
+	for (uint32_t j = 0; j < size::steps; j++) {
+		mma_load4_turned(f, v + (j * 2u ^ place) * 16u);
 #pragma unroll
-			for (int nt = 0; nt < NT; nt++)
-				mma_16816<true>(s.o[nt][j], e, b[nt][0], b[nt][1]);
-		}
-	} else {
-		v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::row;
-		place ^= x.thread >> 3 & 1u;
-#pragma unroll
-		for (uint32_t j = 0; j < size::steps; j++) {
-			mma_load4_turned(f, v + (j * 2u ^ place) * 16u);
-#pragma unroll
-			for (int nt = 0; nt < NT; nt++)
-				mma_16816<size::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);
-		}
+		for (int nt = 0; nt < NT; nt++)
+			mma_16816<size::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);
 	}
 }
 
@@ -136,38 +118,10 @@ static __device__ __forceinline__ float mma_shared_float(uint32_t at)
 	return v;
 }
 
-static __device__ __forceinline__ float2 mma_shared_half2(uint32_t at)
-{
-	uint32_t v;
-
-	asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
-	return __half22float2(*(__half2 *)&v);
-}
-
-/* What q8 needs beside the rows: scale and offset of K and V of slots g and g + 8. Those that are not live may hold anything. */
-struct mma_params {
-	float2 k[2], v[2];
-};
-
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ struct mma_params mma_page_params(const struct mma_lane &x, uint32_t at, uint32_t live)
-{
-	struct mma_params p = {};
-
-#pragma unroll
-	for (uint32_t i = 0; i < 2; i++) {
-		if (TYPE == GPU_Q8 && x.g + 8u * i < live) {
-			p.k[i] = mma_shared_half2(at + mma_size<TYPE, D, NT>::params + (x.g + 8u * i) * 4u);
-			p.v[i] = mma_shared_half2(at + mma_size<TYPE, D, NT>::params + 64u + (x.g + 8u * i) * 4u);
-		}
-	}
-	return p;
-}
-
 /* Logits that a query may see, times log2(e); the others are -inf. With heat they are kept, row by row. */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
-						       uint32_t live, const struct mma_params &par, float (&c)[NT][4])
+						       uint32_t live, float (&c)[NT][4])
 {
 	const float none = __int_as_float(0xff800000);
 
@@ -182,42 +136,21 @@ static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x,
 			for (int h = 0; h < 2; h++) {
 				float v = c[nt][2u * i + h];
 
-				if (TYPE == GPU_Q8)
-					v = __fmaf_rn(par.k[i].x, v, __fmul_rn(par.k[i].y, q.sum[nt][h]));
 				c[nt][2u * i + h] = x.g + 8u * i < live && pos <= q.pos[nt][h] ? v * q.scale[nt][h] : none;
 			}
 	}
 }
 
-/* The scales of V of a page in units of a power of two that is not below any of them. Returns by how much older outputs shrink. */
-static __device__ __forceinline__ float mma_new_unit(struct mma_params &par, float &unit)
-{
-	uint32_t top = max(__float_as_uint(par.v[0].x), __float_as_uint(par.v[1].x)), old = __float_as_uint(unit);
-	float inverse;
-
-#pragma unroll
-	for (int d = 4; d < 32; d <<= 1)
-		top = max(top, __shfl_xor_sync(0xffffffffu, top, d));
-	top = max((top + 0x7fffffu) & 0x7f800000u, old);
-	inverse = __uint_as_float((254u << 23) - top);
-	par.v[0].x *= inverse;
-	par.v[1].x *= inverse;
-	unit = __uint_as_float(top);
-	return __uint_as_float(old) * inverse;
-}
-
 /* One page: logits, the maximum moves, probabilities, outputs. */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
-						uint32_t live, float *kept, uint32_t kept_stride, struct mma_sum<D, NT> &s,
-						struct mma_more<NT> &more)
+						uint32_t live, float *kept, uint32_t kept_stride, struct mma_sum<D, NT> &s)
 {
-	struct mma_params par = mma_page_params<TYPE, D, NT>(x, at, live);
-	float c[NT][4], by[NT][2], shrink = 1.0f;
+	float c[NT][4], by[NT][2];
 	uint32_t b[NT][2];
 	bool moves = false;
 
-	mma_page_scores<TYPE, D, NT>(x, q, at, live, par, c);
+	mma_page_scores<TYPE, D, NT>(x, q, at, live, c);
 #pragma unroll
 	for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -237,19 +170,12 @@ static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const 
 			moves = moves || top != s.m[nt][h];
 			s.m[nt][h] = top;
 		}
-	if (TYPE == GPU_Q8) {
-		shrink = mma_new_unit(par, more.unit);
-		moves = moves || shrink != 1.0f;
-	}
 	if (__any_sync(0xffffffffu, moves)) {
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++) {
 #pragma unroll
-			for (int h = 0; h < 2; h++) {
+			for (int h = 0; h < 2; h++)
 				s.l[nt][h] *= by[nt][h];
-				more.offset[nt][h] *= by[nt][h];
-				by[nt][h] *= shrink;
-			}
 #pragma unroll
 			for (int j = 0; j < D / 16; j++)
 #pragma unroll
@@ -265,12 +191,6 @@ static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const 
 
 			s.l[nt][0] += p0;
 			s.l[nt][1] += p1;
-			if (TYPE == GPU_Q8) {
-				more.offset[nt][0] = __fmaf_rn(p0, par.v[i].y, more.offset[nt][0]);
-				more.offset[nt][1] = __fmaf_rn(p1, par.v[i].y, more.offset[nt][1]);
-				p0 *= par.v[i].x;
-				p1 *= par.v[i].x;
-			}
 			b[nt][i] = mma_turn(mma_pack<mma_size<TYPE, D, NT>::half>(p0, p1));
 		}
 	}

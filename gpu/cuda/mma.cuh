@@ -72,11 +72,6 @@ static __device__ __forceinline__ void mma_load4(uint32_t (&r)[4], uint32_t at)
 		     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
 }
 
-static __device__ __forceinline__ void mma_load2(uint32_t (&r)[2], uint32_t at)	/* addresses of threads 0 .. 15 */
-{
-	asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
-}
-
 static __device__ __forceinline__ void mma_load4_turned(uint32_t (&r)[4], uint32_t at)
 {
 	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -124,6 +119,14 @@ static __device__ __forceinline__ void mma_16816(float (&c)[4], const uint32_t (
 			     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* c += a b: a 16 x 32, b 32 x 8, both int8, c 16 x 8, int32. */
+static __device__ __forceinline__ void mma_16832(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
+{
+	asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+		     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+		     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 /*
  * Four int8 as float16, exactly: bytes 0 and 2 into `even`, 1 and 3 into `odd`. A byte in the mantissa of 1024, its sign bit turned over, makes
  * 1024 + 128 + x.
@@ -136,6 +139,16 @@ static __device__ __forceinline__ void mma_from_int8(uint32_t x, uint32_t &even,
 
 	even = *(uint32_t *)&a;
 	odd = *(uint32_t *)&b;
+}
+
+#define MMA_INT8_BIAS 0x64806480u	/* float16: 1152, twice */
+
+/* The same without the subtraction, so MMA_INT8_BIAS too large. */
+static __device__ __forceinline__ void mma_from_int8_biased(uint32_t x, uint32_t &even, uint32_t &odd)
+{
+	x ^= 0x80808080u;
+	even = __byte_perm(x, 0x64646464u, 0x4240);
+	odd = __byte_perm(x, 0x64646464u, 0x4341);
 }
 
 /* --- clusters and early launches: nothing before sm_90 ---------------------------------------------------------------------------- */

@@ -1,0 +1,180 @@
+/* Private to gpu/cuda/: a part of attend_mma.cuh: from a lane's logits to heat, once its log-sum-exp is known. */
+#ifndef GPU_CUDA_ATTEND_HEAT_CUH
+#define GPU_CUDA_ATTEND_HEAT_CUH
+
+#include "gpu/cuda/attend_mma.cuh"
+
+/* Where the heat of slot i of the CTA's pages is; NULL when there is none. */
+static __device__ __forceinline__ float *mma_heat_at(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
+{
+	uint32_t slot = x.cta_page * GPU_PAGE_SLOTS + i;
+	char *block;
+
+	if (i >= x.cta_pages * GPU_PAGE_SLOTS)
+		return NULL;
+	block = cuda_at(a.view, x.item.block[slot / GPU_BLOCK_SLOTS]);
+	return block ? (float *)block + GPU_BLOCK_SLOTS + slot % GPU_BLOCK_SLOTS : NULL;
+}
+
+/* What one query's heads gave a slot becomes heat; a slot that the query may not see stays as it is. */
+static __device__ __forceinline__ float mma_add_heat(uint32_t kind, float heat, float sum, float squares, bool seen)
+{
+	float v;
+
+	switch (kind) {
+	case EVICT_HEAT_MAX: v = fmaxf(heat, sum); break;
+	case EVICT_HEAT_SQUARES: v = __fadd_rn(heat, squares); break;
+	case EVICT_HEAT_LAST: v = sum; break;
+	default: v = __fadd_rn(heat, sum); break;
+	}
+	return seen ? v : heat;
+}
+
+/* N neighbouring floats: 4, or 1. */
+template <int N> static __device__ __forceinline__ void mma_get(const float *from, float (&to)[N])
+{
+	if constexpr (N == 4) {
+		float4 v = *(const float4 *)from;
+
+		to[0] = v.x;
+		to[1] = v.y;
+		to[2] = v.z;
+		to[3] = v.w;
+	} else {
+		to[0] = *from;
+	}
+}
+
+template <int N> static __device__ __forceinline__ void mma_put(float *to, const float (&from)[N])
+{
+	if constexpr (N == 4)
+		*(float4 *)to = make_float4(from[0], from[1], from[2], from[3]);
+	else
+		*to = from[0];
+}
+
+/* The heat of N slots that a thread owns, already on its way. */
+template <int N> struct mma_own {
+	float *at;
+	float heat[GPU_MAX_HEAT][N];
+};
+
+template <int N> static __device__ __forceinline__ struct mma_own<N> mma_look(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
+{
+	struct mma_own<N> h = {};
+
+	h.at = mma_heat_at(a, x, i);
+	if (h.at)
+		mma_get<N>(h.at, h.heat[0]);
+	if (h.at && x.item.n_heat > 1u)
+		mma_get<N>(h.at + GPU_BLOCK_SLOTS, h.heat[1]);
+	return h;
+}
+
+/* z: logits of the slots, row by row. */
+template <int N>
+static __device__ __forceinline__ void mma_add_queries(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *z,
+						       uint32_t stride, struct mma_own<N> &own)
+{
+#pragma unroll 1
+	for (uint32_t j = 0, r = 0; j < x.item.n; j++, r += a.group) {
+		float sum[N] = {}, squares[N] = {};
+		bool seen[N] = {};
+
+		if (!mma_counts(x.item, j))
+			continue;
+#pragma unroll 4
+		for (uint32_t h = 0; h < a.group; h++) {
+			float2 e = end[r + h];
+			float logit[N];
+
+			mma_get<N>(z + (r + h) * stride, logit);
+#pragma unroll
+			for (int i = 0; i < N; i++) {
+				float p = __fmul_rn(mma_exp2(__fsub_rn(logit[i], e.x)), e.y);
+
+				sum[i] = __fadd_rn(sum[i], p);
+				squares[i] = __fadd_rn(squares[i], __fmul_rn(p, p));
+				seen[i] = logit[i] != __int_as_float(0xff800000);
+			}
+		}
+#pragma unroll
+		for (uint32_t k = 0; k < GPU_MAX_HEAT; k++)
+#pragma unroll
+			for (int i = 0; i < N; i++)
+				own.heat[k][i] = mma_add_heat(x.item.heat[k], own.heat[k][i], sum[i], squares[i], seen[i]);
+	}
+}
+
+/* The usual heat: the sum of one query's probabilities. Nobody else adds to a slot in this step, so the memory may: nothing to wait for. */
+static __device__ __forceinline__ bool mma_heat_adds(const struct mma_lane &x)
+{
+	return x.item.n == 1u && x.item.n_heat == 1u && x.item.heat[0] == EVICT_HEAT_SUM;
+}
+
+/* Add to N neighbouring floats; -inf: leave that one alone. */
+template <int N> static __device__ __forceinline__ void mma_red(float *at, const float (&v)[N])
+{
+	const float none = __int_as_float(0xff800000);
+
+#if MMA_CLUSTERS
+	if constexpr (N == 4) {
+		if (v[0] != none && v[1] != none && v[2] != none && v[3] != none) {
+			asm volatile("red.global.add.v4.f32 [%0], {%1,%2,%3,%4};"
+				     :: "l"(at), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]) : "memory");
+			return;
+		}
+	}
+#endif
+#pragma unroll
+	for (int i = 0; i < N; i++)
+		if (v[i] != none)
+			asm volatile("red.global.add.f32 [%0], %1;" :: "l"(at + i), "f"(v[i]) : "memory");
+}
+
+/* As mma_heat(), which it has the bits of, but for numbers below 2^-126. */
+template <int N>
+static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, const struct mma_lane &x, const float2 *end,
+						    const float *kept, uint32_t stride)
+{
+#pragma unroll 1
+	for (uint32_t i = threadIdx.x * N; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * N) {
+		float *at = mma_heat_at(a, x, i), sum[N] = {}, logit[N];
+
+#pragma unroll 4
+		for (uint32_t h = 0; h < a.group; h++) {
+			float2 e = end[h];
+
+			mma_get<N>(kept + i + h * stride, logit);
+#pragma unroll
+			for (int j = 0; j < N; j++)
+				sum[j] = __fadd_rn(sum[j], __fmul_rn(mma_exp2(__fsub_rn(logit[j], e.x)), e.y));
+		}
+#pragma unroll
+		for (int j = 0; j < N; j++)	/* no head saw the slot: not the last one either */
+			sum[j] = logit[j] == __int_as_float(0xff800000) ? logit[j] : sum[j];
+		if (at)
+			mma_red<N>(at, sum);
+	}
+}
+
+/* Heat of the CTA's slots, N a thread. ahead: of the thread's first. */
+template <int N>
+static __device__ __forceinline__ void mma_heat(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
+						uint32_t stride, struct mma_own<N> ahead)
+{
+#pragma unroll 1
+	for (uint32_t i = threadIdx.x * N; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * N) {
+		struct mma_own<N> own = ahead;
+
+		ahead = mma_look<N>(a, x, i + MMA_THREADS * N);
+		if (!own.at)
+			continue;
+		mma_add_queries<N>(a, x, end, kept + i, stride, own);
+		mma_put<N>(own.at, own.heat[0]);
+		if (x.item.n_heat > 1u)
+			mma_put<N>(own.at + GPU_BLOCK_SLOTS, own.heat[1]);
+	}
+}
+
+#endif

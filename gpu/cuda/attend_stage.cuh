@@ -1,0 +1,356 @@
+/*
+ * Private to gpu/cuda/: a part of attend_mma.cuh: what a warp does with a stage of its ring where that is q8, or two pages. As in
+ * attend_page.cuh, but that the two pages' chains of instructions run side by side, and have one maximum.
+ */
+#ifndef GPU_CUDA_ATTEND_STAGE_CUH
+#define GPU_CUDA_ATTEND_STAGE_CUH
+
+#include "gpu/cuda/attend_page.cuh"
+
+/* Where logits are kept until the lane's log-sum-exp is known: rows of `stride` floats from the CTA's first slot; NULL: nowhere. */
+struct mma_kept {
+	float *at;
+	uint32_t stride;
+};
+
+/* --- logits ------------------------------------------------------------------------------------------------------------------- */
+
+/* Logits of a stage: c[page][nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[page][nt][2..3]: slot g + 8. */
+template <int TYPE, int D, int NT> using mma_logits = float[mma_size<TYPE, D, NT>::pages][NT][4];
+
+static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
+{
+	uint2 v;
+
+	asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+	return v;
+}
+
+/* K of 16 bits. k: the thread's row; place: the piece of it that comes first, see mma_size. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k,
+						    uint32_t place, mma_logits<TYPE, D, NT> &c)
+{
+	using size = mma_size<TYPE, D, NT>;
+	mma_logits<TYPE, D, NT> c2 = {};
+	uint32_t f[4];
+
+#pragma unroll
+	for (uint32_t j = 0; j < size::steps; j++)
+#pragma unroll
+		for (uint32_t u = 0; u < size::pages; u++) {
+			mma_load4(f, k + u * size::page + (j * 2u ^ place) * 16u);
+#pragma unroll
+			for (int nt = 0; nt < NT; nt++)
+				mma_16816<size::half>(j % 2u ? c2[u][nt] : c[u][nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
+		}
+	if (q.lower) {
+#pragma unroll 1
+		for (uint32_t j = 0; j < size::steps; j++)
+#pragma unroll
+			for (uint32_t u = 0; u < size::pages; u++) {
+				mma_load4(f, k + u * size::page + (j * 2u ^ place) * 16u);
+#pragma unroll
+				for (uint32_t nt = 0; nt < NT; nt++) {
+					uint2 b = mma_shared_pair(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u);
+
+					mma_16816<size::half>(c2[u][nt], f, b.x, b.y);
+				}
+			}
+	}
+#pragma unroll
+	for (uint32_t u = 0; u < size::pages; u++)
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+			for (int i = 0; i < 4; i++)
+				c[u][nt][i] += c2[u][nt][i];
+}
+
+/* K of int8: a product for each byte of the queries, exactly. */
+template <int D, int NT>
+static __device__ __forceinline__ void mma_products_int8(const struct mma_lane &x, const struct mma_queries<GPU_Q8, D, NT> &q, uint32_t k,
+							 uint32_t place, mma_logits<GPU_Q8, D, NT> &c)
+{
+	using size = mma_size<GPU_Q8, D, NT>;
+	constexpr uint32_t together = NT == 1 ? size::pages : 1u;	/* pages; with 16 columns there are no registers for two */
+
+#pragma unroll
+	for (uint32_t from = 0; from < size::pages; from += together) {
+		int32_t high[together][NT][4] = {}, middle[together][NT][4] = {}, low[together][NT][4] = {};
+
+#pragma unroll
+		for (uint32_t j = 0; j < size::steps; j++) {
+			uint2 b[NT];
+
+#pragma unroll
+			for (uint32_t nt = 0; nt < NT; nt++)
+				b[nt] = mma_shared_pair(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u);
+#pragma unroll
+			for (uint32_t u = 0; u < together; u++) {
+				uint32_t f[4];
+
+				mma_load4(f, k + (from + u) * size::page + (j * 2u ^ place) * 16u);
+#pragma unroll
+				for (int nt = 0; nt < NT; nt++) {
+					mma_16832(high[u][nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
+					mma_16832(middle[u][nt], f, q.hi[nt][D / 32 + j][0], q.hi[nt][D / 32 + j][1]);
+					mma_16832(low[u][nt], f, b[nt].x, b[nt].y);
+				}
+			}
+		}
+#pragma unroll
+		for (uint32_t u = 0; u < together; u++)
+#pragma unroll
+			for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+				for (int i = 0; i < 4; i++)	/* the lower two fit 31 bits together */
+					c[from + u][nt][i] = __fmaf_rn((float)high[u][nt][i], 65536.0f,
+								       (float)(middle[u][nt][i] * 256 + low[u][nt][i]));
+	}
+}
+
+static __device__ __forceinline__ uint32_t mma_shared_word(uint32_t at)
+{
+	uint32_t v;
+
+	asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+	return v;
+}
+
+/* What q8 needs beside the rows: (scale, offset) of K and V of slots g and g + 8 of each page. Slots that are not live may hold anything. */
+template <int PAGES> struct mma_params {
+	float2 k[PAGES][2], v[PAGES][2];
+};
+
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_load_params(const struct mma_lane &x, uint32_t at, uint32_t live,
+						       struct mma_params<mma_size<TYPE, D, NT>::pages> &p)
+{
+	using size = mma_size<TYPE, D, NT>;
+
+#pragma unroll
+	for (uint32_t u = 0; u < size::pages; u++)
+#pragma unroll
+		for (uint32_t i = 0; TYPE == GPU_Q8 && i < 2; i++) {
+			uint32_t from = at + size::params + u * 128u + (x.g + 8u * i) * 4u, k = mma_shared_word(from), v = mma_shared_word(from + 64u);
+
+			v = u * GPU_PAGE_SLOTS + x.g + 8u * i < live ? v : 0u;
+			p.k[u][i] = __half22float2(*(__half2 *)&k);
+			p.v[u][i] = __half22float2(*(__half2 *)&v);
+		}
+}
+
+/* Logits that a query may see, times log2(e); the others are -inf. live: slots from the stage's first on. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_stage_logits(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
+							uint32_t live, const struct mma_params<mma_size<TYPE, D, NT>::pages> &par,
+							mma_logits<TYPE, D, NT> &c)
+{
+	using size = mma_size<TYPE, D, NT>;
+	const uint32_t k = at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row, place = size::place(x.thread) ^ x.thread >> 4;
+	const float none = __int_as_float(0xff800000);
+
+	if constexpr (size::q8)
+		mma_products_int8<D, NT>(x, q, k, place, c);
+	else
+		mma_products<TYPE, D, NT>(x, q, k, place, c);
+#pragma unroll
+	for (uint32_t u = 0; u < size::pages; u++)
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {
+			uint32_t slot = u * GPU_PAGE_SLOTS + x.g + 8u * i;
+			int32_t pos = (int32_t)mma_shared_word(at + size::pos + slot * 4u);
+
+#pragma unroll
+			for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+				for (int h = 0; h < 2; h++) {
+					float v = c[u][nt][2u * i + h];
+
+					if constexpr (size::q8)
+						v = __fmaf_rn(par.k[u][i].x, v, __fmul_rn(par.k[u][i].y, q.sum[nt][h]));
+					c[u][nt][2u * i + h] = slot < live && pos <= q.pos[nt][h] ? v * q.scale[nt][h] : none;
+				}
+		}
+}
+
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_keep_logits(const struct mma_lane &x, const struct mma_kept &kept, uint32_t slot,
+						       const mma_logits<TYPE, D, NT> &c)
+{
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			uint32_t col = nt * 8u + 2u * x.t4 + h;
+			float *to = kept.at + (col * kept.stride + slot + x.g);
+
+			if (col >= x.n_rows)
+				continue;
+#pragma unroll
+			for (uint32_t i = 0; i < 2u * mma_size<TYPE, D, NT>::pages; i++)
+				to[i * 8u] = c[i / 2u][nt][i % 2u * 2u + h];
+		}
+}
+
+/* --- outputs ------------------------------------------------------------------------------------------------------------------- */
+
+/* o += V^T p of a page at `v`. b: the probabilities of slots 2 t4, 2 t4 + 1 (and + 8) and column g. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_stage_values(const struct mma_lane &x, uint32_t v, const uint32_t (&b)[NT][2],
+						       struct mma_sum<D, NT> &s, struct mma_more<NT> &more)
+{
+	using size = mma_size<TYPE, D, NT>;
+	uint32_t f[4], place = size::place(x.thread);
+
+	if constexpr (size::q8) {
+		constexpr uint32_t bias = MMA_INT8_BIAS | 0x80008000u;
+		const uint32_t less[4] = { bias, bias, bias, bias };
+
+		v += ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
+		place ^= x.thread >> 4;
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++)
+			mma_16816<true>(more.bias[nt], less, b[nt][0], b[nt][1]);
+#pragma unroll
+		for (uint32_t j = 0; j < D / 16u; j++) {
+			uint32_t e[4];
+
+			if (j % 2u == 0)
+				mma_load4_turned(f, v + (j ^ place) * 16u);
+			mma_from_int8_biased(f[j % 2u * 2u], e[0], e[1]);
+			mma_from_int8_biased(f[j % 2u * 2u + 1u], e[2], e[3]);
+#pragma unroll
+			for (int nt = 0; nt < NT; nt++)
+				mma_16816<true>(s.o[nt][j], e, b[nt][0], b[nt][1]);
+		}
+	} else {
+		v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::row;
+		place ^= x.thread >> 3 & 1u;
+#pragma unroll
+		for (uint32_t j = 0; j < D / 16u; j++) {
+			mma_load4_turned(f, v + (j * 2u ^ place) * 16u);
+#pragma unroll
+			for (int nt = 0; nt < NT; nt++)
+				mma_16816<size::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);
+		}
+	}
+}
+
+/* The maximum takes in a stage. by: what older sums shrink by. Does any of the thread's move? */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ bool mma_new_top(const mma_logits<TYPE, D, NT> &c, struct mma_sum<D, NT> &s, float (&by)[NT][2])
+{
+	bool moves = false;
+
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			float top = fmaxf(c[0][nt][h], c[0][nt][2 + h]);
+
+#pragma unroll
+			for (uint32_t u = 1; u < mma_size<TYPE, D, NT>::pages; u++)
+				top = fmaxf(top, fmaxf(c[u][nt][h], c[u][nt][2 + h]));
+#pragma unroll
+			for (int d = 4; d < 32; d <<= 1)
+				top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
+			top = fmaxf(top, s.m[nt][h]);
+			by[nt][h] = mma_exp2(s.m[nt][h] - top);
+			moves = moves || top != s.m[nt][h];
+			s.m[nt][h] = top;
+		}
+	return moves;
+}
+
+/* The scales of V of a stage in units of a power of two that is not below any of them. Returns by how much older outputs shrink. */
+template <int PAGES> static __device__ __forceinline__ float mma_new_unit(struct mma_params<PAGES> &par, float &unit)
+{
+	uint32_t top = 0, old = __float_as_uint(unit);
+	float inverse;
+
+#pragma unroll
+	for (int u = 0; u < PAGES; u++)
+		top = max(top, max(__float_as_uint(par.v[u][0].x), __float_as_uint(par.v[u][1].x)));
+	top = __reduce_max_sync(0xffffffffu, top);
+	top = max((top + 0x7fffffu) & 0x7f800000u, old);
+	inverse = __uint_as_float((254u << 23) - top);
+#pragma unroll
+	for (int u = 0; u < PAGES; u++) {
+		par.v[u][0].x *= inverse;
+		par.v[u][1].x *= inverse;
+	}
+	unit = __uint_as_float(top);
+	return __uint_as_float(old) * inverse;
+}
+
+/* Older sums of a strip become relative to the new maximum (and unit). */
+template <int D, int NT>
+static __device__ __forceinline__ void mma_rescale(const float (&by)[NT][2], float shrink, struct mma_sum<D, NT> &s,
+						   struct mma_more<NT> &more)
+{
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			s.l[nt][h] *= by[nt][h];
+			more.offset[nt][h] *= by[nt][h];
+			more.bias[nt][h] *= by[nt][h] * shrink;
+		}
+#pragma unroll
+		for (int j = 0; j < D / 16; j++)
+#pragma unroll
+			for (int i = 0; i < 4; i++)
+				s.o[nt][j][i] *= by[nt][i & 1] * shrink;
+	}
+}
+
+/* A stage: logits, the maximum moves, probabilities, outputs. live: slots from its first on; slot: the first, within the CTA's part. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
+						 uint32_t live, const struct mma_kept &kept, uint32_t slot, bool first, struct mma_sum<D, NT> &s,
+						 struct mma_more<NT> &more)
+{
+	using size = mma_size<TYPE, D, NT>;
+	struct mma_params<size::pages> par = {};
+	mma_logits<TYPE, D, NT> c = {};
+	float by[NT][2], shrink = 1.0f;
+	bool moves;
+
+	mma_load_params<TYPE, D, NT>(x, at, live, par);
+	mma_stage_logits<TYPE, D, NT>(x, q, at, live, par, c);
+	if (kept.at)
+		mma_keep_logits<TYPE, D, NT>(x, kept, slot, c);
+	moves = mma_new_top<TYPE, D, NT>(c, s, by);
+	if (size::q8) {
+		shrink = mma_new_unit(par, more.unit);
+		moves = moves || shrink != 1.0f;
+	}
+	if (!first && __any_sync(0xffffffffu, moves))	/* the sums of no slots are zeros */
+		mma_rescale(by, shrink, s, more);
+#pragma unroll
+	for (uint32_t u = 0; u < size::pages; u++) {
+		uint32_t b[NT][2];
+
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+			for (int i = 0; i < 2; i++) {
+				float p0 = mma_exp2(c[u][nt][2 * i] - s.m[nt][0]), p1 = mma_exp2(c[u][nt][2 * i + 1] - s.m[nt][1]);
+
+				s.l[nt][0] += p0;
+				s.l[nt][1] += p1;
+				if (size::q8) {
+					more.offset[nt][0] = __fmaf_rn(p0, par.v[u][i].y, more.offset[nt][0]);
+					more.offset[nt][1] = __fmaf_rn(p1, par.v[u][i].y, more.offset[nt][1]);
+					p0 *= par.v[u][i].x;
+					p1 *= par.v[u][i].x;
+				}
+				b[nt][i] = mma_turn(mma_pack<size::half>(p0, p1));
+			}
+		mma_stage_values<TYPE, D, NT>(x, at + u * size::page + GPU_PAGE_SLOTS * size::row, b, s, more);
+	}
+}
+
+#endif
