@@ -42,6 +42,7 @@ done
 sanitize="memcheck:gpu/test_cuda:* memcheck:unit/gpu/test_append:* memcheck:unit/gpu/test_observe:* memcheck:unit/gpu/test_select:*
 	memcheck:unit/gpu/test_attend:* memcheck:unit/llama/test_forward_cuda:* racecheck:unit/gpu/test_append:*
 	racecheck:unit/gpu/test_observe:observe_a* racecheck:unit/gpu/test_select:the_steps* racecheck:unit/gpu/test_attend:large*
+	racecheck:unit/gpu/test_attend:many*
 	racecheck:unit/llama/test_forward_cuda:logits*"
 if [ -z "${SKIP_SANITIZER:-}" ] && command -v compute-sanitizer >/dev/null; then
 	set -f
