@@ -266,15 +266,13 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.heat_floats = st->mma.heat_floats;
 	a.cluster = st->mma.cluster;
 	a.at_once = st->mma.at_once;
-	a.exact_q = cuda_exact_queries(sh->slot_type, q->type);
+	a.exact_q = sh->slot_type == GPU_Q8 || cuda_exact_queries(sh->slot_type, q->type);	/* q8: see struct mma_queries */
 	a.q = *q;
 	a.out = *out;
 	a.lse = lse;
 	a.scale = scale * 1.4426950408889634f;
 	a.logits = st->logits;
 	a.scratch_slots = scratch_slots(st->live_max);
-	if (sh->slot_type == GPU_Q8)
-		a.exact_q = 1;	/* whatever their type: see struct mma_queries */
 	return launch(sh->slot_type, a, cuda_early(st), s, NULL);
 }
 

@@ -3,6 +3,7 @@
 #define GPU_CUDA_ATTEND_HEAT_CUH
 
 #include "gpu/cuda/attend_mma.cuh"
+#include "gpu/cuda/heat.cuh"
 
 /* Where the heat of slot i of the CTA's pages is; NULL when there is none. */
 static __device__ __forceinline__ float *mma_heat_at(const struct mma_args &a, const struct mma_lane &x, uint32_t i)
@@ -14,20 +15,6 @@ static __device__ __forceinline__ float *mma_heat_at(const struct mma_args &a, c
 		return NULL;
 	block = cuda_at(a.view, x.item.block[slot / GPU_BLOCK_SLOTS]);
 	return block ? (float *)block + GPU_BLOCK_SLOTS + slot % GPU_BLOCK_SLOTS : NULL;
-}
-
-/* What one query's heads gave a slot becomes heat; a slot that the query may not see stays as it is. */
-static __device__ __forceinline__ float mma_add_heat(uint32_t kind, float heat, float sum, float squares, bool seen)
-{
-	float v;
-
-	switch (kind) {
-	case EVICT_HEAT_MAX: v = fmaxf(heat, sum); break;
-	case EVICT_HEAT_SQUARES: v = __fadd_rn(heat, squares); break;
-	case EVICT_HEAT_LAST: v = sum; break;
-	default: v = __fadd_rn(heat, sum); break;
-	}
-	return seen ? v : heat;
 }
 
 /* N neighbouring floats: 4, or 1. */
@@ -101,8 +88,11 @@ static __device__ __forceinline__ void mma_add_queries(const struct mma_args &a,
 #pragma unroll
 		for (uint32_t k = 0; k < GPU_MAX_HEAT; k++)
 #pragma unroll
-			for (int i = 0; i < N; i++)
-				own.heat[k][i] = mma_add_heat(x.item.heat[k], own.heat[k][i], sum[i], squares[i], seen[i]);
+			for (int i = 0; i < N; i++) {
+				float heat = heat_after(x.item.heat[k], own.heat[k][i], sum[i], squares[i]);
+
+				own.heat[k][i] = seen[i] ? heat : own.heat[k][i];	/* what the query may not see stays as it is */
+			}
 	}
 }
 

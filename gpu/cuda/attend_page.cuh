@@ -141,6 +141,21 @@ static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x,
 	}
 }
 
+/* A column's maximum takes in a thread's logits, of which `top` is the largest. by: what older sums shrink by. Does it move? */
+static __device__ __forceinline__ bool mma_new_top(float top, float &m, float &by)
+{
+	bool moves;
+
+#pragma unroll
+	for (int d = 4; d < 32; d <<= 1)
+		top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
+	top = fmaxf(top, m);
+	by = mma_exp2(m - top);
+	moves = top != m;
+	m = top;
+	return moves;
+}
+
 /* One page: logits, the maximum moves, probabilities, outputs. */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
@@ -162,13 +177,7 @@ static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const 
 				kept[col * kept_stride + x.g] = c[nt][h];
 				kept[col * kept_stride + x.g + 8u] = c[nt][2 + h];
 			}
-#pragma unroll
-			for (int d = 4; d < 32; d <<= 1)
-				top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
-			top = fmaxf(top, s.m[nt][h]);
-			by[nt][h] = mma_exp2(s.m[nt][h] - top);
-			moves = moves || top != s.m[nt][h];
-			s.m[nt][h] = top;
+			moves |= mma_new_top(top, s.m[nt][h], by[nt][h]);
 		}
 	if (__any_sync(0xffffffffu, moves)) {
 #pragma unroll

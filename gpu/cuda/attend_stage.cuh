@@ -238,9 +238,9 @@ static __device__ __forceinline__ void mma_stage_values(const struct mma_lane &x
 	}
 }
 
-/* The maximum takes in a stage. by: what older sums shrink by. Does any of the thread's move? */
+/* mma_new_top() for the logits of a stage, all of a thread's columns. Does any of them move? */
 template <int TYPE, int D, int NT>
-static __device__ __forceinline__ bool mma_new_top(const mma_logits<TYPE, D, NT> &c, struct mma_sum<D, NT> &s, float (&by)[NT][2])
+static __device__ __forceinline__ bool mma_new_tops(const mma_logits<TYPE, D, NT> &c, struct mma_sum<D, NT> &s, float (&by)[NT][2])
 {
 	bool moves = false;
 
@@ -253,13 +253,7 @@ static __device__ __forceinline__ bool mma_new_top(const mma_logits<TYPE, D, NT>
 #pragma unroll
 			for (uint32_t u = 1; u < mma_size<TYPE, D, NT>::pages; u++)
 				top = fmaxf(top, fmaxf(c[u][nt][h], c[u][nt][2 + h]));
-#pragma unroll
-			for (int d = 4; d < 32; d <<= 1)
-				top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, d));
-			top = fmaxf(top, s.m[nt][h]);
-			by[nt][h] = mma_exp2(s.m[nt][h] - top);
-			moves = moves || top != s.m[nt][h];
-			s.m[nt][h] = top;
+			moves |= mma_new_top(top, s.m[nt][h], by[nt][h]);
 		}
 	return moves;
 }
@@ -322,7 +316,7 @@ static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const
 	mma_stage_logits<TYPE, D, NT>(x, q, at, live, par, c);
 	if (kept.at)
 		mma_keep_logits<TYPE, D, NT>(x, kept, slot, c);
-	moves = mma_new_top<TYPE, D, NT>(c, s, by);
+	moves = mma_new_tops<TYPE, D, NT>(c, s, by);
 	if (size::q8) {
 		shrink = mma_new_unit(par, more.unit);
 		moves = moves || shrink != 1.0f;

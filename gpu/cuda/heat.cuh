@@ -34,6 +34,20 @@ static __device__ __forceinline__ struct tile_chosen heat_choose(const struct he
 	return c;
 }
 
+/* What one query's heads gave a slot (their sum, and the sum of their squares) becomes heat. */
+static __device__ __forceinline__ float heat_after(uint32_t kind, float heat, float sum, float squares)
+{
+	float v;
+
+	switch (kind) {
+	case EVICT_HEAT_MAX: v = fmaxf(heat, sum); break;
+	case EVICT_HEAT_SQUARES: v = __fadd_rn(heat, squares); break;
+	case EVICT_HEAT_LAST: v = sum; break;
+	default: v = __fadd_rn(heat, sum); break;
+	}
+	return v;
+}
+
 /* The heat of one slot while its owner adds to it. */
 struct heat_owner {
 	uint32_t n_heat, kind[GPU_MAX_HEAT];
@@ -44,14 +58,8 @@ struct heat_owner {
 static __device__ __forceinline__ void heat_add(struct heat_owner *o, float sum, float squares)
 {
 #pragma unroll
-	for (uint32_t i = 0; i < GPU_MAX_HEAT; i++) {
-		switch (o->kind[i]) {
-		case EVICT_HEAT_MAX: o->heat[i] = fmaxf(o->heat[i], sum); break;
-		case EVICT_HEAT_SQUARES: o->heat[i] = __fadd_rn(o->heat[i], squares); break;
-		case EVICT_HEAT_LAST: o->heat[i] = sum; break;
-		default: o->heat[i] = __fadd_rn(o->heat[i], sum); break;
-		}
-	}
+	for (uint32_t i = 0; i < GPU_MAX_HEAT; i++)
+		o->heat[i] = heat_after(o->kind[i], o->heat[i], sum, squares);
 }
 
 /* heat: of the slot, in the block's first heat array. Read only when the slot is the thread's (`mine`). */
