@@ -114,12 +114,22 @@ void session_claim(struct session *s, uint32_t cap)
 
 /* --- opening ---------------------------------------------------------------------------------------------------------------------- */
 
+static struct evict_amount amount_of(struct conf_amount a)
+{
+	return (struct evict_amount){ a.count, a.ppm };
+}
+
+uint32_t session_window(const struct conf_session *a)
+{
+	return a->window ? a->window : evict_window(amount_of(a->budget));
+}
+
 uint32_t session_floor(const struct conf_session *a, uint32_t window)
 {
 	const uint32_t least = a->sinks + window;
 
 	if (!a->floor)
-		return evict_floor((struct evict_amount){ a->budget.count, a->budget.ppm }, a->sinks, window);
+		return evict_floor(amount_of(a->budget), a->sinks, window);
 	return a->floor > least ? a->floor : least;
 }
 
@@ -148,10 +158,10 @@ int session_spec(struct session *s, char *why, size_t why_bytes)
 	spec->rule.pinned = pin ? (int32_t)spec->prompt_tokens : 0;
 	spec->rule.seed = a->seed;
 	spec->rule.group = s->group;
-	spec->budget = (struct evict_amount){ a->budget.count, a->budget.ppm };
-	spec->recent = (struct evict_amount){ a->recent.count, a->recent.ppm };
+	spec->budget = amount_of(a->budget);
+	spec->recent = amount_of(a->recent);
 	if (!spec->window)	/* not an open session's that changes: it keeps its own */
-		spec->window = a->window ? a->window : evict_window(spec->budget);
+		spec->window = session_window(a);
 	spec->prefill = a->prefill;
 	spec->max_slots = s->max_tokens;
 	spec->floor = session_floor(a, spec->window);
