@@ -252,7 +252,7 @@ static void compute_traits(struct session *s)
 		serve_must(gpu_select(pool->dev, pool->stream, pool->map, &turn, 1, GPU_TRAITS, NULL), "select", pool);
 }
 
-void change_run(struct session *s)
+void change_run(struct session *s, const struct queue *q)
 {
 	const struct pool *pool = s->pool;
 	struct session *next = s->turning;
@@ -273,7 +273,7 @@ void change_run(struct session *s)
 	priv = pool_at(pool, s->private_id);
 	s->pages_changed = true;
 	serve_must(gpu_write(pool->dev, pool->stream, priv, &s->table, sizeof(s->table)), "write", pool);
-	serve_write_ids(s);
+	serve_write_ids(s, q);
 	if (!same)
 		compute_traits(s);
 	log_line(LOG_INFO, "session_changed session=%llu policy=\"%s\" split=\"%s\"", (unsigned long long)s->id, s->asked.policy, s->asked.split);

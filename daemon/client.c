@@ -67,6 +67,8 @@ static void client_free(struct client *c)
 	for (uint32_t i = 0; i < c->n_outbox; i++)
 		if (c->outbox[i].owned)
 			close(c->outbox[i].fd);
+	if (c->registered)
+		gpu_unregister(c->registered, c->shared);
 	if (c->shared)
 		munmap(c->shared, WIRE_SHARED_BYTES);
 	close_fd(&c->fd);
@@ -170,6 +172,8 @@ void client_reap(struct client *c)
 	for (uint32_t i = 0; i < WIRE_MAX_SESSIONS && c->n_sessions; i++)
 		if (c->session[i] && !c->session[i]->closing)
 			session_end(c->session[i]);
+	if (c->n_sessions)
+		queue_let_through(c);
 	if (c->n_sessions || (!c->process_ended && must_wait_for_process(c)))
 		return;		/* serve_done() ends the others; the pidfd tells of the process. The loop comes back */
 	for (unsigned i = 0; i < d->n_pools; i++)

@@ -9,6 +9,7 @@
  *   mark.c     what a client says of its tokens: tags, pins, drops
  *   change.c   gives an open session other settings, with the turn that comes next
  *   budget.c   shares the session's slots over its lanes (evict/split.h)
+ *   queue.c    puts it where its device will take it; on CUDA it may go ahead of the client's device
  *   serve.c    runs the queued turns of a pool on its device (gpu/) as one batch, then publishes the grants
  *   tide.c     with [pool] tide: how many slots a lane of each session of the pool may hold
  *   pressure.c when a pool is short: claims sessions, keeps the queue of sessions waiting to be opened
@@ -35,15 +36,19 @@ struct daemon;
 struct client;
 
 /*
- *          open                    used up, or claimed and finished == begun
+ *          open                    used up, or claimed, and finished == begun (or ahead: see below)
  *   (none) ------> SESSION_DAEMON <----------------------------------------- SESSION_CLIENT
  *                      |  ^                                                    ^
- *        device done   |  | outbox empty                                       |
- *                      v  |                  grant                             |
+ *        device done,  |  | outbox empty                                       |
+ *        or ahead      v  |                  grant                             |
  *                  SESSION_PUBLISH --------------------------------------------+
  *
  * A claim is not a state: it is a bit in the shared word, and `claimed` here remembers that we set it.
- * CLOSE while SESSION_DAEMON: `closing`, and the session ends when the device is done.
+ *
+ * Ahead (CUDA, serve.c): the turn is enqueued behind a wait for the client's device, and the grant is published at once, for
+ * windows whose work the client has behind a wait for our device. Until that has done the turn the session is `flying`, whatever its state: no
+ * other turn begins, and what the turn frees is not free yet.
+ * CLOSE while SESSION_DAEMON or flying: `closing`, and the session ends when the device is done.
  */
 enum session_state {
 	SESSION_CLIENT,		/* the client's: it may begin steps */
@@ -67,6 +72,9 @@ struct session {
 	uint64_t id;			/* for people */
 	enum session_state state;
 	bool claimed, closing, opening;
+	bool ahead, flying;		/* this turn goes ahead of the device; it is on the device, and its grant has been (or may be) published */
+	bool parked;			/* this turn was to go ahead, but is too large: it waits for the client's device */
+	uint64_t turn;			/* of its turns, how many went ahead */
 	bool measuring;			/* the turn's first half is under way: what the split must know before it can be planned */
 	bool pages_changed;		/* this turn must publish ids too, not only lanes and next slots */
 	bool freed;			/* so much that whole slabs may be empty */
@@ -132,6 +140,21 @@ struct outgoing {
 	bool owned;
 };
 
+/*
+ * Turns on their way through a device: `due` wait until it has done the batch that is `running`. Each pool has one, on the pool's stream, and on
+ * CUDA a few for turns that go ahead, of one client at a time: those wait on the device for that client's device, so they need streams of their
+ * own, and a handle of their own, whose staging memory is kept as long.
+ */
+#define DAEMON_AHEAD 12			/* clients of a pool that can be ahead at a time */
+
+struct queue {
+	struct gpu_device *dev;
+	gpu_stream stream;
+	struct session *due, *running;
+	uint64_t *done, batches;	/* batches that the device has done, written by it; that were begun */
+	struct client *client;		/* whose turns go ahead here; NULL: free, or the pool's own */
+};
+
 struct client {
 	struct daemon *d;
 	uint32_t slot, id;
@@ -148,6 +171,8 @@ struct client {
 	struct session *session[WIRE_MAX_SESSIONS];
 	uint32_t n_sessions;
 	struct pool_owner owner[WIRE_MAX_POOLS];
+	struct queue *ahead;		/* where its turns are that go ahead, or NULL */
+	struct gpu_device *registered;	/* the device that can write and await its shared words, or NULL */
 	uint32_t announced[WIRE_MAX_POOLS];	/* of the owner's slabs, how many the client was told of */
 	struct outgoing *outbox;	/* what the socket had no room for */
 	uint32_t n_outbox;
@@ -205,9 +230,8 @@ struct daemon {
 	const char *conf_path;
 	struct pool pool[WIRE_MAX_POOLS];
 	unsigned n_pools;
-	struct session *due[WIRE_MAX_POOLS];		/* turns to run */
-	struct session *running[WIRE_MAX_POOLS];	/* turns on the device */
-	int done_fd[WIRE_MAX_POOLS];			/* eventfd: the device has done them */
+	struct queue queue[WIRE_MAX_POOLS][1 + DAEMON_AHEAD];	/* the pool's own first */
+	int done_fd[WIRE_MAX_POOLS];			/* eventfd: the device has done a batch of one of them */
 	struct client **client;		/* [conf.daemon.max_clients] */
 	unsigned max_clients, n_clients;
 	struct client *active;
@@ -217,9 +241,10 @@ struct daemon {
 	struct loop *loop;
 	int life_fd;
 	bool draining, mps;		/* mps: ebbd's own CUDA runs under an MPS server */
+	bool no_ahead, ahead_refused;	/* no turn can go ahead here; one could not, for want of a queue */
 	uint64_t session_ids, client_ids, started_ns;
 	struct {
-		uint64_t tokens, steps, records, windows, claims, compactions, moves, evicted, dropped, opened, refused;
+		uint64_t tokens, steps, records, windows, ahead, claims, compactions, moves, evicted, dropped, opened, refused;
 	} count;
 };
 
@@ -278,7 +303,7 @@ const struct conf_session *change_asked(const struct session *s);	/* the setting
 int change_prepare(struct session *s, const struct conf_session *asked, char *why, size_t why_bytes);
 void change_amounts(struct session *s);				/* before a turn is planned: what it may plan with already */
 void change_reserve(struct session *s);				/* after: memory for the rest, or the change is off */
-void change_run(struct session *s);				/* behind the turn's select: on the device, and then here */
+void change_run(struct session *s, const struct queue *q);				/* behind the turn's select: on the device, and then here */
 void change_release(struct session *s);				/* after the turn: the blocks that it had before go back */
 
 /* --- turn.c */
@@ -321,11 +346,23 @@ void marks_free(struct session *s);
 
 /* --- serve.c */
 void serve_must(int rc, const char *what, const struct pool *pool);	/* a device that fails has lost us: ends the process if rc */
-void serve_write_ids(struct session *s);			/* of its pages and blocks, into the private table */
-void serve_queue(struct session *s);				/* its turn is planned */
+void serve_write_ids(struct session *s, const struct queue *q);	/* of its pages and blocks, into the private table */
 void serve_run(struct daemon *d, unsigned pool);		/* start what is queued, unless the device is busy */
-void serve_done(struct daemon *d, unsigned pool);		/* the device has finished */
+void serve_done(struct daemon *d, unsigned pool);		/* the device has finished a batch */
 void serve_publish(struct session *s);				/* hand the session over, now or when the outbox is empty */
+
+/* --- queue.c */
+int queue_open(struct daemon *d, unsigned pool);		/* the pool's own. 0 or -errno */
+void queue_close(struct daemon *d, unsigned pool);		/* waits for the device */
+void queue_free(struct daemon *d, unsigned pool);		/* its queues, when all sessions have ended */
+bool queue_may_ahead(const struct session *s);			/* can its turns go ahead, as it is now? */
+bool queue_ahead(struct session *s);				/* shall the turn that is about to be planned? Then there is a queue for it */
+void queue_turn(struct session *s);				/* its turn is planned */
+struct session *queue_take(struct queue *q);			/* what is due, in the order in which it came; ahead no more than may be staged at a time */
+void queue_leave(struct queue *q);				/* its client has nothing in it any more */
+void queue_let_through(struct client *c);			/* it is gone: what waits for its device shall wait no longer */
+bool queue_may_unregister(const struct client *c);		/* its words, from the device: that waits for all that the device waits for */
+size_t session_ids_bytes(const struct session *s);		/* of pages and blocks, in its tables */
 
 /* --- tide.c */
 /* Reads the key `priority`. 0, or -EINVAL with a sentence. */

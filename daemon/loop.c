@@ -360,7 +360,7 @@ static void reap(struct daemon *d)
 		if (!c || !c->gone)
 			continue;
 		client_reap(c);
-		if (c->unwatched && !c->pending_ops && !c->active)
+		if (c->unwatched && !c->pending_ops && !c->active && queue_may_unregister(c))
 			client_release(c);
 		else if (c->unwatched)
 			d->loop->leaving = true;

@@ -204,6 +204,8 @@ static int start(struct daemon *d, int listen_fd)
 		return -ENOMEM;
 	}
 	d->mps = mps_on();
+	d->no_ahead = getenv("EBB_NO_AHEAD") != NULL;	/* to compare with */
+	(void)setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);	/* so that streams which wait are not in front of others */
 	for (unsigned i = 0; i < d->conf.n_pools; i++) {
 		rc = pool_open(&d->pool[i], &d->conf.pool[i], why, sizeof(why));
 		if (rc) {
@@ -214,6 +216,9 @@ static int start(struct daemon *d, int listen_fd)
 		d->done_fd[i] = eventfd(0, EFD_CLOEXEC);
 		if (d->done_fd[i] < 0)
 			return -errno;
+		rc = queue_open(d, i);
+		if (rc)
+			return rc;
 		log_line(LOG_INFO, "pool_open pool=%s device=\"%s\" uuid=%s size=%llu slab=%u slabs=%u", d->pool[i].name,
 			 gpu_info(d->pool[i].dev)->name, gpu_info(d->pool[i].dev)->uuid,
 			 (unsigned long long)d->pool[i].size_bytes, d->pool[i].slab_bytes, d->pool[i].n_slabs);
@@ -239,10 +244,7 @@ static void stop(struct daemon *d, bool unlink_socket)
 		(void)unlink(d->conf.daemon.socket);
 	loop_free(d);
 	for (unsigned i = 0; i < d->n_pools; i++)
-		if (d->running[i]) {
-			(void)gpu_sync(d->pool[i].dev, d->pool[i].stream);
-			serve_done(d, i);
-		}
+		queue_close(d, i);
 	for (unsigned i = 0; d->client && i < d->max_clients; i++)
 		if (d->client[i]) {
 			d->client[i]->gone = d->client[i]->unwatched = d->client[i]->process_ended = true;
@@ -251,6 +253,7 @@ static void stop(struct daemon *d, bool unlink_socket)
 		}
 	record_stop();
 	for (unsigned i = 0; i < d->n_pools; i++) {
+		queue_free(d, i);
 		pool_close(&d->pool[i]);
 		close(d->done_fd[i]);
 	}

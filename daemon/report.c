@@ -131,6 +131,7 @@ static json_t *status(struct daemon *d)
 	set(o, "steps_total", d->count.steps);
 	set(o, "records_total", d->count.records);
 	set(o, "windows_total", d->count.windows);
+	set(o, "windows_ahead_total", d->count.ahead);
 	set(o, "claims_total", d->count.claims);
 	set(o, "compactions_total", d->count.compactions);
 	set(o, "pages_moved_total", d->count.moves);

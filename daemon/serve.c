@@ -1,9 +1,9 @@
 /*
- * Turns on a device. What is due on a pool runs as one batch: page moves out of draining slabs, new ids into the private tables,
+ * Turns on a device. What is due in a queue runs as one batch: page moves out of draining slabs, new ids into the private tables,
  * select (settle, fold, remove, compact, next) over all lanes of all sessions, then the private tables are copied over
  * the shared ones. When the device has done all that the grants are published.
  *
- * One batch at a time per pool; sessions that become due meanwhile form the next one. On the host everything is done when the
+ * One batch at a time per queue; sessions that become due meanwhile form the next one. On the host everything is done when the
  * calls return, and serve_done() follows at once.
  */
 #include "daemon/daemon.h"
@@ -23,62 +23,40 @@ void serve_must(int rc, const char *what, const struct pool *pool)
 	_Exit(1);
 }
 
-void serve_queue(struct session *s)
-{
-	struct daemon *d = s->client->d;
-	unsigned pool = pool_index(d, s->pool);
-
-	s->next_due = d->due[pool];
-	d->due[pool] = s;
-}
-
-static struct session *reversed(struct session *list)
-{
-	struct session *out = NULL, *next;
-
-	for (; list; list = next) {
-		next = list->next_due;
-		list->next_due = out;
-		out = list;
-	}
-	return out;
-}
-
-static void move_pages(struct pool *pool, struct session *s)
+static void move_pages(const struct queue *q, struct pool *pool, struct session *s)
 {
 	uint32_t pages = s->n_moves[0], blocks = s->n_moves[1];
 
 	if (pages)
-		serve_must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src, s->move_dst, pages, s->page_bytes), "move", pool);
+		serve_must(gpu_move(q->dev, q->stream, pool->map, s->move_src, s->move_dst, pages, s->page_bytes), "move", pool);
 	if (blocks)
-		serve_must(gpu_move(pool->dev, pool->stream, pool->map, s->move_src + pages, s->move_dst + pages, blocks,
+		serve_must(gpu_move(q->dev, q->stream, pool->map, s->move_src + pages, s->move_dst + pages, blocks,
 			      s->block_bytes), "move", pool);
 	s->client->d->count.moves += pages + blocks;
 }
 
-void serve_write_ids(struct session *s)
+void serve_write_ids(struct session *s, const struct queue *q)
 {
 	const struct pool *pool = s->pool;
-	size_t ids = (size_t)s->table.n_lanes * (s->table.max_pages + 2 * (size_t)s->table.max_blocks);
 
-	serve_must(gpu_write(pool->dev, pool->stream, (char *)pool_at(pool, s->private_id) + gpu_table_pages(&s->table), s->page,
-			     ids * sizeof(*s->page)), "write", pool);
+	serve_must(gpu_write(q->dev, q->stream, (char *)pool_at(pool, s->private_id) + gpu_table_pages(&s->table), s->page,
+			     session_ids_bytes(s)), "write", pool);
 }
 
 /* What the device must know before it selects: the header (once) and the ids (when they changed). */
-static void write_private(struct pool *pool, struct session *s)
+static void write_private(const struct queue *q, struct pool *pool, struct session *s)
 {
 	char *priv = pool_at(pool, s->private_id);
 
 	if (s->opening) {
-		serve_must(gpu_scrub(pool->dev, pool->stream, priv, gpu_table_pages(&s->table)), "scrub", pool);
-		serve_must(gpu_write(pool->dev, pool->stream, priv, &s->table, sizeof(s->table)), "write", pool);
+		serve_must(gpu_scrub(q->dev, q->stream, priv, gpu_table_pages(&s->table)), "scrub", pool);
+		serve_must(gpu_write(q->dev, q->stream, priv, &s->table, sizeof(s->table)), "write", pool);
 	}
 	if (s->pages_changed)
-		serve_write_ids(s);
+		serve_write_ids(s, q);
 }
 
-static void select_batch(struct pool *pool, struct session **batch, unsigned n, unsigned what)
+static void select_batch(const struct queue *q, struct pool *pool, struct session **batch, unsigned n, unsigned what)
 {
 	struct gpu_turn turn[BATCH];
 
@@ -102,7 +80,7 @@ static void select_batch(struct pool *pool, struct session **batch, unsigned n, 
 			budget_measure(s, &turn[i]);
 		tide_measure(s, &turn[i]);
 	}
-	serve_must(gpu_select(pool->dev, pool->stream, pool->map, turn, n, what, NULL), "select", pool);
+	serve_must(gpu_select(q->dev, q->stream, pool->map, turn, n, what, NULL), "select", pool);
 }
 
 /* Most turns neither compact nor come in halves (turn.c). What is alike goes in one call. */
@@ -117,7 +95,7 @@ static unsigned kind_of(const struct session *s)
 	return s->what & GPU_COMPACT ? DECIDED_COMPACTING : DECIDED;
 }
 
-static void select_all(struct pool *pool, struct session *list)
+static void select_all(const struct queue *q, struct pool *pool, struct session *list)
 {
 	static const unsigned what[N_KINDS] = {
 		[PLAIN] = GPU_SETTLE | GPU_FOLD | GPU_NEXT,
@@ -135,13 +113,13 @@ static void select_all(struct pool *pool, struct session *list)
 
 		batch[kind][n[kind]++] = s;
 		if (n[kind] == BATCH) {
-			select_batch(pool, batch[kind], BATCH, what[kind]);
+			select_batch(q, pool, batch[kind], BATCH, what[kind]);
 			n[kind] = 0;
 		}
 	}
 	for (unsigned kind = 0; kind < N_KINDS; kind++)
 		if (n[kind])
-			select_batch(pool, batch[kind], n[kind], what[kind]);
+			select_batch(q, pool, batch[kind], n[kind], what[kind]);
 }
 
 /* Tables that wait to be copied over their shared twins: many of one size in one call, because on a device each call costs microseconds. */
@@ -153,54 +131,108 @@ struct publish {
 
 #define PUBLISH_MOST 65536u		/* bytes: above, a copy of its own is faster */
 
-static void publish_flush(struct pool *pool, struct publish *p)
+static void publish_flush(const struct queue *q, struct pool *pool, struct publish *p)
 {
 	if (p->n)
-		serve_must(gpu_move(pool->dev, pool->stream, pool->map, p->src, p->dst, p->n, p->bytes), "move", pool);
+		serve_must(gpu_move(q->dev, q->stream, pool->map, p->src, p->dst, p->n, p->bytes), "move", pool);
 	p->n = 0;
 }
 
-static void publish_table(struct pool *pool, struct session *s, struct publish *p)
+static void publish_table(const struct queue *q, struct pool *pool, struct session *s, struct publish *p)
 {
 	size_t bytes = s->pages_changed ? gpu_table_bytes(&s->table) : gpu_table_pages(&s->table);
 
 	s->pages_changed = false;
 	if (bytes > PUBLISH_MOST) {
-		serve_must(gpu_copy(pool->dev, pool->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy",
-			   pool);
+		serve_must(gpu_copy(q->dev, q->stream, pool_at(pool, s->table_id), pool_at(pool, s->private_id), bytes), "copy", pool);
 		return;
 	}
 	if (p->n == BATCH || p->bytes != bytes)
-		publish_flush(pool, p);
+		publish_flush(q, pool, p);
 	p->src[p->n] = s->private_id;
 	p->dst[p->n++] = s->table_id;
 	p->bytes = (uint32_t)bytes;
 }
 
-void serve_run(struct daemon *d, unsigned index)
+/* The device shall begin when the client's has done what the turns are about; behind what the pool's own stream has been given, too. */
+static void await_client(const struct queue *q, struct pool *pool, const struct session *list)
+{
+	uint64_t *word[BATCH], value[BATCH];
+	unsigned n = 0;
+
+	serve_must(gpu_order(q->dev, pool->stream, q->stream), "order", pool);
+	for (const struct session *s = list; s; s = s->next_due) {
+		word[n] = &s->client->shared->session[s->index].finished;	/* partner: the client's device, at step_end */
+		value[n++] = s->tokens;
+		if (n == BATCH || !s->next_due) {
+			serve_must(gpu_await(q->dev, q->stream, n, word, value), "await", pool);
+			n = 0;
+		}
+	}
+}
+
+/* The device says that it has done the batch: to the clients that wait for it, and to us. */
+static void say_done(struct queue *q, struct pool *pool, struct session *list)
+{
+	uint64_t *word[BATCH + 1], value[BATCH + 1];
+	unsigned n = 0;
+
+	for (struct session *s = q->client ? list : NULL; s; s = s->next_due) {
+		word[n] = &s->client->shared->session[s->index].turned;		/* partner: the client's stream, at step_begin */
+		value[n++] = ++s->turn;
+		if (n == BATCH) {
+			serve_must(gpu_signal(q->dev, q->stream, n, word, value), "signal", pool);
+			n = 0;
+		}
+	}
+	word[n] = q->done;
+	value[n] = ++q->batches;
+	serve_must(gpu_signal(q->dev, q->stream, n + 1, word, value), "signal", pool);
+}
+
+static void publish_ahead(struct queue *q, struct session *list, unsigned pool)
+{
+	struct client *c = q->client;
+
+	for (struct session *s = list; s; s = s->next_due)
+		s->flying = true;
+	client_announce(c, pool);
+	for (struct session *s = list; s; s = s->next_due) {
+		c->d->count.ahead++;
+		s->state = SESSION_PUBLISH;
+		if (!s->closing)
+			serve_publish(s);
+	}
+}
+
+static void run_queue(struct daemon *d, unsigned index, struct queue *q)
 {
 	struct pool *pool = &d->pool[index];
 	struct publish tables = { .n = 0 };
 	struct session *list;
 
-	while (d->due[index] && !d->running[index]) {
-		list = reversed(d->due[index]);
-		d->due[index] = NULL;
-		d->running[index] = list;
+	while (q->due && !q->running) {
+		list = queue_take(q);
+		q->running = list;
+		if (q->client)
+			await_client(q, pool, list);
 		for (struct session *s = list; s; s = s->next_due) {
-			move_pages(pool, s);
+			move_pages(q, pool, s);
 			record_window(s);	/* where it now lies */
-			write_private(pool, s);
+			write_private(q, pool, s);
 		}
-		select_all(pool, list);
+		select_all(q, pool, list);
 		for (struct session *s = list; s; s = s->next_due)
 			if (!s->measuring) {
-				change_run(s);
-				publish_table(pool, s, &tables);
+				change_run(s, q);
+				publish_table(q, pool, s, &tables);
 			}
-		publish_flush(pool, &tables);
-		int rc = gpu_notify(pool->dev, pool->stream, d->done_fd[index]);
+		publish_flush(q, pool, &tables);
+		say_done(q, pool, list);
+		int rc = gpu_notify(q->dev, q->stream, d->done_fd[index]);
 
+		if (q->client)
+			publish_ahead(q, list, index);
 		if (rc == 1)
 			serve_done(d, index);
 		else
@@ -208,30 +240,73 @@ void serve_run(struct daemon *d, unsigned index)
 	}
 }
 
+void serve_run(struct daemon *d, unsigned index)
+{
+	for (unsigned i = 0; i < 1 + DAEMON_AHEAD; i++)
+		run_queue(d, index, &d->queue[index][i]);
+}
+
+/* The device has done the session's turn. Returns whether memory has become free. */
+static bool turn_done(struct session *s, unsigned index)
+{
+	bool freed;
+
+	tide_learn(s);
+	if (s->measuring && !s->closing) {
+		turn_decide(s);
+		return false;
+	}
+	freed = s->freed || s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
+	s->freed = false;
+	turn_release(s);
+	if (s->flying) {
+		s->flying = s->ahead = false;
+		if (s->closing)
+			session_end(s);
+		return freed;
+	}
+	s->state = SESSION_PUBLISH;
+	if (s->closing) {
+		session_end(s);
+		return freed;
+	}
+	client_announce(s->client, index);
+	serve_publish(s);
+	return freed;
+}
+
+/* Sessions that could not go ahead, because a batch was before them: nobody else may ever tell of them. */
+static void look_again(struct daemon *d, struct client *c)
+{
+	if (!c->gone && d->loop)
+		client_look(c);
+	for (unsigned i = 0; i < d->max_clients && d->ahead_refused && d->loop; i++)
+		if (d->client[i] && d->client[i] != c && !d->client[i]->gone)
+			client_look(d->client[i]);
+	d->ahead_refused = false;
+}
+
 void serve_done(struct daemon *d, unsigned index)
 {
-	struct session *s = d->running[index], *next;
 	bool freed = false;
 
-	d->running[index] = NULL;
-	for (; s; s = next) {
-		next = s->next_due;
-		s->next_due = NULL;
-		tide_learn(s);
-		if (s->measuring && !s->closing) {
-			turn_decide(s);
+	for (unsigned i = 0; i < 1 + DAEMON_AHEAD; i++) {
+		struct queue *q = &d->queue[index][i];
+		struct session *s = q->running, *next;
+		struct client *c = q->client;
+
+		if (!s || __atomic_load_n(q->done, __ATOMIC_ACQUIRE) != q->batches)	/* partner: say_done() */
 			continue;
+		q->running = NULL;
+		if (c && !q->due)
+			queue_leave(q);
+		for (; s; s = next) {
+			next = s->next_due;
+			s->next_due = NULL;
+			freed |= turn_done(s, index);
 		}
-		freed |= s->freed || s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
-		s->freed = false;
-		turn_release(s);
-		s->state = SESSION_PUBLISH;
-		if (s->closing) {
-			session_end(s);
-			continue;
-		}
-		client_announce(s->client, index);
-		serve_publish(s);
+		if (c)
+			look_again(d, c);
 	}
 	if (!freed)
 		return;
@@ -271,6 +346,8 @@ void serve_publish(struct session *s)
 	w->budget = s->budget;
 	w->live_max = s->live_max;
 	w->table_id = s->table_id;
+	w->turn = s->turn;
+	w->ahead = queue_may_ahead(s);
 	w->heat_from = evict_has_late_heat(s->spec.rule.policy) ? marks_tagged(s) : 0;
 	wire_store64(&w->granted, s->granted);
 	/*

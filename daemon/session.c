@@ -67,7 +67,9 @@ void session_look(struct session *s)
 	uint64_t hand, finished, want;
 	uint32_t begun;
 
-	if (s->state != SESSION_CLIENT || s->client->gone)
+	if (s->parked)
+		queue_turn(s);			/* if the client's device is done now */
+	if (s->state != SESSION_CLIENT || s->flying || s->client->gone)
 		return;
 	hand = wire_load64(&w->hand);		/* partner: libebb's swap in step_begin */
 	begun = wire_begun(hand);
@@ -82,10 +84,12 @@ void session_look(struct session *s)
 		client_drop(s->client, "its session has finished tokens that it never began");
 		return;
 	}
-	if (finished < begun)
-		return;				/* its step_end, or its device, will ring */
 	if (begun == s->tokens && begun == s->max_tokens && !s->claimed)
 		return;				/* at its end: nothing to grant */
+	/* Not while step_begin still reads the window. Partner: step_end's store, when the step's work is with the device. */
+	s->ahead = wire_load64(&w->launched) == begun && queue_ahead(s);
+	if (finished < begun && !s->ahead)
+		return;				/* its step_end, or its device, will ring */
 	want = wire_load64(&w->want);
 	if (want > s->max_tokens - begun)
 		want = s->max_tokens - begun;
@@ -357,10 +361,12 @@ void session_end(struct session *s)
 	struct daemon *d = c->d;
 	unsigned pool = pool_index(d, s->pool);
 
-	if (s->state == SESSION_DAEMON) {	/* the device is at it: serve_done() comes back here */
+	if ((s->state == SESSION_DAEMON && !s->parked) || s->flying) {	/* the device is at it: serve_done() comes back here */
 		s->closing = true;
 		return;
 	}
+	if (s->parked)		/* planned, and never begun: what it took goes back */
+		turn_release(s);
 	if (s->claimed)
 		d->n_claimed--;
 	record_close(s);

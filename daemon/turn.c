@@ -205,7 +205,7 @@ static void settle(struct session *s, uint32_t begun)
 static void turn_queue(struct session *s)
 {
 	s->state = SESSION_DAEMON;
-	serve_queue(s);
+	queue_turn(s);
 }
 
 /* A turn in two halves: what the plan must know is found out around the fold, and turn_decide() plans the rest. */

@@ -19,7 +19,7 @@ struct gpu_backend {
 	void (*slab_free)(struct gpu_device *dev, struct gpu_slab *slab);
 	int (*slab_import)(struct gpu_device *dev, const uint8_t *handle, int fd, size_t bytes, void **base);
 	void (*slab_unmap)(struct gpu_device *dev, void *base, size_t bytes);
-	int (*stream_new)(struct gpu_device *dev, gpu_stream *out);
+	int (*stream_new)(struct gpu_device *dev, int apart, gpu_stream *out);
 	void (*stream_free)(struct gpu_device *dev, gpu_stream s);
 	int (*sync)(struct gpu_device *dev, gpu_stream s);
 	int (*copy)(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes);
@@ -30,6 +30,8 @@ struct gpu_backend {
 	int (*reg)(struct gpu_device *dev, void *ptr, size_t bytes);
 	void (*unreg)(struct gpu_device *dev, void *ptr);
 	int (*signal)(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+	int (*await)(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+	int (*order)(struct gpu_device *dev, gpu_stream first, gpu_stream then);	/* NULL: all is in order anyway */
 	int (*host_alloc)(struct gpu_device *dev, size_t bytes, void **out);
 	void (*host_free)(struct gpu_device *dev, void *ptr);
 	int (*map_new)(struct gpu_device *dev, unsigned max_slabs, unsigned slab_shift, struct gpu_map **out);

@@ -54,7 +54,12 @@ void gpu_slab_unmap(struct gpu_device *dev, void *base, size_t bytes)
 
 int gpu_stream_new(struct gpu_device *dev, gpu_stream *out)
 {
-	return dev->ops->stream_new(dev, out);
+	return dev->ops->stream_new(dev, 0, out);
+}
+
+int gpu_stream_apart(struct gpu_device *dev, gpu_stream *out)
+{
+	return dev->ops->stream_new(dev, 1, out);
 }
 
 void gpu_stream_free(struct gpu_device *dev, gpu_stream stream)
@@ -105,6 +110,16 @@ void gpu_unregister(struct gpu_device *dev, void *ptr)
 int gpu_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[])
 {
 	return dev->ops->signal(dev, s, n, word, value);
+}
+
+int gpu_await(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[])
+{
+	return dev->ops->await(dev, s, n, word, value);
+}
+
+int gpu_order(struct gpu_device *dev, gpu_stream first, gpu_stream then)
+{
+	return dev->ops->order ? dev->ops->order(dev, first, then) : 0;
 }
 
 int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out)

@@ -74,7 +74,12 @@ void gpu_slab_free(struct gpu_device *dev, struct gpu_slab *slab);
 int gpu_slab_import(struct gpu_device *dev, const uint8_t handle[GPU_HANDLE_BYTES], int fd, size_t bytes, void **base);
 void gpu_slab_unmap(struct gpu_device *dev, void *base, size_t bytes);
 
+/*
+ * gpu_stream_new - a stream of the caller's. CUDA: in order with the default stream, so a caller that passes NULL elsewhere is safe.
+ * gpu_stream_apart - one that is not: what it waits for (gpu_await()) holds up nobody else.
+ */
 int gpu_stream_new(struct gpu_device *dev, gpu_stream *out);
+int gpu_stream_apart(struct gpu_device *dev, gpu_stream *out);
 void gpu_stream_free(struct gpu_device *dev, gpu_stream stream);
 int gpu_sync(struct gpu_device *dev, gpu_stream stream);	/* never on a step's path */
 int gpu_copy(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes);	/* device to device */
@@ -92,6 +97,16 @@ int gpu_notify(struct gpu_device *dev, gpu_stream s, int eventfd);
 int gpu_register(struct gpu_device *dev, void *ptr, size_t bytes);
 void gpu_unregister(struct gpu_device *dev, void *ptr);
 int gpu_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+
+/*
+ * gpu_await - later work of the stream waits until *word[i] >= value[i] for all i (by signed difference: INT64_MAX lets everything
+ * through), whoever stores them: this host, another process's device. The words are registered, or gpu_host_alloc()ed; no processor is
+ * needed on the way. While it waits a call that waits for the whole device, in this process, waits with it. Host: the call itself waits.
+ * Errors: -ENOTSUP a driver without stream memory operations.
+ * gpu_order - later work of `then` waits for the earlier work of `first`, two streams of this process on one device.
+ */
+int gpu_await(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+int gpu_order(struct gpu_device *dev, gpu_stream first, gpu_stream then);
 
 /* --- operations -------------------------------------------------------------------------------------------------- */
 
@@ -222,7 +237,8 @@ struct gpu_turn_stats {		/* per session, host memory that the device can write: 
 	double credit_leaving;	/* over the removed and the named; the dropped are in neither */
 };
 
-int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out);	/* zeroed */
+/* Memory of the host that the device can read and write, zeroed. Freed pieces are kept for the next call of their size, so nothing waits for the device. */
+int gpu_host_alloc(struct gpu_device *dev, size_t bytes, void **out);
 void gpu_host_free(struct gpu_device *dev, void *ptr);
 
 /*

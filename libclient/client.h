@@ -6,6 +6,7 @@
  *   slabs.c    devices and slab addresses of the pools
  *   ring.c     submission and completion ring, doorbell
  *   wait.c     sleeping until the bell rings or the socket has something: io_uring or poll
+ *   watch.c    a thread for the daemon's death, where streams wait for the daemon's device
  *   session.c  open, close, statistics
  *   batch.c    batches, and the operations of a step
  *   lane.c     looking into a lane
@@ -36,6 +37,7 @@
 enum { EBBI_BELL = 1, EBBI_SOCKET = 2 };	/* what woke us */
 
 struct ebbi_wait;
+struct ebbi_watch;
 
 struct ebbi_slab {
 	void *base;		/* NULL: not mapped */
@@ -62,6 +64,7 @@ struct ebb {
 	struct wire_shared *shared;
 	const uint32_t *life;
 	struct ebbi_wait *wait;
+	struct ebbi_watch *watch;	/* NULL: no stream has had to wait yet */
 	uint32_t seq;		/* of the last request */
 	uint32_t notices_seen;	/* SLAB and DROP messages taken; may run ahead of shared->notices */
 	uint32_t sq_tail, sq_head_seen, cq_head;
@@ -88,6 +91,7 @@ struct ebb_session {
 	uint32_t epoch;			/* of the grant that `granted` is of; EBBI_NO_EPOCH: none seen yet */
 	uint64_t granted;
 	uint64_t hand;			/* words->hand as last looked at: what a swap expects */
+	uint64_t awaited;		/* the turn that a stream of ours has been told to wait for */
 	uint32_t table_id;		/* the one that `table` was found from */
 	const void *table;
 
@@ -115,8 +119,8 @@ struct ebb_batch {
 	struct ebb_session **active;	/* [max_sessions]: those with tokens in the open step, [n_seqs] */
 	uint32_t *take;			/* [max_sessions]: tokens of the step under way */
 	struct gpu_seq *seq;		/* [max_sessions] */
-	uint64_t **word;		/* [max_sessions]: finished words of the step's sessions, */
-	uint64_t *value;		/* and what to store there */
+	uint64_t **word;		/* [max_sessions]: words of the step's sessions, what to wait for at its begin, `finished` at its end; */
+	uint64_t *value;		/* and their values */
 };
 
 /* --- connect.c */
@@ -185,6 +189,11 @@ bool ebbi_wait_uring(const struct ebbi_wait *w);	/* which method it is */
  */
 int ebbi_wait_sleep(struct ebbi_wait *w, int64_t timeout_ns);
 uint64_t ebbi_now_ns(void);
+
+/* --- watch.c */
+/* Starts it, if it is not there. It ends when the socket is shut down, by whichever side. -ENOMEM, -EAGAIN. */
+int ebbi_watch_new(struct ebb *ebb);
+void ebbi_watch_free(struct ebbi_watch *w);	/* after that; NULL is fine */
 
 /* --- session.c, batch.c, step.c */
 int ebbi_session_check(struct ebb *ebb, const struct ebb_session_options *options);

@@ -236,6 +236,8 @@ uint32_t ebb_batch_size(const struct ebb_batch *batch);
  *     at least 1 where more than 0 was asked and never more than that. Fewer than asked come back when the daemon can
  *     give no more at a time (a window, with prefill=chunked or when the pool is short). A step of one token always fits.
  *     Rows of session i start at n[0] + ... + n[i-1] in every tensor of the step.
+ * On CUDA a window is usually granted before the daemon's device has decided on it, soon after the step_end of the window before: then the
+ * batch's stream waits for that device, not the caller. So a caller may enqueue steps ahead of the device, over the ends of windows.
  * @timeout_ms: < 0: no limit.
  * Errors: -ETIMEDOUT nothing has begun, call again; -ENOSPC a session has reached max_tokens; -E2BIG more rows than max_rows;
  *         -EBUSY a step is open already; -EPIPE.

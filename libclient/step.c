@@ -12,11 +12,16 @@
  *   the bell     the daemon, after every grant, if cq_flags says that we sleep
  *   the socket   the daemon's end of it, closed by the kernel if the daemon dies
  * Before a sleep: set the flag, full fence, look at the words once more. The daemon: change the words, full fence, look at the flag.
+ *
+ * On CUDA a grant may be there before the turn has been done (wire.h, `turn`): then the batch's stream waits for the daemon's device, and
+ * this thread goes on.
  */
 #include "libclient/client.h"
 
 #include <errno.h>
 #include <string.h>
+
+#define AHEAD_NS 500000u	/* how long the daemon is given to take a session before its device is done */
 
 /* The session's words as they are now: could it begin, and with how many tokens? */
 enum { LATER = 0, NOW = 1, WISH = 2 };	/* WISH: it could, but a longer window is worth asking for */
@@ -103,19 +108,40 @@ static int64_t time_left(uint64_t deadline_ns)
 	return now < deadline_ns ? (int64_t)(deadline_ns - now) : 0;
 }
 
+/* Lets the device's end of what it has been given wake the daemon. The host is done: nothing written. */
+static int ring_when_done(struct ebb_batch *b)
+{
+	return gpu_notify(b->pool->dev, b->stream, b->ebb->doorbell) < 0 ? ebbi_broken(b->ebb, "the device cannot ring the doorbell") : 0;
+}
+
+/* Does the daemon take these sessions as soon as it hears of them? Then the stream need not stop for a callback. */
+static bool all_ahead(const struct ebb_batch *b, const uint32_t *n, uint32_t from, uint32_t to)
+{
+	for (uint32_t i = from; i < to; i++)
+		if (n[i] && !wire_load32(&b->member[i]->words->ahead))
+			return false;
+	return true;
+}
+
 /* Waits until members from..to-1 could all begin. 0, -ETIMEDOUT, -EPIPE. */
 static int wait_for(struct ebb_batch *b, const uint32_t *n, uint32_t from, uint32_t to, uint64_t deadline_ns)
 {
 	struct ebb *ebb = b->ebb;
 	int rc = look_at_all(b, n, from, to);
+	uint64_t ring_ns = rc == LATER && all_ahead(b, n, from, to) ? ebbi_now_ns() + AHEAD_NS : 0;
 
-	/* A claim that came after step_end waits for the device: let its end wake the daemon. The host is done: nothing written. */
-	if (rc == LATER && gpu_notify(b->pool->dev, b->stream, ebb->doorbell) < 0)
-		return ebbi_broken(ebb, "the device cannot ring the doorbell");
 	while (rc == LATER) {
-		int64_t left = time_left(deadline_ns);
+		int64_t left = time_left(deadline_ns), until_ring = time_left(ring_ns);
 		int woke;
 
+		/* A claim that came after step_end waits for the device, and so may a turn that was thought to come ahead. */
+		if (until_ring == 0 || (left == 0 && ring_ns != UINT64_MAX)) {
+			rc = ring_when_done(b);
+			if (rc)
+				return rc;
+			ring_ns = UINT64_MAX;
+			rc = LATER;
+		}
 		if (left == 0) {
 			rc = ebbi_take_notices(ebb);	/* who only ever polls must still learn that it was dropped */
 			return rc ? rc : ebbi_error(ebb, -ETIMEDOUT, "no grant yet");
@@ -123,6 +149,8 @@ static int wait_for(struct ebb_batch *b, const uint32_t *n, uint32_t from, uint3
 		wire_store32(&ebb->shared->cq_flags.value, WIRE_NEED_WAKEUP);
 		wire_fence();	/* the flag, then the last look; partner: the daemon's publishing of a grant */
 		rc = look_at_all(b, n, from, to);
+		if (until_ring > 0 && (left < 0 || until_ring < left))
+			left = until_ring;
 		woke = rc == LATER ? ebbi_wait_sleep(ebb->wait, left) : 0;
 		wire_store32(&ebb->shared->cq_flags.value, 0);
 		if (woke < 0)
@@ -191,6 +219,33 @@ static int find_table(struct ebb_session *s)
 	return 0;
 }
 
+/*
+ * The step's work comes behind the turns that its windows were granted on; those that the device has done by now cost nothing. A
+ * session's later steps of a window follow the first, in whatever stream the caller puts them: he orders them already.
+ */
+static int await_turns(struct ebb_batch *b, const uint32_t *n)
+{
+	unsigned waits = 0;
+	int rc;
+
+	for (uint32_t i = 0; i < b->n; i++) {
+		struct ebb_session *s = b->member[i];
+		uint64_t turn = n[i] ? wire_load64(&s->words->turn) : s->awaited;
+
+		if (turn != s->awaited && (int64_t)(wire_load64(&s->words->turned) - turn) < 0) {
+			b->word[waits] = &s->words->turned;	/* partner: the daemon's device, or the thread of watch.c */
+			b->value[waits++] = turn;
+		}
+		s->awaited = turn;
+	}
+	if (!waits)
+		return 0;
+	rc = ebbi_watch_new(b->ebb);
+	if (!rc)
+		rc = gpu_await(b->pool->dev, b->stream, waits, b->word, b->value);
+	return rc ? ebbi_broken(b->ebb, "the stream cannot wait for the daemon's device: %s", strerror(-rc)) : 0;
+}
+
 /* Makes a step of one token a session up to the batch's multiple with sessions that are not there. Returns how many there are then. */
 static uint32_t pad(struct ebb_batch *b)
 {
@@ -209,7 +264,7 @@ static uint32_t pad(struct ebb_batch *b)
 static int describe(struct ebb_batch *b, const uint32_t *n)
 {
 	uint32_t row = 0, live_max = 1;
-	int rc = 0;
+	int rc = await_turns(b, n);
 
 	b->n_seqs = 0;
 	for (uint32_t i = 0; i < b->n && !rc; i++) {
@@ -313,16 +368,21 @@ uint64_t ebb_step_key(const struct ebb_batch *b, uint32_t *rows)
 	return gpu_step_key(b->step);
 }
 
-/* Is a session of the step now the daemon's to look at? */
-static bool handed_over(const struct ebb_batch *b)
+/* Is a session of the step now the daemon's to look at? @ring: for one of them it must hear of the device's end. */
+static bool handed_over(const struct ebb_batch *b, bool *ring)
 {
+	bool any = false;
+
+	*ring = false;
 	for (uint32_t i = 0; i < b->n_seqs; i++) {
 		const struct ebb_session *s = b->active[i];
 
-		if (wire_claim(wire_load64(&s->words->hand)) || s->begun == s->granted)	/* partner: the swap that claims */
-			return true;
+		if (!wire_claim(wire_load64(&s->words->hand)) && s->begun != s->granted)	/* partner: the swap that claims */
+			continue;
+		any = true;
+		*ring |= !wire_load32(&s->words->ahead);
 	}
-	return false;
+	return any;
 }
 
 /* Lets the device (on the host: this thread) say that the step is done. */
@@ -339,6 +399,7 @@ int ebbi_step_end(struct ebb_batch *b)
 {
 	struct ebb *ebb = b->ebb;
 	struct wire_record r = { .op = WIRE_STEP, .n_sessions = b->n_seqs, .n_tokens = b->n_tokens };
+	bool ring;
 	int rc;
 
 	b->open = false;
@@ -347,18 +408,18 @@ int ebbi_step_end(struct ebb_batch *b)
 	if (ebb->dead)
 		return -EPIPE;
 	rc = finish(b);
+	for (uint32_t i = 0; i < b->n_seqs; i++)	/* partner: the daemon's look before it grants ahead */
+		wire_store64(&b->active[i]->words->launched, b->value[i]);
 	if (rc)
 		return ebbi_broken(ebb, "the device cannot say when it is done: %s", strerror(-rc));
 	wire_fence();	/* finished, then the claim; the daemon sets the claim, fences and looks at finished */
-	r.flags = handed_over(b) ? WIRE_USED_UP : 0;
+	r.flags = handed_over(b, &ring) ? WIRE_USED_UP : 0;
 	r.seq = ++ebb->step_seq;
 	rc = ebbi_push(ebb, &r);
 	if (rc || !r.flags)
 		return rc;
 	ebbi_wake(ebb);
-	/* The daemon can act only once the device is done: let the device's end wake it too. The host is done: nothing written. */
-	rc = gpu_notify(b->pool->dev, b->stream, ebb->doorbell);
-	return rc < 0 ? ebbi_broken(ebb, "the device cannot ring the doorbell: %s", strerror(-rc)) : 0;
+	return ring ? ring_when_done(b) : 0;	/* what is not taken ahead can be taken only once the device is done */
 }
 
 int ebb_step_end(struct ebb_batch *b)

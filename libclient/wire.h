@@ -46,7 +46,13 @@
  *    the swap fail when a grant came in between (a new grant may allow less in all than the old one did).
  *    The daemon owns the session's tables and scores while (claim or begun == granted) and finished == begun. When the client needs
  *    more than is left it writes `want` and sends a WANT record; the daemon then claims the session; the answer is a new epoch.
- *    Whoever sets a flag and then looks, or changes a word and then reads the other's flag, puts a full fence between the two.
+ *
+ *    Devices that wait for each other (CUDA) take the processors off that path. A grant may then come before finished == begun: the daemon
+ *    has enqueued the turn behind a wait for `finished`, and the window behind it holds once `turned` has come up to `turn`, which the
+ *    daemon's device stores when it has done the turn. So the client's device waits for that before it works on the window. The daemon has
+ *    one such turn of a session under way at a time, and only when launched == begun: then step_begin is through with the window's words,
+ *    and what is waited for is the client's device, not the client. What is left of a client that hung up is let through by storing
+ *    INT64_MAX in `finished`; if the daemon dies, the client stores INT64_MAX in `turned`.
  */
 #ifndef EBB_WIRE_H
 #define EBB_WIRE_H
@@ -57,7 +63,7 @@
 #include "gpu/layout.h"
 
 #define WIRE_MAGIC 0x62626534u		/* "4ebb" */
-#define WIRE_VERSION 1u
+#define WIRE_VERSION 2u
 #define WIRE_NAME 32			/* names, NUL included */
 #define WIRE_TEXT 512
 #define WIRE_MODEL 64			/* names of models, NUL included */
@@ -212,7 +218,8 @@ struct wire_session {
 	/* line 1: the client, or its device */
 	uint64_t finished;
 	uint64_t want;		/* tokens the next step would like; 0: no wish */
-	uint64_t pad1[6];
+	uint64_t launched;	/* tokens whose work the client's device has been given (step_end; it reads this window no more) */
+	uint64_t pad1[5];
 	/* line 2: the daemon */
 	uint64_t granted;
 	uint64_t base;		/* begun when the window was granted: the window's tokens are base .. granted-1 */
@@ -222,7 +229,12 @@ struct wire_session {
 	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
 	uint32_t table_id;	/* page id of the shared table: it may move between windows, read it after each new grant */
 	uint32_t heat_from;	/* queries at lower positions shall add no heat */
-	uint64_t pad2[2];
+	uint64_t turn;		/* turns granted ahead so far: the window holds when turned is no less */
+	uint32_t ahead;		/* 1: the next turn is likely to be granted ahead, so nobody need tell the daemon of the device's end */
+	uint32_t pad2;
+	/* line 3: the daemon's device */
+	uint64_t turned;	/* of `turn`, those that are done */
+	uint64_t pad3[7];
 };
 
 struct wire_line {		/* one word on a cache line of its own */

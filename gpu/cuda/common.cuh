@@ -33,6 +33,15 @@ struct cuda_device {
 	cudaEvent_t done[CUDA_RING_SEGMENTS];
 	unsigned next;			/* segment to hand out next */
 	cudaMemPool_t scratch;		/* of cuda_scratch(), under the lock; NULL until then */
+	cudaEvent_t order;		/* of cuda_order() */
+	struct cuda_piece *piece;	/* host memory given out by cuda_host_alloc(), under the lock: [n_pieces], kept until the device is closed */
+	unsigned n_pieces;
+};
+
+struct cuda_piece {
+	void *at;
+	size_t bytes;
+	bool free;
 };
 
 /* A stretch of the ring. Taken and returned by the same thread; nothing that waits for the device may lie between. */

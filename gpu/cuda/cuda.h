@@ -18,7 +18,7 @@ int cuda_slab_new(struct gpu_device *dev, size_t bytes, int shared, struct gpu_s
 void cuda_slab_free(struct gpu_device *dev, struct gpu_slab *slab);
 int cuda_slab_import(struct gpu_device *dev, const uint8_t *handle, int fd, size_t bytes, void **base);
 void cuda_slab_unmap(struct gpu_device *dev, void *base, size_t bytes);
-int cuda_stream_new(struct gpu_device *dev, gpu_stream *out);
+int cuda_stream_new(struct gpu_device *dev, int apart, gpu_stream *out);
 void cuda_stream_free(struct gpu_device *dev, gpu_stream s);
 int cuda_sync(struct gpu_device *dev, gpu_stream s);
 
@@ -31,6 +31,8 @@ int cuda_notify(struct gpu_device *dev, gpu_stream s, int eventfd);
 int cuda_reg(struct gpu_device *dev, void *ptr, size_t bytes);
 void cuda_unreg(struct gpu_device *dev, void *ptr);
 int cuda_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+int cuda_await(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+int cuda_order(struct gpu_device *dev, gpu_stream first, gpu_stream then);
 int cuda_host_alloc(struct gpu_device *dev, size_t bytes, void **out);
 void cuda_host_free(struct gpu_device *dev, void *ptr);
 

@@ -192,7 +192,12 @@ void cuda_close(struct gpu_device *dev)
 		free_ring(d);
 		if (d->scratch)
 			(void)cudaMemPoolDestroy(d->scratch);
+		if (d->order)
+			(void)cudaEventDestroy(d->order);
+		for (unsigned i = 0; i < d->n_pieces; i++)
+			(void)cudaFreeHost(d->piece[i].at);
 	}
+	free(d->piece);
 	(void)pthread_mutex_destroy(&d->lock);
 	free(d);
 }
@@ -270,14 +275,14 @@ void cuda_slab_unmap(struct gpu_device *dev, void *base, size_t bytes)
 		(void)cuda_errno(cudaIpcCloseMemHandle(base));
 }
 
-/* Streams that wait for, and are waited for by, the default stream: a caller that passes NULL stays in order with them. */
-int cuda_stream_new(struct gpu_device *dev, gpu_stream *out)
+/* Streams that wait for, and are waited for by, the default stream: a caller that passes NULL stays in order with them. Not those apart. */
+int cuda_stream_new(struct gpu_device *dev, int apart, gpu_stream *out)
 {
 	cudaStream_t s;
 	int rc = cuda_use(dev);
 
 	if (!rc)
-		rc = cuda_errno(cudaStreamCreate(&s));
+		rc = cuda_errno(cudaStreamCreateWithFlags(&s, apart ? cudaStreamNonBlocking : cudaStreamDefault));
 	if (!rc)
 		*out = s;
 	return rc;

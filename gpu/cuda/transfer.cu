@@ -1,10 +1,12 @@
 /*
  * Bytes to, from and on a device, and word from the device to the host.
  *
- * What: copy, write, read, scrub by the copy engines; notify by a host callback; signal by a kernel of a thread a word.
+ * What: copy, write, read, scrub by the copy engines; notify by a host callback; signal by a kernel of a thread a word;
+ * await by the stream memory operations of the driver.
  * Memory traffic: each byte once, and once more through the pinned ring for writes; a signal 8 bytes a word.
  * Determinism: everything happens in stream order.
  */
+#include <cudaTypedefs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,6 +14,7 @@
 #include "gpu/cuda/common.cuh"
 
 #define REGISTERED_MAX 256	/* connections of a process */
+#define AWAIT_MAX 128u		/* words of one call of the driver, which takes 256 */
 #define SIGNAL_MAX 252u		/* words of one launch: its parameters are below 4 KiB */
 
 struct signal_args {
@@ -244,22 +247,109 @@ int cuda_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *cons
 	return rc;
 }
 
-int cuda_host_alloc(struct gpu_device *dev, size_t bytes, void **out)
+/* The driver's own function: the runtime has none for this. */
+static PFN_cuStreamBatchMemOp_v11070 batch_mem_op(void)
 {
-	void *ptr = NULL;
+	enum cudaDriverEntryPointQueryResult found;
+	void *f = NULL;
+
+	if (cudaGetDriverEntryPointByVersion("cuStreamBatchMemOp", &f, 11070, cudaEnableDefault, &found) != cudaSuccess ||
+	    found != cudaDriverEntryPointSuccess)
+		f = NULL;
+	(void)cudaGetLastError();
+	return (PFN_cuStreamBatchMemOp_v11070)f;
+}
+
+/* The device's front end polls the words, no multiprocessor does. Partner: the release stores of signal_kernel(), or of a host. */
+int cuda_await(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[])
+{
+	const PFN_cuStreamBatchMemOp_v11070 f = batch_mem_op();
+	CUstreamBatchMemOpParams op[AWAIT_MAX];
 	int rc = cuda_use(dev);
 
+	if (!rc && !f)
+		rc = -ENOTSUP;
+	for (unsigned at = 0, m; at < n && !rc; at += m) {
+		m = n - at < AWAIT_MAX ? n - at : AWAIT_MAX;
+		memset(op, 0, sizeof(op));
+		for (unsigned i = 0; i < m; i++) {
+			op[i].waitValue.operation = CU_STREAM_MEM_OP_WAIT_VALUE_64;
+			op[i].waitValue.address = (CUdeviceptr)(uintptr_t)word[at + i];
+			op[i].waitValue.value64 = value[at + i];
+			op[i].waitValue.flags = CU_STREAM_WAIT_VALUE_GEQ;
+		}
+		switch (f((CUstream)cuda_stream(s), m, op, 0)) {
+		case CUDA_SUCCESS: break;
+		case CUDA_ERROR_NOT_SUPPORTED: rc = -ENOTSUP; break;
+		case CUDA_ERROR_INVALID_VALUE: rc = -EINVAL; break;
+		default: rc = -ENOTRECOVERABLE;
+		}
+	}
+	return rc;
+}
+
+int cuda_order(struct gpu_device *dev, gpu_stream first, gpu_stream then)
+{
+	struct cuda_device *d = cuda_dev(dev);
+	int rc = cuda_use(dev);
+
+	if (!rc && !d->order)
+		rc = cuda_errno(cudaEventCreateWithFlags(&d->order, cudaEventDisableTiming));
 	if (!rc)
-		rc = cuda_errno(cudaHostAlloc(&ptr, bytes ? bytes : 1, cudaHostAllocPortable | cudaHostAllocMapped));
+		rc = cuda_errno(cudaEventRecord(d->order, cuda_stream(first)));
+	return rc ? rc : cuda_errno(cudaStreamWaitEvent(cuda_stream(then), d->order, 0));
+}
+
+/* A free piece of that size, or a new one. To free one for good would wait for the whole device, for waiting streams too. */
+static int take_piece(struct cuda_device *d, size_t bytes, void **out)
+{
+	struct cuda_piece *more;
+	void *at = NULL;
+	int rc;
+
+	for (unsigned i = 0; i < d->n_pieces; i++)
+		if (d->piece[i].free && d->piece[i].bytes == bytes) {
+			d->piece[i].free = false;
+			*out = d->piece[i].at;
+			return 0;
+		}
+	more = (struct cuda_piece *)realloc(d->piece, (d->n_pieces + 1u) * sizeof(*more));
+	if (!more)
+		return -ENOMEM;
+	d->piece = more;
+	rc = cuda_errno(cudaHostAlloc(&at, bytes, cudaHostAllocPortable | cudaHostAllocMapped));
 	if (rc)
 		return rc;
-	memset(ptr, 0, bytes);
-	*out = ptr;
+	more[d->n_pieces].at = *out = at;
+	more[d->n_pieces].bytes = bytes;
+	more[d->n_pieces++].free = false;
 	return 0;
+}
+
+int cuda_host_alloc(struct gpu_device *dev, size_t bytes, void **out)
+{
+	struct cuda_device *d = cuda_dev(dev);
+	size_t rounded = 4096;
+	int rc = cuda_use(dev);
+
+	while (rounded < bytes)
+		rounded *= 2;
+	(void)pthread_mutex_lock(&d->lock);
+	if (!rc)
+		rc = take_piece(d, rounded, out);
+	(void)pthread_mutex_unlock(&d->lock);
+	if (!rc)
+		memset(*out, 0, bytes);
+	return rc;
 }
 
 void cuda_host_free(struct gpu_device *dev, void *ptr)
 {
-	if (ptr && cuda_use(dev) == 0)
-		(void)cudaFreeHost(ptr);
+	struct cuda_device *d = cuda_dev(dev);
+
+	(void)pthread_mutex_lock(&d->lock);
+	for (unsigned i = 0; i < d->n_pieces && ptr; i++)
+		if (d->piece[i].at == ptr)
+			d->piece[i].free = true;
+	(void)pthread_mutex_unlock(&d->lock);
 }

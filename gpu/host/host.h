@@ -203,7 +203,7 @@ int host_slab_new(struct gpu_device *dev, size_t bytes, int shared, struct gpu_s
 void host_slab_free(struct gpu_device *dev, struct gpu_slab *slab);
 int host_slab_import(struct gpu_device *dev, const uint8_t *handle, int fd, size_t bytes, void **base);
 void host_slab_unmap(struct gpu_device *dev, void *base, size_t bytes);
-int host_stream_new(struct gpu_device *dev, gpu_stream *out);
+int host_stream_new(struct gpu_device *dev, int apart, gpu_stream *out);
 void host_stream_free(struct gpu_device *dev, gpu_stream s);
 int host_sync(struct gpu_device *dev, gpu_stream s);
 int host_copy(struct gpu_device *dev, gpu_stream s, void *dst, const void *src, size_t bytes);
@@ -212,6 +212,7 @@ int host_notify(struct gpu_device *dev, gpu_stream s, int eventfd);
 int host_register(struct gpu_device *dev, void *ptr, size_t bytes);
 void host_unregister(struct gpu_device *dev, void *ptr);
 int host_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
+int host_await(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[]);
 int host_alloc(struct gpu_device *dev, size_t bytes, void **out);
 void host_free(struct gpu_device *dev, void *ptr);
 int host_map_new(struct gpu_device *dev, unsigned max_slabs, unsigned slab_shift, struct gpu_map **out);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define HOST_SEALS (F_SEAL_GROW | F_SEAL_SHRINK)
@@ -130,8 +131,9 @@ void host_slab_unmap(struct gpu_device *dev, void *base, size_t bytes)
 		(void)munmap(base, bytes);
 }
 
-int host_stream_new(struct gpu_device *dev, gpu_stream *out)
+int host_stream_new(struct gpu_device *dev, int apart, gpu_stream *out)
 {
+	(void)apart;
 	(void)dev;
 	*out = NULL;
 	return 0;
@@ -198,6 +200,19 @@ int host_signal(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *cons
 	(void)s;
 	for (unsigned i = 0; i < n; i++)
 		__atomic_store_n(word[i], value[i], __ATOMIC_RELEASE);
+	return 0;
+}
+
+/* Acquire; partner: host_signal() of whoever stores the word. */
+int host_await(struct gpu_device *dev, gpu_stream s, unsigned n, uint64_t *const word[], const uint64_t value[])
+{
+	const struct timespec nap = { .tv_nsec = 50000 };
+
+	(void)dev;
+	(void)s;
+	for (unsigned i = 0; i < n; i++)
+		while ((int64_t)(__atomic_load_n(word[i], __ATOMIC_ACQUIRE) - value[i]) < 0)
+			(void)nanosleep(&nap, NULL);
 	return 0;
 }
 

@@ -391,7 +391,7 @@ const struct gpu_backend gpu_host_backend = {
 	.slab_new = host_slab_new, .slab_free = host_slab_free, .slab_import = host_slab_import, .slab_unmap = host_slab_unmap,
 	.stream_new = host_stream_new, .stream_free = host_stream_free, .sync = host_sync,
 	.copy = host_copy, .write = host_copy, .read = host_copy, .scrub = host_scrub,
-	.notify = host_notify, .reg = host_register, .unreg = host_unregister, .signal = host_signal,
+	.notify = host_notify, .reg = host_register, .unreg = host_unregister, .signal = host_signal, .await = host_await,
 	.host_alloc = host_alloc, .host_free = host_free,
 	.map_new = host_map_new, .map_free = host_map_free, .map_set = host_map_set,
 	.step_new = host_step_new, .step_free = host_step_free, .step_set = host_step_set,

@@ -25,6 +25,10 @@
  *            daemon look by itself now and then while it has a claim open on CUDA. Without it every client still completes, but
  *            not every claim is served; with it both hold, even if step_begin rings nothing. On the host no timer is needed:
  *            step_end's look at the claim, after finished, is enough.
+ * -DAHEAD    (with -DCUDA) devices that wait for each other: the daemon may publish a grant before the client's device is done; then its own
+ *            device waits for `finished`, and the client's stream for `turned`, at the first step behind the grant. What must hold is a matter
+ *            of the devices: the turn runs when all begun before it is done, and nothing begun behind it has started. The daemon may refuse to go
+ *            ahead (no queue is free); step_end has nobody ring, since step_begin will, after a while.
  * -DCRASH    lets either side die at any moment.
  * -DBUG=n    leaves one rule out; check.sh says which, and how each is caught.
  *
@@ -53,6 +57,18 @@ bool c_bell, d_bell;            /* eventfds: readable or not */
 #ifdef CUDA
 byte launched;                  /* tokens of steps that are with the device: what it may touch memory for */
 bool notify;                    /* the stream has been asked to ring the doorbell behind what it has */
+#endif
+#ifdef AHEAD
+byte turn, turned;              /* turns granted ahead; of those, done by the daemon's device */
+byte boundary;                  /* tokens before the last of them */
+bool flying, device_done;       /* it is on the daemon's device; the device has rung its eventfd */
+bool c_runs, d_runs;            /* a step on the client's device, a turn on the daemon's */
+byte awaited, wait_at, wait_for;        /* the client's stream: before token wait_at it waits for turned >= wait_for */
+#define rang device_done         /* all that has come in is taken before the daemon looks further */
+#define stopped (finished == wait_at && turned < wait_for)
+#endif
+#ifndef AHEAD
+#define rang false
 #endif
 byte sq[N], sq_head, sq_tail;
 bool c_dead, c_gone, d_dead;
@@ -112,7 +128,14 @@ inline step() {
 	assert(begun <= granted);       /* else it writes slots that are not its own */
 	assert(mine == tables);         /* else it works with a window that is no more */
 	assert(!daemon_owns);
-#ifdef CUDA
+#ifdef AHEAD
+	atomic {
+#if BUG != 19
+		if :: turn != awaited -> awaited = turn; wait_at = launched; wait_for = turn :: else fi;
+#endif
+		launched = begun
+	}
+#elif defined(CUDA)
 	launched = begun;
 #else
 	finished = begun;
@@ -122,7 +145,7 @@ inline step() {
 #else
 	if :: claim || begun == granted -> flag = USED_UP :: else -> flag = STEP fi;
 #endif
-#if BUG != 13
+#if BUG != 13 && !defined(AHEAD)
 	if :: flag == USED_UP -> ring_when_done() :: else fi;
 #endif
 	push(flag)
@@ -135,7 +158,11 @@ active proctype client() {
 	do
 	:: left == 0 || d_dead -> break
 	:: left > 0 && !d_dead ->
+#ifdef AHEAD
+		atomic { n = 1; asked = false };                /* a wish is a claim, and looked at without -DAHEAD */
+#else
 		atomic { if :: n = 1 :: left > 1 -> n = 2 fi; asked = false };
+#endif
 again:
 #if BUG == 16
 		mine = tables;                          /* the window as it was before hand was read */
@@ -187,13 +214,47 @@ again:
 
 active proctype device() {
 end:	do
-#ifdef CUDA
+#ifdef AHEAD
+	:: atomic { !c_runs && finished < launched && !stopped && !c_gone ->
+		assert(!d_runs);                                /* else both devices are in the tables */
+		assert(turned >= turn || finished < boundary);  /* else it works by a table that is not there yet */
+		c_runs = true }
+	:: atomic { c_runs -> c_runs = false; finished = (finished < wait_at && wait_at < launched -> wait_at : launched) }
+	:: atomic { notify && finished == launched && !c_gone -> notify = false; d_bell = true }
+#elif defined(CUDA)
 	:: atomic { finished < launched && !c_gone -> assert(!daemon_owns); finished = launched }
 	:: atomic { notify && finished == launched && !c_gone -> notify = false; d_bell = true }
 #endif
+#ifdef AHEAD
+	:: atomic { c_dead && !c_gone && !c_runs -> c_gone = true }
+#else
 	:: atomic { c_dead && !c_gone -> c_gone = true }        /* the driver has torn the process down */
+#endif
 	od
 }
+
+#ifdef AHEAD
+active proctype daemon_device() {
+end:	do
+#if BUG == 20
+	:: atomic { flying && !d_runs && !device_done && !d_dead ->
+#elif BUG == 22
+	:: atomic { flying && !d_runs && !device_done && finished >= boundary && !d_dead ->
+#else
+	:: atomic { flying && !d_runs && !device_done && (finished >= boundary || c_gone) && !d_dead ->         /* who is gone is let through */
+#endif
+		assert(!c_runs);
+		assert(c_gone || finished == boundary);         /* else it folds what is not there yet */
+		d_runs = true }
+	:: atomic { d_runs && !d_dead -> d_runs = false; turned = turn; device_done = true }
+	:: atomic { d_dead -> d_runs = false;
+#if BUG != 21
+		turned = 255;                                   /* the client's thread that waits for the hang-up */
+#endif
+		break }
+	od
+}
+#endif
 
 /* --- the daemon --------------------------------------------------------------------------------------------------------------- */
 
@@ -217,13 +278,32 @@ inline publish() {
 inline look() {                 /* at the words of a session that may be the daemon's */
 	d_step { b = begun; wanted = claim };           /* hand */
 	if
-#if BUG == 3
+#ifdef AHEAD
+	:: flying                                               /* one turn at a time */
+	:: !flying && (wanted || b == granted) && finished < b  /* refused */
+#if BUG == 23
+	:: !flying && (wanted || b == granted) ->
+#else
+	:: !flying && (wanted || b == granted) && launched == b ->      /* not while step_begin still reads the window */
+#endif
+		atomic {
+			assert(c_gone || claim || begun == granted);
+			daemon_owns = true; next(tables);
+			turn++; boundary = b; flying = true;
+			if :: g = 1 :: g = W fi
+		};
+		publish()
+	:: !flying && (wanted || b == granted) && finished == b ->
+#elif BUG == 3
 	:: wanted || b == granted ->
 #else
 	:: (wanted || b == granted) && finished == b ->
 #endif
 		atomic {
 			assert(c_gone || (claim || begun == granted) && finished == begun);
+#ifdef AHEAD
+			assert(c_gone || !c_runs && !d_runs);
+#endif
 			daemon_owns = true; next(tables);
 			if :: g = 1 :: g = W fi
 		};
@@ -251,17 +331,26 @@ active proctype ebbd() {
 	bool wanted;
 	{
 end:	do
+#ifdef AHEAD
+	:: device_done -> atomic { device_done = false; flying = false }; look()
+	:: c_gone && !flying -> daemon_owns = true; freed = true; break
+#else
 	:: c_gone -> daemon_owns = true; freed = true; break    /* all its pages return to the pool */
-	:: !c_gone && fill > 0 -> take()
-	:: !c_gone && pressure > 0 -> pressure--; claim = true; look()
-	:: !c_gone && fill == 0 ->
+#endif
+	:: !c_gone && fill > 0 && !rang -> take()
+	:: !c_gone && pressure > 0 && !rang -> pressure--; claim = true; look()
+	:: !c_gone && fill == 0 && !rang ->
 		d_sleeps = true;
 #if BUG != 5
 		if                                              /* the last look */
 		:: fill == 0 ->
 #endif
 endw:			if
+#ifdef AHEAD
+			:: atomic { (d_bell || (c_gone && !flying) || pressure > 0 || device_done) -> d_bell = false }
+#else
 			:: atomic { (d_bell || c_gone || pressure > 0) -> d_bell = false }
+#endif
 #ifdef TIMER
 			:: claim && finished == begun           /* it has a claim open: it looks now and then */
 #endif
@@ -292,3 +381,7 @@ active proctype killer() {
 ltl completes { <> (c_over || c_dead) }
 /* Every claim is answered, and a dead client's memory comes back. */
 ltl served { [] ((claim -> <> (!claim || d_dead || freed)) && (c_dead -> <> (freed || d_dead))) }
+#ifdef AHEAD
+/* What the client's device has been given gets done. */
+ltl drains { [] ((launched > finished) -> <> (finished == launched || c_gone)) }
+#endif

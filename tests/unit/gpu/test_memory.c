@@ -15,10 +15,12 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/lib/world.h"
@@ -204,6 +206,64 @@ static void maps_hold_what_was_set(void **state)
 	gpu_map_free(dev, map);
 	gpu_map_free(dev, NULL);
 	gpu_slab_free(dev, &slab);
+}
+
+struct late {
+	uint64_t *word, value;
+	unsigned stored;	/* atomic */
+};
+
+static void *store_late(void *arg)
+{
+	struct late *l = arg;
+	const struct timespec nap = { .tv_nsec = 100000000 };
+
+	nanosleep(&nap, NULL);
+	__atomic_store_n(&l->stored, 1, __ATOMIC_RELEASE);
+	__atomic_store_n(l->word, l->value, __ATOMIC_RELEASE);
+	return NULL;
+}
+
+/* The work behind a wait comes behind the store that ends it, whoever stores, and 2^63 - 1 ends every wait. */
+static void streams_wait_for_words(void **state)
+{
+	struct gpu_device *dev = world_device();
+	const uint64_t value[2] = { 7, 1ull << 40 };
+	uint64_t *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0), *word[2];
+	gpu_stream s, apart;
+
+	(void)state;
+	assert_true(page != MAP_FAILED);
+	assert_int_equal(gpu_stream_new(dev, &s), 0);
+	assert_int_equal(gpu_stream_apart(dev, &apart), 0);
+	assert_int_equal(gpu_register(dev, page, 4096), 0);
+	word[0] = &page[0];
+	word[1] = &page[64];
+	page[64] = 1ull << 40;
+	for (int round = 0; round < 3; round++) {	/* the value itself, more, and the end of all waiting */
+		struct late l = { .word = &page[0], .value = round == 0 ? 7 : round == 1 ? 9 : INT64_MAX };
+		uint64_t *const done = &page[128];
+		const uint64_t one = 1;
+		pthread_t t;
+
+		page[0] = 6;
+		page[128] = 0;
+		assert_int_equal(pthread_create(&t, NULL, store_late, &l), 0);
+		assert_int_equal(gpu_await(dev, apart, 2, word, value), 0);
+		assert_int_equal(gpu_order(dev, apart, s), 0);
+		assert_int_equal(gpu_signal(dev, s, 1, &done, &one), 0);
+		if (__atomic_load_n(&page[128], __ATOMIC_ACQUIRE))
+			assert_int_equal(__atomic_load_n(&l.stored, __ATOMIC_ACQUIRE), 1);
+		assert_int_equal(gpu_sync(dev, s), 0);
+		assert_int_equal(__atomic_load_n(&l.stored, __ATOMIC_ACQUIRE), 1);
+		assert_int_equal(page[128], 1);
+		pthread_join(t, NULL);
+	}
+	assert_int_equal(gpu_await(dev, s, 0, NULL, NULL), 0);
+	gpu_unregister(dev, page);
+	gpu_stream_free(dev, apart);
+	gpu_stream_free(dev, s);
+	munmap(page, 4096);
 }
 
 static void signals_and_notices_arrive(void **state)
@@ -447,6 +507,7 @@ static int run(void)
 		cmocka_unit_test(a_file_of_another_size_is_not_mapped),
 		cmocka_unit_test(maps_hold_what_was_set),
 		cmocka_unit_test(signals_and_notices_arrive),
+		cmocka_unit_test(streams_wait_for_words),
 		cmocka_unit_test(host_memory_is_zeroed),
 		cmocka_unit_test(impossible_arguments_are_refused),
 		cmocka_unit_test(another_process_maps_the_same_slabs),

@@ -13,6 +13,7 @@ struct rig {
 	struct ebb *ebb;
 	struct ebb_session *s[N];
 	struct ebb_batch *batch;
+	unsigned turns;		/* of the daemon's device, read with fake_count() */
 };
 
 static const struct ebb_session_options small = { .n_layers = 1, .n_kv_heads = 1, .group = 2, .head_dim = FAKE_DIM, .max_tokens = 200 };
@@ -273,6 +274,75 @@ static void a_sleeper_is_woken(int no_uring)
 static void a_sleeper_is_woken_by_io_uring(void **state) { (void)state; a_sleeper_is_woken(0); }
 static void a_sleeper_is_woken_by_poll(void **state) { (void)state; a_sleeper_is_woken(1); }
 
+/* --- grants that are ahead of the daemon's device --- */
+
+/* The daemon's device, a while later. */
+static void *late_turn(void *arg)
+{
+	struct rig *r = arg;
+
+	fake_nap_ms(100);
+	fake_bump(&r->turns);
+	wire_store64(&r->f.shared->session[0].turned, 1);
+	return NULL;
+}
+
+/* Session 0's next window is granted, and its turn is still to come. */
+static void grant_ahead(struct rig *r, uint32_t tokens)
+{
+	wire_store64(&r->f.shared->session[0].turn, 1);
+	fake_grant(&r->f, 0, tokens);
+}
+
+static void a_step_waits_for_the_turn_that_its_window_was_granted_on(void **state)
+{
+	struct rig r = { .f.window = 8 };
+	pthread_t t;
+
+	(void)state;
+	rig_up(&r, 2, 0);
+	__atomic_store_n(&r.f.no_grants, true, __ATOMIC_RELEASE);
+	step(&r, 8);
+	assert_int_equal(wire_load64(&r.f.shared->session[0].launched), 8);
+	settle(&r);
+	fake_grant(&r.f, 1, 8);
+	grant_ahead(&r, 8);
+	assert_int_equal(pthread_create(&t, NULL, late_turn, &r), 0);
+	assert_int_equal(step(&r, 1), 1);
+	assert_int_equal(fake_count(&r.turns), 1);	/* on the host the call itself waits */
+	pthread_join(t, NULL);
+	wire_store64(&r.f.shared->session[0].turned, 0);
+	assert_int_equal(step(&r, 1), 1);		/* once per grant: what follows is behind it anyway */
+	rig_down(&r);
+}
+
+static void *late_hangup(void *arg)
+{
+	struct rig *r = arg;
+
+	fake_nap_ms(100);
+	fake_halt(&r->f);
+	return NULL;
+}
+
+static void death_lets_a_waiting_stream_through(void **state)
+{
+	struct rig r = { .f.window = 8 };
+	pthread_t t;
+
+	(void)state;
+	rig_up(&r, 1, 0);
+	__atomic_store_n(&r.f.no_grants, true, __ATOMIC_RELEASE);
+	step(&r, 8);
+	settle(&r);
+	grant_ahead(&r, 8);
+	assert_int_equal(pthread_create(&t, NULL, late_hangup, &r), 0);
+	(void)ebb_step_begin(r.batch, &(uint32_t){ 1 }, 5000);	/* it returns; what, depends on who is first */
+	pthread_join(t, NULL);
+	assert_true((int64_t)wire_load64(&r.f.shared->session[0].turned) >= 1);
+	rig_down(&r);
+}
+
 static void *late_death(void *arg)
 {
 	struct rig *r = arg;
@@ -496,7 +566,8 @@ int main(void)
 		cmocka_unit_test(who_only_polls_learns_of_being_dropped), cmocka_unit_test(a_full_ring_waits_for_room),
 		cmocka_unit_test(a_full_ring_of_a_dead_daemon_is_the_end),
 		cmocka_unit_test(long_windows_do_not_overrun_the_ring), cmocka_unit_test(nonsense_in_the_words_ends_the_connection),
-		cmocka_unit_test(slabs_come_and_go_between_steps),
+		cmocka_unit_test(slabs_come_and_go_between_steps), cmocka_unit_test(death_lets_a_waiting_stream_through),
+		cmocka_unit_test(a_step_waits_for_the_turn_that_its_window_was_granted_on),
 	};
 
 	alarm(120);
