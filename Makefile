@@ -48,7 +48,9 @@ ifeq ($(SAN)$(NO_CUDA),)
 CUDA    := $(if $(NVCC),1,)
 endif
 CUDA_ARCH ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
-NVCCFLAGS := -std=c++17 -O3 -lineinfo -Xfatbin -compress-all $(CUDA_ARCH) -I. --threads 2 -Xcompiler -Wall,-Wextra,-fPIC,-fno-exceptions,-fno-threadsafe-statics
+# For profilers. Without it (LINEINFO=) device code takes a quarter of the room: what travels to a GPU machine is built so.
+LINEINFO  ?= -lineinfo
+NVCCFLAGS := -std=c++17 -O3 $(LINEINFO) -Xfatbin -compress-all $(CUDA_ARCH) -I. --threads 2 -Xcompiler -Wall,-Wextra,-fPIC,-fno-exceptions,-fno-threadsafe-statics
 # What chooses victims rounds every operation, as the host does (evict/math.h).
 $(B)/obj/gpu/cuda/select.cu.o: NVCCFLAGS += -fmad=false
 # Products of a warpgroup are no part of sm_90, only of sm_90a; attend_wide.cu is nothing without them.
@@ -261,15 +263,21 @@ bench:	## run the benchmarks: a table, and build/bench.jsonl
 	@+$(submake) all benches
 	@$(TEST_ENV) tools/bench.sh build/bench.jsonl $(BENCHES)
 
-# Runs where the GPU is; without one it says so. BENCH=attend,ragged,latency,chunk,append,select,policies,small runs parts of bench_gpu,
-# BENCH=check,serve,launch,handover,growth parts of ebb-bench-serve.
-$(B)/bench/bench_gpu: $(B)/obj/tests/gpu/bench_gpu.cu.o $(LIB)/all.a
-	$(call link,$< $(LIB)/all.a $(DAEMON_LIBS) -lstdc++)
+# Runs where the GPU is; without one it says so. BENCH=attend,ragged,long,latency,chunk,append,select,policies,compact,small,peer runs parts
+# of bench_gpu, BENCH=check,serve,launch,handover,growth parts of ebb-bench-serve. FlashInfer is downloaded when BENCH names peer.
+FLASHINFER := build/flashinfer
+PEER_O   := $(if $(CUDA),$(if $(wildcard $(FLASHINFER)/ok),$(B)/obj/tests/gpu/peer_flashinfer.cu.o))
+# As FlashInfer compiles itself when it runs.
+$(B)/obj/tests/gpu/peer_flashinfer.cu.o: NVCCFLAGS := -std=c++17 -O3 -DNDEBUG -use_fast_math --expt-relaxed-constexpr -Xfatbin -compress-all \
+	$(foreach t,F16 BF16 FP8_E4M3 FP8_E5M2,-DFLASHINFER_ENABLE_$(t)) $(if $(findstring sm_90,$(CUDA_ARCH)),$(SM_90A),$(CUDA_ARCH)) -Xcompiler -fPIC -I. \
+	$(foreach d,include cccl/libcudacxx/include cccl/cub cccl/thrust,-I $(FLASHINFER)/$(d))
+$(B)/bench/bench_gpu: $(B)/obj/tests/gpu/bench_gpu.cu.o $(PEER_O) $(LIB)/all.a
+	$(call link,$< $(PEER_O) $(LIB)/all.a $(DAEMON_LIBS) -lstdc++)
 
 .PHONY: bench-gpu
 bench-gpu:	## device operations on cuda:0 against the speed of its memory: a table, and build/bench-gpu.jsonl
 	@if [ -z "$(CUDA)" ] || ! nvidia-smi -L >/dev/null 2>&1; then echo "skipped: $(if $(CUDA),no NVIDIA GPU answers,nvcc not found)"; else \
-		$(submake) $(B)/bench/bench_gpu $(BIN)/ebbd $(if $(SERVE_O),$(BIN)/ebb-bench-serve) && \
+		$(if $(findstring peer,$(BENCH)),$(SETUP) flashinfer &&) $(submake) $(B)/bench/bench_gpu $(BIN)/ebbd $(if $(SERVE_O),$(BIN)/ebb-bench-serve) && \
 		EBB_BENCH_ROWS=1 tools/bench.sh $(B)/bench-gpu.jsonl $(B)/bench/bench_gpu $(if $(SERVE_O),$(BIN)/ebb-bench-serve); fi
 
 # --- demo ------------------------------------------------------------------------------------------------------------------------
@@ -343,8 +351,8 @@ uninstall:	## remove what install put there, but /etc/ebbd
 		'$(DESTDIR)$(COMPDIR)'/ebbctl '$(DESTDIR)$(COMPDIR)'/ebb-llama '$(DESTDIR)$(COMPDIR)'/ebbd
 
 # --- rest ------------------------------------------------------------------------------------------------------------------------
-clean:	## remove what was built; the model and kvpress stay (rm -r build removes them)
-	rm -rf $(filter-out build/model build/peers,$(wildcard build/*))
+clean:	## remove what was built; the model, kvpress and FlashInfer stay (rm -r build removes them)
+	rm -rf $(filter-out build/model build/peers build/flashinfer,$(wildcard build/*))
 
 help:	## this list
 	@echo "make TARGET [V=1] [SAN=address,undefined] [NO_CUDA=1] [PREFIX=...] [DESTDIR=...]"

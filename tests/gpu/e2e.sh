@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # tests/gpu/e2e.sh [OUT]   The whole system on a machine with an NVIDIA GPU: the daemon with a CUDA pool and a host pool, real clients with
 # the real model, the integration tests on the CUDA pool, the host operations with this machine's vector set, the demo. Uses what
-# tools/device-bundle.sh collected in build/device, and the model in build/model. Logs go to OUT. Exit: 0 if all went well.
+# tools/device-bundle.sh collected in build/device, and the model in build/model. Logs go to OUT. AT_ONCE=1 runs the tests side by side.
+# Exit: 0 if all went well.
 set -u -o pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD/build/device
@@ -19,6 +20,23 @@ test_one() {	# NAME DEVICE LIMIT
 	timeout -k 5 "$3" env EBB_TEST_DEVICE="$2" "$here/tests/$1" >"$log" 2>&1 </dev/null
 	rc=$?
 	[ $rc = 0 ] && say ok "$1 on $2 ($((SECONDS - t0)) s)" || { say FAIL "$1 on $2: exit $rc"; grep -E 'ERROR|error' "$log" | head -5; }
+	return $rc
+}
+# The same, AT_ONCE=1: beside the next ones. The machine must be large enough that nobody waits too long.
+test_pids=()
+test_next() {
+	if [ -n "${AT_ONCE:-}" ]; then
+		test_one "$@" & test_pids+=($!)
+	else
+		test_one "$@"
+	fi
+}
+tests_wait() {
+	local pid
+	for pid in "${test_pids[@]}"; do
+		wait "$pid" || failed=1
+	done
+	test_pids=()
 }
 nll() { timeout 200 "$here/bin/ebb-llama" -m "$EBB_MODEL" --socket "$sock" -f $doc --nll --limit 1024 --json "$@" 2>>"$out/err"; }
 field() { sed -E "s/.*\"$1\":([-0-9.e]+).*/\1/"; }
@@ -78,12 +96,13 @@ kill $daemon; wait $daemon 2>/dev/null
 fi
 
 part integration && for t in ${INTEGRATION-determinism reload pressure daemon_death hostile kill}; do
-	test_one integration/test_$t "$device" 240
+	test_next integration/test_$t "$device" 240
 done
 part unit && for t in ${UNIT-append attend observe select memory}; do
-	test_one unit/gpu/test_$t host 200
-	test_one unit/gpu/test_$t "$device" 200
+	test_next unit/gpu/test_$t host 200
+	test_next unit/gpu/test_$t "$device" 200
 done
+tests_wait
 if part demo; then
 	EBB_DEMO_DEVICE=$device timeout 200 python3 -B tools/demo.py >"$out/demo.log" 2>&1 </dev/null
 	rc=$?
@@ -97,7 +116,8 @@ if part memcheck && command -v compute-sanitizer >/dev/null; then
 	for _ in $(seq 300); do [ -S "$sock" ] && break; sleep 0.1; done
 	timeout 150 compute-sanitizer --tool memcheck --error-exitcode 9 "$here/bin/ebb-llama" -m "$EBB_MODEL" --socket "$sock" --pool gpu -f $doc --nll \
 		--limit 400 --policy h2o --budget 128 --json >"$out/memcheck-llama.log" 2>&1 && say ok "memcheck of ebb-llama" || say FAIL "memcheck of ebb-llama"
-	pkill -TERM -x ebbd; wait $daemon	# the sanitizer ends by the signal, too: its verdict is in its log
+	pkill -TERM -f "^$here/bin/ebbd --config $dir/ini"	# not the sanitizer, which may end by the signal, too: its verdict is in its log
+	wait $daemon
 	grep -q 'ERROR SUMMARY: 0 errors' "$out/memcheck-ebbd.log" && say ok "memcheck of ebbd" || say FAIL "memcheck of ebbd"
 	grep -h 'ERROR SUMMARY' "$out"/memcheck-*.log
 fi
