@@ -22,24 +22,36 @@ test_one() {	# NAME DEVICE LIMIT
 	[ $rc = 0 ] && say ok "$1 on $2 ($((SECONDS - t0)) s)" || { say FAIL "$1 on $2: exit $rc"; grep -E 'ERROR|error' "$log" | head -5; }
 	return $rc
 }
-# The same, AT_ONCE=1: beside the next ones. The machine must be large enough that nobody waits too long.
-test_pids=()
-test_next() {
+# AT_ONCE=1: beside the next ones, until finish. The machine must be large enough that nobody waits too long.
+started=()
+next() {
 	if [ -n "${AT_ONCE:-}" ]; then
-		test_one "$@" & test_pids+=($!)
+		"$@" & started+=($!)
 	else
-		test_one "$@"
+		"$@" || failed=1
 	fi
 }
-tests_wait() {
+finish() {
 	local pid
-	for pid in "${test_pids[@]}"; do
+	for pid in "${started[@]}"; do
 		wait "$pid" || failed=1
 	done
-	test_pids=()
+	started=()
 }
 nll() { timeout 200 "$here/bin/ebb-llama" -m "$EBB_MODEL" --socket "$sock" -f $doc --nll --limit 1024 --json "$@" 2>>"$out/err"; }
-field() { sed -E "s/.*\"$1\":([-0-9.e]+).*/\1/"; }
+# both NAME OPTION...: on the GPU and on the host.
+both() {
+	local name=$1 gpu
+	shift
+	nll --pool gpu "$@" >"$out/$name-gpu.json" & gpu=$!
+	nll --pool host "$@" >"$out/$name-host.json"
+	wait $gpu
+	tail "$out/$name-gpu.json" "$out/$name-host.json"
+	awk -v a="$(field nll <"$out/$name-gpu.json")" -v b="$(field nll <"$out/$name-host.json")" \
+		'BEGIN { d = a - b; exit !(a > 0 && d < 0.005 && d > -0.005) }' && say ok "NLL on the GPU and on the host, $name" ||
+		{ say FAIL "NLL on the GPU and on the host, $name"; return 1; }
+}
+field() { sed -E "s/.*\"$1\": ?([-0-9.e]+).*/\1/"; }
 
 # PARTS: which of nll, integration, unit, demo, memcheck to run.
 parts=" ${PARTS-nll integration unit demo memcheck} "
@@ -54,21 +66,12 @@ for _ in $(seq 100); do [ -S "$sock" ] && break; sleep 0.1; done
 "$here/bin/ebbctl" --socket "$sock" pools || say FAIL "ebbctl pools"
 
 for slots in f32 bf16 q8; do
-	for pool in gpu host; do
-		printf '%-5s full %-5s %s\n' "$pool" $slots "$(nll --pool $pool --policy full --slots $slots | tee "$out/full-$pool-$slots.json")"
-	done
-	awk -v a="$(field nll <"$out/full-gpu-$slots.json")" -v b="$(field nll <"$out/full-host-$slots.json")" \
-		'BEGIN { d = a - b; exit !(d < 0.005 && d > -0.005) }' && say ok "NLL on the GPU and on the host, full, $slots" ||
-		say FAIL "NLL on the GPU and on the host, full, $slots"
+	next both full-$slots --policy full --slots $slots
 done
 for policy in h2o streaming; do
-	for pool in gpu host; do
-		printf '%-5s %s 256 %s\n' "$pool" $policy "$(nll --pool $pool --policy $policy --budget 256 --slots f32 | tee "$out/$policy-$pool.json")"
-	done
-	awk -v a="$(field nll <"$out/$policy-gpu.json")" -v b="$(field nll <"$out/$policy-host.json")" \
-		'BEGIN { d = a - b; exit !(d < 0.005 && d > -0.005) }' && say ok "NLL on the GPU and on the host, $policy at 256" ||
-		say FAIL "NLL on the GPU and on the host, $policy at 256"
+	next both $policy-256 --policy $policy --budget 256 --slots f32
 done
+finish
 
 # Through the daemon with room for all, and without a daemon: the same logits, bit for bit. Twice under eviction: the same again.
 nll --pool gpu --policy full --limit 300 --logits "$dir/a" >/dev/null
@@ -96,13 +99,13 @@ kill $daemon; wait $daemon 2>/dev/null
 fi
 
 part integration && for t in ${INTEGRATION-determinism reload pressure daemon_death hostile kill}; do
-	test_next integration/test_$t "$device" 240
+	next test_one integration/test_$t "$device" 240
 done
 part unit && for t in ${UNIT-append attend observe select memory}; do
-	test_next unit/gpu/test_$t host 200
-	test_next unit/gpu/test_$t "$device" 200
+	next test_one unit/gpu/test_$t host 200
+	next test_one unit/gpu/test_$t "$device" 200
 done
-tests_wait
+finish
 if part demo; then
 	EBB_DEMO_DEVICE=$device timeout 200 python3 -B tools/demo.py >"$out/demo.log" 2>&1 </dev/null
 	rc=$?
