@@ -2,8 +2,8 @@
 # tools/device-bundle.sh [demo]   Collects in build/device/ what a GPU machine without our build packages needs to run the tests and the
 # demo: programs and tests (stripped) with the shared libraries that they load, glibc and the NVIDIA libraries excepted.
 #
-# Build first (make all tests build/tests/gpu/test_cuda). tests/gpu/run.sh runs there. With "demo" the tests stay out and the model
-# comes along in two parts, build/device-model/a and b: too large to travel in one call, so
+# Build first (make all tests build/tests/gpu/test_cuda; with LINEINFO= and one CUDA_ARCH it is a quarter as large). tests/gpu/run.sh runs
+# there. With "demo" the tests stay out and the model comes along in two parts, build/device-model/a and b: too large to travel in one call, so
 #     call 1: carry build/device-model/a, run `true`
 #     call 2: carry build/device-model/b and build/device, and begin with
 #             mkdir -p build/model && cat build/device-model/{a,b}/part >build/model/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -1,10 +1,10 @@
 /*
- * Part of bench_gpu.cu: attend beside FlashInfer's batch decode (peer_flashinfer.h) on as many bytes, in one run. Each of FlashInfer's two
+ * Part of bench_gpu.cu: attend beside FlashInfer's batch decode (peer_flashinfer.cuh) on as many bytes, in one run. Each of FlashInfer's two
  * kernels with each of its two layouts of a page is tried, and the fastest counts. Its output is compared with a float64 reference first.
  */
 #include <cuda_bf16.h>
 
-#include "tests/gpu/peer_flashinfer.h"
+#include "tests/gpu/peer_flashinfer.cuh"
 
 #define PEER_SCALE 0.02f
 

@@ -1,5 +1,5 @@
 /*
- * FlashInfer's batch decode (peer_flashinfer.h) through its public headers, called as its Python wrapper calls it: a plan outside the graph
+ * FlashInfer's batch decode (peer_flashinfer.cuh) through its public headers, called as its Python wrapper calls it: a plan outside the graph
  * that fits these lengths (faster than the plan for graphs that stay), early launches on, no mask, no log-sum-exp.
  */
 #include <flashinfer/attention/decode.cuh>
@@ -13,7 +13,7 @@
 
 #include <vector>
 
-#include "tests/gpu/peer_flashinfer.h"
+#include "tests/gpu/peer_flashinfer.cuh"
 
 namespace fi = flashinfer;
 

@@ -2,17 +2,13 @@
  * FlashInfer's batch decode over a paged cache, which bench_gpu measures beside our attend (BENCH=peer). peer_flashinfer.cu is linked where
  * `tools/setup.sh flashinfer` has put FlashInfer's headers; elsewhere peer_new is NULL.
  */
-#ifndef TESTS_GPU_PEER_FLASHINFER_H
-#define TESTS_GPU_PEER_FLASHINFER_H
+#ifndef TESTS_GPU_PEER_FLASHINFER_CUH
+#define TESTS_GPU_PEER_FLASHINFER_CUH
 
 #include <cuda_runtime.h>
 #include <stdint.h>
 
 #define PEER_PAGE 16u
-
-#ifdef __cplusplus
-extern "C" {
-#endif
 
 struct peer;
 
@@ -31,7 +27,4 @@ int peer_new(const struct peer_shape *shape, const int32_t *page, cudaStream_t s
 int peer_run(struct peer *p, const void *kv, const void *q, void *out, float scale, cudaStream_t stream) __attribute__((weak));
 void peer_free(struct peer *p) __attribute__((weak));
 
-#ifdef __cplusplus
-}
-#endif
 #endif
