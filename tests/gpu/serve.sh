@@ -33,8 +33,8 @@ part_growth() { serve 90 --part growth --vocab 16384; }
 part_large() {
 	local free
 	free=$(nvidia-smi -i "$device" --query-gpu=memory.free --format=csv,noheader,nounits) || return
-	# 8 GiB are left: weights of 8 layers and a small vocabulary (4), two processes' contexts, activations.
-	serve 90 --part serve --processes 1 --no-full --layers 8 --vocab 16384 --pool $((free / 1024 - 8))G --budgets 16384,16384 --decode 128 &&
+	# 9 GiB are left: weights of 8 layers and a small vocabulary (4), contexts of two processes, logits, activations.
+	serve 90 --part serve --processes 1 --no-full --layers 8 --vocab 16384 --pool $((free / 1024 - 9))G --budgets 16384,16384 --decode 128 &&
 		echo "of $free MiB free"
 }
 
