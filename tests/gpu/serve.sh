@@ -25,7 +25,7 @@ serve() {	# LIMIT OPTION...
 
 part_ceiling() { BENCH=ceiling timeout 30 "${EBB_BENCH:-build/bench/bench_gpu}" | sed 's/"unit.*//'; }
 part_one() { serve 110 --part serve --processes 1; }
-part_four() { serve 110 --part serve --processes 4 --budgets 4096,1024 --decode 192; }
+part_four() { serve 110 --part serve --processes 4 --budgets 4096,1024 --decode 128; }
 
 # Few layers and a small vocabulary: what may grow with a session's age is not in the products.
 part_growth() { serve 90 --part growth --vocab 16384; }
