@@ -117,9 +117,9 @@ static void describe(const struct serve_config *c, char *to, size_t bytes)
 {
 	const struct serve_model *m = &c->model;
 
-	snprintf(to, bytes, "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %d %d %d", m->layers, m->heads, m->kv_heads, m->head_dim,
+	snprintf(to, bytes, "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %u %d %d %d", m->layers, m->heads, m->kv_heads, m->head_dim,
 		 m->hidden, m->ffn, m->vocab, c->ordinal, (unsigned long long)c->bytes, c->sessions, c->length, c->decode, c->warm, c->pad,
-		 c->graph, c->ragged, c->check);
+		 c->fill, c->graph, c->ragged, c->check);
 }
 
 int serve_be_client(const char *numbers, const char *socket_path, const char *settings)
@@ -129,9 +129,9 @@ int serve_be_client(const char *numbers, const char *socket_path, const char *se
 	struct serve_result r;
 	unsigned long long bytes;
 
-	if (sscanf(numbers, "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %d %d %d", &m->layers, &m->heads, &m->kv_heads, &m->head_dim,
-		   &m->hidden, &m->ffn, &m->vocab, &c.ordinal, &bytes, &c.sessions, &c.length, &c.decode, &c.warm, &c.pad, &c.graph,
-		   &c.ragged, &c.check) != 17)
+	if (sscanf(numbers, "%u %u %u %u %u %u %u %d %llu %u %u %u %u %u %u %d %d %d", &m->layers, &m->heads, &m->kv_heads, &m->head_dim,
+		   &m->hidden, &m->ffn, &m->vocab, &c.ordinal, &bytes, &c.sessions, &c.length, &c.decode, &c.warm, &c.pad, &c.fill,
+		   &c.graph, &c.ragged, &c.check) != 18)
 		return complain("--work", "is for this program's own use");
 	c.bytes = bytes;
 	c.socket = *socket_path ? socket_path : NULL;

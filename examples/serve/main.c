@@ -71,6 +71,7 @@ static const char usage[] =
 "  --layers N          of the model (32); --vocab N (128256)\n"
 "  --growth N          tokens a session generates in the part growth (100000)\n"
 "  --device N          CUDA device (0)\n"
+"  --fill N            tokens of prompts appended in one step at most; attend's scratch grows with them (0: a window of every session)\n"
 "  --pad N             launch steps as for a multiple of N sessions (0: as they are)\n"
 "  --no-full           leave out the caches that never evict\n"
 "  --no-graph          launch every kernel of every step\n"
@@ -389,6 +390,7 @@ static int option(const char *name, const char *value)
 		{ "--sessions", &opt.base.sessions, true }, { "--layers", &opt.base.model.layers, false },
 		{ "--vocab", &opt.base.model.vocab, false }, { "--growth", &opt.growth, false },
 		{ "--pad", &opt.base.pad, true }, { "--limit", &opt.limit_s, false },
+		{ "--fill", &opt.base.fill, true },
 	};
 	char *end;
 

@@ -30,6 +30,7 @@ struct serve_config {
 	uint32_t decode;		/* steps; the first `warm` are not measured */
 	uint32_t warm;
 	uint32_t pad;			/* ebb_batch_options.pad_sessions */
+	uint32_t fill;			/* tokens of prompts appended in one step at most; 0: a window of every session */
 	int graph;			/* steps as CUDA graphs */
 	int ragged;			/* now and then a session sits a step out */
 	int check;			/* a hash of all logits */

@@ -159,6 +159,7 @@ static int make_room(struct worker *w)
 	size_t rows = w->max_rows, stride = (size_t)m->kv_heads * m->head_dim + SHIFT * m->layers;
 
 	w->fill_rows = w->n_sessions * WINDOW > PREFILL_ROWS ? w->n_sessions * WINDOW : PREFILL_ROWS;
+	w->fill_rows = w->c->fill && w->c->fill < w->fill_rows ? w->c->fill : w->fill_rows;
 	return room((void **)&w->h, rows * m->hidden * sizeof(float)) || room((void **)&w->x, rows * m->hidden * sizeof(bf16)) ||
 	       room((void **)&w->qkv, rows * qkv_outs(m) * sizeof(bf16)) ||
 	       room((void **)&w->att, rows * m->heads * m->head_dim * sizeof(bf16)) ||
@@ -371,13 +372,15 @@ static int make_batch(struct worker *w, uint32_t sessions, uint32_t rows, uint32
 static int fill_step(struct worker *w, uint32_t prompt, uint64_t *left)
 {
 	const struct serve_model *m = &w->m;
-	uint32_t stride = m->kv_heads * m->head_dim + SHIFT * m->layers, share = w->fill_rows / w->n_sessions, rows = 0;
+	uint32_t stride = m->kv_heads * m->head_dim + SHIFT * m->layers, share = w->fill_rows / w->n_sessions, rows = 0, room = w->fill_rows;
 
+	share = share > WINDOW ? share : WINDOW;
 	*left = 0;
 	for (uint32_t i = 0; i < w->n_sessions; i++) {
-		uint32_t rest = prompt - ebb_session_tokens(w->session[i]);
+		uint32_t rest = prompt - ebb_session_tokens(w->session[i]), most = share < room ? share : room;
 
-		w->n[i] = rest < share ? rest : share;
+		w->n[i] = rest < most ? rest : most;
+		room -= w->n[i];
 		*left += rest;
 	}
 	if (!*left)

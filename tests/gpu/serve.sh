@@ -31,11 +31,12 @@ part_four() { serve 110 --part serve --processes 4 --budgets 4096,1024 --decode 
 part_growth() { serve 90 --part growth --vocab 16384; }
 
 part_large() {
-	local free
+	local free pool
 	free=$(nvidia-smi -i "$device" --query-gpu=memory.free --format=csv,noheader,nounits) || return
-	# 9 GiB are left: weights of 8 layers and a small vocabulary (4), contexts of two processes, logits, activations.
-	serve 90 --part serve --processes 1 --no-full --layers 8 --vocab 16384 --pool $((free / 1024 - 9))G --budgets 16384,16384 --decode 128 &&
-		echo "of $free MiB free"
+	# 10 GiB are left: weights of 8 layers and a small vocabulary (4), logits of lanes (3), contexts of two processes, activations.
+	pool=$((free / 1024 - 10))
+	echo "a pool of $pool GiB, $free MiB of the GPU free"
+	serve 90 --part serve --processes 1 --no-full --layers 8 --vocab 16384 --pool ${pool}G --budgets 16384,16384 --decode 128 --fill 1024
 }
 
 part_llama() {
