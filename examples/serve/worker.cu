@@ -372,7 +372,8 @@ static int make_batch(struct worker *w, uint32_t sessions, uint32_t rows, uint32
 static int fill_step(struct worker *w, uint32_t prompt, uint64_t *left)
 {
 	const struct serve_model *m = &w->m;
-	uint32_t stride = m->kv_heads * m->head_dim + SHIFT * m->layers, share = w->fill_rows / w->n_sessions, rows = 0, room = w->fill_rows;
+	uint32_t stride = m->kv_heads * m->head_dim + SHIFT * m->layers, share = w->fill_rows / w->n_sessions, rows = 0;
+	uint32_t room = w->fill_rows;
 
 	share = share > WINDOW ? share : WINDOW;
 	*left = 0;

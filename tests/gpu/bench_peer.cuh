@@ -1,6 +1,6 @@
 /*
- * Part of bench_gpu.cu: attend beside FlashInfer's batch decode (peer_flashinfer.cuh) on as many bytes, in one run. Each of FlashInfer's two
- * kernels with each of its two layouts of a page is tried, and the fastest counts. Its output is compared with a float64 reference first.
+ * Part of bench_gpu.cu: attend beside FlashInfer's batch decode (peer_flashinfer.cuh) on as many bytes, in one run. Each of its two kernels
+ * with each of its two layouts of a page is tried, and the fastest counts. Its output is compared with a float64 reference first.
  */
 #include <cuda_bf16.h>
 

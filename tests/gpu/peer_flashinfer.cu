@@ -1,6 +1,6 @@
 /*
- * FlashInfer's batch decode (peer_flashinfer.cuh) through its public headers, called as its Python wrapper calls it: a plan outside the graph
- * that fits these lengths (faster than the plan for graphs that stay), early launches on, no mask, no log-sum-exp.
+ * FlashInfer's batch decode (peer_flashinfer.cuh) through its public headers, called as its Python wrapper calls it: a plan outside the
+ * graph that fits these lengths (faster than the plan for graphs that stay), early launches on, no mask, no log-sum-exp.
  */
 #include <flashinfer/attention/decode.cuh>
 #include <flashinfer/attention/default_decode_params.cuh>
@@ -60,7 +60,8 @@ template <uint32_t D, uint32_t G> static cudaError_t plan_decode(struct peer *p,
 	auto estimate = fi::BatchDecodeWithPagedKVCacheWorkEstimationDispatched<G, D, fi::PosEncodingMode::kNone, plain, decode_params>;
 
 	return fi::DecodePlan<D, fi::PosEncodingMode::kNone, plain, decode_params>(
-		p->floats, FLOATS, p->ints, p->pinned, INTS, p->decode, indptr, p->s.sessions, p->s.kv_heads * G, PEER_PAGE, false, stream, estimate);
+		p->floats, FLOATS, p->ints, p->pinned, INTS, p->decode, indptr, p->s.sessions, p->s.kv_heads * G, PEER_PAGE, false, stream,
+		estimate);
 }
 
 template <uint32_t D> static cudaError_t plan(struct peer *p, int32_t *indptr, int32_t *q_indptr, cudaStream_t stream)
@@ -69,8 +70,8 @@ template <uint32_t D> static cudaError_t plan(struct peer *p, int32_t *indptr, i
 
 	if (s->tensor_cores)
 		return fi::PrefillPlan<int32_t>(p->floats, FLOATS, p->ints, p->pinned, INTS, p->prefill, q_indptr, indptr, s->sessions,
-						s->sessions, s->kv_heads * s->group, s->kv_heads, D, D, PEER_PAGE, false, 2, -1, -1, false, 0, 1, true,
-						stream);
+						s->sessions, s->kv_heads * s->group, s->kv_heads, D, D, PEER_PAGE, false, 2, -1, -1, false,
+						0, 1, true, stream);
 	switch (s->group) {
 	case 1: return plan_decode<D, 1>(p, indptr, stream);
 	case 3: return plan_decode<D, 3>(p, indptr, stream);
@@ -87,8 +88,8 @@ static fi::paged_kv_t<bf16, int32_t> pages(const struct peer *p, const void *kv)
 	int64_t stride[4] = { 2 * half, (int64_t)(s->hnd ? PEER_PAGE : s->kv_heads) * s->head_dim, s->head_dim, 1 };
 	fi::QKVLayout layout = s->hnd ? fi::QKVLayout::kHND : fi::QKVLayout::kNHD;
 
-	return fi::paged_kv_t<bf16, int32_t>(s->kv_heads, PEER_PAGE, s->head_dim, s->sessions, layout, (bf16 *)kv, (bf16 *)kv + half, stride,
-					     p->indices, p->indptr, p->last);
+	return fi::paged_kv_t<bf16, int32_t>(s->kv_heads, PEER_PAGE, s->head_dim, s->sessions, layout, (bf16 *)kv, (bf16 *)kv + half,
+					     stride, p->indices, p->indptr, p->last);
 }
 
 template <uint32_t D> static cudaError_t decode(struct peer *p, const void *kv, const void *q, void *out, float scale, cudaStream_t stream)
@@ -109,8 +110,8 @@ template <uint32_t D> static cudaError_t decode(struct peer *p, const void *kv, 
 template <uint32_t D> static cudaError_t prefill(struct peer *p, const void *kv, const void *q, void *out, float scale, cudaStream_t stream)
 {
 	uint32_t heads = p->s.kv_heads * p->s.group;
-	prefill_params a((bf16 *)q, pages(p, kv), nullptr, p->q_indptr, nullptr, nullptr, (bf16 *)out, nullptr, nullptr, heads, heads * D, D, -1,
-			 0.0f, scale, 1.0f, 1e4f);
+	prefill_params a((bf16 *)q, pages(p, kv), nullptr, p->q_indptr, nullptr, nullptr, (bf16 *)out, nullptr, nullptr, heads, heads * D, D,
+			 -1, 0.0f, scale, 1.0f, 1e4f);
 	const fi::PrefillPlanInfo &i = p->prefill;
 
 	if (i.cta_tile_q != 16)	/* one query a session has no more rows than that */
@@ -123,8 +124,8 @@ template <uint32_t D> static cudaError_t prefill(struct peer *p, const void *kv,
 	a.merge_indptr = i.split_kv ? ints_at(p, i.merge_indptr_offset) : nullptr;
 	a.padded_batch_size = (uint32_t)i.padded_batch_size;
 	a.max_total_num_rows = (uint32_t)i.total_num_rows;
-	return fi::BatchPrefillWithPagedKVCacheDispatched<true, 16, D, D, fi::PosEncodingMode::kNone, false, fi::MaskMode::kNone, false, plain,
-							  prefill_params>(
+	return fi::BatchPrefillWithPagedKVCacheDispatched<true, 16, D, D, fi::PosEncodingMode::kNone, false, fi::MaskMode::kNone, false,
+							  plain, prefill_params>(
 		a, parts<bf16>(p, i.split_kv, i.v_offset), parts<float>(p, i.split_kv, i.s_offset), true, stream);
 }
 
