@@ -110,8 +110,8 @@ template <uint32_t D> static cudaError_t decode(struct peer *p, const void *kv, 
 template <uint32_t D> static cudaError_t prefill(struct peer *p, const void *kv, const void *q, void *out, float scale, cudaStream_t stream)
 {
 	uint32_t heads = p->s.kv_heads * p->s.group;
-	prefill_params a((bf16 *)q, pages(p, kv), nullptr, p->q_indptr, nullptr, nullptr, (bf16 *)out, nullptr, nullptr, heads, heads * D, D,
-			 -1, 0.0f, scale, 1.0f, 1e4f);
+	prefill_params a((bf16 *)q, pages(p, kv), nullptr, p->q_indptr, nullptr, nullptr, (bf16 *)out, nullptr, nullptr, heads, heads * D,
+			 D, -1, 0.0f, scale, 1.0f, 1e4f);
 	const fi::PrefillPlanInfo &i = p->prefill;
 
 	if (i.cta_tile_q != 16)	/* one query a session has no more rows than that */
