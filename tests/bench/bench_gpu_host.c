@@ -24,6 +24,7 @@ struct shape {
 	struct gpu_shape gpu;
 	uint32_t sessions, slots;
 	size_t bytes;			/* of K and V in all; layers follow from it */
+	const uint32_t *lengths;	/* [n_kv_heads], of mean `slots`: what lanes hold instead; or NULL */
 };
 
 struct pool {
@@ -65,6 +66,23 @@ static void check(int rc)
 		fprintf(stderr, "bench_gpu_host: error %d\n", rc);
 		exit(1);
 	}
+}
+
+/* Slots of a lane. With lengths of their own, another head of each layer is the longest. */
+static uint32_t lane_slots(const struct shape *shape, uint32_t lane)
+{
+	const uint32_t heads = shape->gpu.n_kv_heads;
+
+	return shape->lengths ? shape->lengths[(lane + lane / heads) % heads] : shape->slots;
+}
+
+static uint32_t longest(const struct shape *shape)
+{
+	uint32_t most = 0;
+
+	for (uint32_t l = 0; l < shape->gpu.n_kv_heads; l++)
+		most = lane_slots(shape, l) > most ? lane_slots(shape, l) : most;
+	return most;
 }
 
 /* --- a pool and its sessions ------------------------------------------------------------------------------------------ */
@@ -132,8 +150,8 @@ static void pool_free(struct pool *p)
 /* A private table; it serves as the shared one as well. */
 static char *table_new(struct cache *c)
 {
-	struct gpu_table head = { .n_lanes = c->lanes, .window = WINDOW, .max_pages = gpu_pages_for(c->shape->slots),
-				  .max_blocks = gpu_blocks_for(c->shape->slots), .n_heat = 1, .observe = 1 };
+	struct gpu_table head = { .n_lanes = c->lanes, .window = WINDOW, .max_pages = gpu_pages_for(longest(c->shape)),
+				  .max_blocks = gpu_blocks_for(longest(c->shape)), .n_heat = 1, .observe = 1 };
 	char *at = calloc(1, gpu_table_private_bytes(&head));
 	struct gpu_lane *lane = (void *)(at + gpu_table_lanes());
 	uint32_t *page = (void *)(at + gpu_table_pages(&head)), *block = (void *)(at + gpu_table_blocks(&head));
@@ -142,10 +160,10 @@ static char *table_new(struct cache *c)
 	assert(at);
 	memcpy(at, &head, sizeof(head));
 	for (uint32_t l = 0; l < c->lanes; l++) {
-		lane[l] = (struct gpu_lane){ .len = c->shape->slots };
-		for (uint32_t i = 0; i < head.max_pages; i++)
+		lane[l] = (struct gpu_lane){ .len = lane_slots(c->shape, l) };
+		for (uint32_t i = 0; i < gpu_pages_for(lane[l].len); i++)
 			page[l * head.max_pages + i] = c->pool.id[c->pool.used++];
-		for (uint32_t i = 0; i < head.max_blocks; i++) {
+		for (uint32_t i = 0; i < gpu_blocks_for(lane[l].len); i++) {
 			int32_t *pos[2];
 
 			block[l * head.max_blocks + i] = new_block(&c->pool, 1);
@@ -195,6 +213,7 @@ static void cache_new(struct cache *c, const struct shape *shape)
 	const uint32_t row = gpu_row_bytes(g->slot_type, g->head_dim), heads = g->n_kv_heads * g->group;
 	size_t layer_bytes = (size_t)shape->sessions * g->n_kv_heads * shape->slots * row * 2u;
 	size_t floats = (size_t)shape->sessions * heads * g->head_dim;
+	uint32_t pages = 0;
 
 	*c = (struct cache){ .shape = shape };
 	c->layers = (uint32_t)((shape->bytes + layer_bytes - 1u) / layer_bytes);
@@ -202,7 +221,9 @@ static void cache_new(struct cache *c, const struct shape *shape)
 		c->layers = 16u;
 	c->lanes = c->layers * g->n_kv_heads;
 	c->bytes = layer_bytes * c->layers;
-	pool_new(&c->pool, gpu_page_bytes(g->slot_type, g->head_dim), shape->sessions * c->lanes * gpu_pages_for(shape->slots));
+	for (uint32_t l = 0; l < c->lanes; l++)
+		pages += gpu_pages_for(lane_slots(shape, l));
+	pool_new(&c->pool, gpu_page_bytes(g->slot_type, g->head_dim), shape->sessions * pages);
 	fill_pages(c);
 	c->table = calloc(shape->sessions, sizeof(*c->table));
 	c->seq = calloc(shape->sessions, sizeof(*c->seq));
@@ -351,6 +372,41 @@ static void bench_attend(const struct shape *shape)
 	cache_free(&c);
 }
 
+/* Lanes of very different lengths, as split = measured makes them, beside as many slots in equal ones: layer by layer in turns. */
+static void bench_ragged(const struct shape *shape)
+{
+	const struct shape equal = { shape->name, shape->gpu, shape->sessions, shape->slots, shape->bytes, NULL };
+	double cost[ROUNDS], rate[ROUNDS], equal_rate[ROUNDS], w;
+	struct cache c[2];
+	char name[96];
+
+	cache_new(&c[0], &equal);
+	cache_new(&c[1], shape);
+	for (int i = 0; i < 2; i++)
+		check(gpu_step_set(c[i].step, NULL, &shape->gpu, c[i].pool.map, c[i].seq, shape->sessions, longest(c[i].shape) + 1u));
+	for (int r = -1; r < ROUNDS; r++) {	/* the first is not counted */
+		uint64_t ns[2] = { 0 };
+
+		for (uint32_t k = 0; k < 4u * c[0].layers; k++) {
+			const uint32_t layer = k % c[0].layers, which = (layer + k / c[0].layers) & 1;
+
+			ns[which] += attend_layer(&c[which], layer, 1);
+		}
+		if (r < 0)
+			continue;
+		cost[r] = 100.0 * ((double)ns[1] / (double)ns[0] - 1.0);
+		equal_rate[r] = 2.0 * (double)c[0].bytes / (double)ns[0];
+		rate[r] = 2.0 * (double)c[1].bytes / (double)ns[1];
+	}
+	w = bench_median(cost, ROUNDS);
+	snprintf(name, sizeof(name), "host attend+heat %s", shape->name);
+	bench_report(name, bench_median(rate, ROUNDS), "GB/s", bench_median(equal_rate, ROUNDS), "", -1);
+	snprintf(name, sizeof(name), "host ragged costs %s", shape->name);
+	bench_report(name, w, "% of equal", (double)NAN, "<= 5 %", w <= 5.0);
+	cache_free(&c[0]);
+	cache_free(&c[1]);
+}
+
 /* --- select and compact ------------------------------------------------------------------------------------------------------ */
 
 static void set_heat(struct cache *c)
@@ -493,25 +549,33 @@ static void bench_compact(const struct shape *shape)
 int main(int argc, char **argv)
 {
 	static const struct shape attend[] = {
-		{ "d64 G3 bf16 1x2048", { 3, 3, 64, GPU_BF16 }, 1, 2048, BIG },
-		{ "d64 G3 bf16 1x512", { 3, 3, 64, GPU_BF16 }, 1, 512, BIG },
-		{ "d64 G3 bf16 8x1024", { 3, 3, 64, GPU_BF16 }, 8, 1024, BIG },
-		{ "d64 G3 q8 1x2048", { 3, 3, 64, GPU_Q8 }, 1, 2048, BIG },
-		{ "d64 G3 q8 8x1024", { 3, 3, 64, GPU_Q8 }, 8, 1024, BIG },
-		{ "d64 G3 f32 1x2048", { 3, 3, 64, GPU_F32 }, 1, 2048, BIG },
-		{ "d128 G4 bf16 1x4096", { 8, 4, 128, GPU_BF16 }, 1, 4096, BIG },
-		{ "d128 G4 bf16 4x1024", { 8, 4, 128, GPU_BF16 }, 4, 1024, BIG },
-		{ "d128 G4 q8 1x4096", { 8, 4, 128, GPU_Q8 }, 1, 4096, BIG },
-		{ "d64 G3 bf16 1x512 in cache", { 3, 3, 64, GPU_BF16 }, 1, 512, SMALL },
-		{ "d64 G3 q8 1x512 in cache", { 3, 3, 64, GPU_Q8 }, 1, 512, SMALL },
+		{ "d64 G3 bf16 1x2048", { 3, 3, 64, GPU_BF16 }, 1, 2048, BIG, NULL },
+		{ "d64 G3 bf16 1x512", { 3, 3, 64, GPU_BF16 }, 1, 512, BIG, NULL },
+		{ "d64 G3 bf16 8x1024", { 3, 3, 64, GPU_BF16 }, 8, 1024, BIG, NULL },
+		{ "d64 G3 q8 1x2048", { 3, 3, 64, GPU_Q8 }, 1, 2048, BIG, NULL },
+		{ "d64 G3 q8 8x1024", { 3, 3, 64, GPU_Q8 }, 8, 1024, BIG, NULL },
+		{ "d64 G3 f32 1x2048", { 3, 3, 64, GPU_F32 }, 1, 2048, BIG, NULL },
+		{ "d128 G4 bf16 1x4096", { 8, 4, 128, GPU_BF16 }, 1, 4096, BIG, NULL },
+		{ "d128 G4 bf16 4x1024", { 8, 4, 128, GPU_BF16 }, 4, 1024, BIG, NULL },
+		{ "d128 G4 q8 1x4096", { 8, 4, 128, GPU_Q8 }, 1, 4096, BIG, NULL },
+		{ "d64 G3 bf16 1x512 in cache", { 3, 3, 64, GPU_BF16 }, 1, 512, SMALL, NULL },
+		{ "d64 G3 q8 1x512 in cache", { 3, 3, 64, GPU_Q8 }, 1, 512, SMALL, NULL },
+	};
+	static const uint32_t three[] = { 50, 400, 1500 }, eight[] = { 50, 100, 200, 400, 700, 1000, 1250, 1500 };
+	static const struct shape ragged[] = {
+		{ "d64 G3 bf16 1x650 ragged", { 3, 3, 64, GPU_BF16 }, 1, 650, BIG, three },
+		{ "d64 G3 q8 1x650 ragged", { 3, 3, 64, GPU_Q8 }, 1, 650, BIG, three },
+		{ "d64 G3 bf16 8x650 ragged", { 3, 3, 64, GPU_BF16 }, 8, 650, BIG, three },
+		{ "d128 G4 bf16 1x650 ragged", { 8, 4, 128, GPU_BF16 }, 1, 650, BIG, eight },
+		{ "d128 G4 bf16 4x650 ragged", { 8, 4, 128, GPU_BF16 }, 4, 650, BIG, eight },
 	};
 	static const struct shape selects[] = {
-		{ "h2o 32 of 2048", { 3, 3, 64, GPU_Q8 }, 8, 2048, BIG },
-		{ "h2o 32 of 512", { 3, 3, 64, GPU_Q8 }, 8, 512, BIG },
+		{ "h2o 32 of 2048", { 3, 3, 64, GPU_Q8 }, 8, 2048, BIG, NULL },
+		{ "h2o 32 of 512", { 3, 3, 64, GPU_Q8 }, 8, 512, BIG, NULL },
 	};
 	static const struct shape compacts[] = {
-		{ "d64 bf16 2048 to 1024", { 3, 3, 64, GPU_BF16 }, 2, 2048, BIG },
-		{ "d128 q8 2048 to 1024", { 8, 4, 128, GPU_Q8 }, 2, 2048, BIG },
+		{ "d64 bf16 2048 to 1024", { 3, 3, 64, GPU_BF16 }, 2, 2048, BIG, NULL },
+		{ "d128 q8 2048 to 1024", { 8, 4, 128, GPU_Q8 }, 2, 2048, BIG, NULL },
 	};
 	const char *only = argc > 1 ? argv[1] : "";
 
@@ -519,6 +583,9 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; i < sizeof(attend) / sizeof(attend[0]); i++)
 		if (strstr(attend[i].name, only))
 			bench_attend(&attend[i]);
+	for (unsigned i = 0; i < sizeof(ragged) / sizeof(ragged[0]); i++)
+		if (strstr(ragged[i].name, only))
+			bench_ragged(&ragged[i]);
 	for (unsigned i = 0; i < sizeof(selects) / sizeof(selects[0]); i++)
 		if (strstr(selects[i].name, only))
 			bench_select(&selects[i]);
