@@ -9,9 +9,9 @@ A budget of 25 % is a count here: a quarter of the document's tokens (512 slots 
 so many tokens equal the full run and are left out of kl, top1 and mass_kept.
 
 Environment:
-  QUALITY   quick (default: about ten minutes), ranks, splits, full (everything with everything), levers (rank, split and precision, each
-            alone and all together, at equal bytes), reference (the rules that were measured by another implementation, at its
-            budgets), or several of them with commas
+  QUALITY   quick (default: about ten minutes), ranks, splits, full (everything with everything), levers (rank, split, precision and
+            window, each alone and all together, at equal slots and at equal bytes), reference (the rules that were measured by another
+            implementation, at its budgets), or several of them with commas
   TEXTS     documents to take instead of the default ones, with spaces: FILE or KIND=FILE
   TOKENS    tokens of each document (quick: 1024, else 2048)           BUDGETS   percent, with commas (quick: 12,25, else 25,12,6,50)
   POLICIES  instead of all: NAME[:key=value,...][+setting=value...] with spaces, e.g. "h2o h2o+recent=32 belady"
@@ -44,9 +44,13 @@ DOCUMENTS = [
     ("howto", [PERL + "Test/Tutorial.pod", "/usr/lib/python3*/pydoc.py"]),
     ("spec", [PERL + "CPAN/Meta/Spec.pm", "/usr/share/common-licenses/MPL-2.0"]),
 ]
-# The best published-style rule, and what is measured beside it: rank, split, how K and V are stored.
-LEVERS = [("h2o:age=1", "uniform", "bf16"), ("h2o:age=1", "measured", "bf16"), ("ebb", "uniform", "bf16"), ("h2o:age=1", "uniform", "q8"),
-          ("ebb", "measured", "bf16"), ("h2o:age=1", "measured", "q8"), ("ebb", "measured", "q8")]
+# Rank, split, window and how K and V are stored: each alone beside the best published-style rule (the first), and together; with as many slots
+# as it or in as many bytes.
+LEVERS = [("h2o:age=1", "uniform", "bf16", "32", "slots"), ("ebb", "uniform", "bf16", "32", "slots"),
+          ("h2o:age=1", "measured", "bf16", "32", "slots"), ("h2o:age=1", "uniform", "bf16", "auto", "slots"),
+          ("h2o:age=1", "uniform", "q8", "32", "slots"), ("ebb", "measured", "bf16", "32", "slots"),
+          ("ebb", "measured", "bf16", "auto", "slots"), ("ebb", "measured", "q8", "auto", "slots"),
+          ("h2o:age=1", "uniform", "q8", "32", "bytes"), ("ebb", "measured", "q8", "auto", "bytes")]
 SLOT_BYTES = {"bf16": 256, "q8": 136}       # K and V of a slot, head_dim 64
 # The other implementation's budget is what is left after each decision; here the window's slots are part of it.
 REFERENCE_SLOTS = 256 + WINDOW
@@ -101,6 +105,19 @@ def cell(doc, tokens, percent, slots, policy, split="uniform", settings=""):
     return dict(doc, tokens=tokens, percent=percent, slots=slots, policy=policy, split=split, settings=settings)
 
 
+def auto_window(slots):
+    """What the daemon makes of `window = auto` (evict/plan.c)."""
+    return min(max(slots // 16, 8), WINDOW)
+
+
+def lever_cell(doc, tokens, percent, rank, split, slots, window, equal):
+    n = tokens * percent // 100
+    if equal == "bytes":
+        n = tokens * percent * SLOT_BYTES["bf16"] // SLOT_BYTES[slots] // 100
+    auto = " window=auto" if window == "auto" and auto_window(n) != WINDOW else ""
+    return cell(doc, tokens, percent, n, rank, split, "slots=" + slots + auto)
+
+
 def matrix(name, docs, listed, base):
     """The cells of one matrix, documents outermost so that what is done can be compared early."""
     ranks = [p["name"] for p in listed if p["kind"] == "rank" and p["name"] != "full"] + ["h2o:age=1", "belady"]
@@ -114,13 +131,11 @@ def matrix(name, docs, listed, base):
     if quick and not os.environ.get("TEXTS"):
         docs = docs[:3]
     out = []
+    if name == "levers":
+        return [lever_cell(doc, t, percent, *lever) for t in tokens for percent in percents for lever in LEVERS for doc in docs]
     for t in tokens:
         for percent in percents:
             for doc in docs:
-                if name == "levers":
-                    for rank, split, slots in LEVERS:
-                        out.append(cell(doc, t, percent, t * percent * SLOT_BYTES["bf16"] // SLOT_BYTES[slots] // 100, rank, split, "slots=" + slots))
-                    continue
                 c = lambda rank, split="uniform", extra="": cell(doc, t, percent, t * percent // 100, rank.partition("+")[0], split,
                                                                  " ".join(filter(None, [rank.partition("+")[2].replace("+", " "), extra])))
                 out += [c(r) for r in ranks]
@@ -239,8 +254,11 @@ class Runner:
 
     def command(self, c, kept):
         args = [os.path.join(BIN, "ebb-llama"), "-m", MODEL, "--socket", self.sock, "-f", c["path"], "--nll", "--against-full",
-                "--full-run", self.full_run(c), "--limit", str(c["tokens"]), "--budget", str(c["slots"]), "--split", c["split"],
-                "--window", str(WINDOW), "--kept", kept]
+                "--limit", str(c["tokens"]), "--budget", str(c["slots"]), "--split", c["split"], "--kept", kept]
+        if "window=auto" in c["settings"]:       # a full run is of steps of one length, and few cells have this one's: none is kept
+            args += ["--chunk", str(auto_window(c["slots"]))]
+        else:
+            args += ["--full-run", self.full_run(c), "--window", str(WINDOW)]
         args += ["--full-slots", "f32"] if "slots=" in c["settings"] else ["--slots", "f32"]
         args += ["--belady", "--recent", str(WINDOW)] if c["policy"] == "belady" else ["--policy", c["policy"]]
         for s in c["settings"].split():
@@ -249,11 +267,11 @@ class Runner:
 
     def run_cell(self, c):
         kept = os.path.join(OUT, "kept.%d" % threading.get_ident())
-        lock = self.full_lock[c["text"] + str(c["tokens"])]
-        guard = lock if not os.path.exists(self.full_run(c)) else threading.Lock()   # one makes the full run, the others wait for it
-        with guard:
+        lock, command = self.full_lock[c["text"] + str(c["tokens"])], self.command(c, kept)
+        makes = "--full-run" in command and not os.path.exists(self.full_run(c))     # one does, the others wait for it
+        with lock if makes else threading.Lock():
             t0 = time.time()
-            p = subprocess.Popen(self.command(c, kept), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            p = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
             with self.lock:
                 self.running[threading.get_ident()] = p
             out, err = p.communicate()

@@ -13,6 +13,8 @@ matplotlib.use("svg")
 matplotlib.rcParams.update({"svg.hashsalt": "ebbd", "font.size": 8, "svg.fonttype": "none"})
 import matplotlib.pyplot as plt
 
+import quality
+
 # Quantiles of Student's t for 95 %, by degrees of freedom.
 T95 = [0, 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110,
        2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]
@@ -185,60 +187,81 @@ def plot_kept(folder, rows, path):
 
 # --- levers: rank, split, how slots are stored -------------------------------------------------------------------------------------
 
-LEVER_BASE = ("h2o:age=1 slots=bf16", "uniform")
+def lever_name(rank, split, slots, window, equal):
+    if (rank, split, slots, window, equal) == quality.LEVERS[0]:
+        return "*base: %s, %s, %s, window %s*" % (rank, split, slots, window)
+    parts = [rank] * (rank != "h2o:age=1") + ["split measured"] * (split == "measured") + ["window auto"] * (window == "auto") + [slots] * (slots != "bf16")
+    return " + ".join(parts) + (", in the base's bytes" if equal == "bytes" else "")
 
 
-def lever_name(rule):
-    rank, slots = rule[0].split(" slots=")
-    parts = [rank] * (rank != "h2o:age=1") + ["split measured"] * (rule[1] == "measured") + [slots] * (slots != "bf16")
-    return " + ".join(parts) or "h2o:age=1, uniform, bf16"
+def lever_cells(rows):
+    """(tokens, percent) -> lever -> text -> row."""
+    have = {quality.key_of(r): r for r in rows}
+    docs = {r["text"]: {k: r[k] for k in ["document", "kind", "text"]} for r in rows}
+    out = collections.defaultdict(dict)
+    for tokens, percent in sorted({(r["tokens"], int(r["percent"])) for r in rows}):
+        for lever in quality.LEVERS:
+            keys = {d: quality.key_of(quality.lever_cell(docs[d], tokens, percent, *lever)) for d in docs}
+            out[(tokens, percent)][lever] = {d: have[k] for d, k in keys.items() if k in have}
+    return {at: c for at, c in out.items() if c[quality.LEVERS[0]]}
 
 
-def plot_levers(groups, path, tokens):
-    percents = sorted(groups)
-    fig, ax = plt.subplots(figsize=(6, 4))
-    for i, r in enumerate(sorted({r for g in groups.values() for r in g.cells} - {LEVER_BASE}, key=lever_name)):
-        have = [(p, groups[p].paired(r, LEVER_BASE)) for p in percents]
-        have = [(p, v) for p, v in have if v]
-        ax.errorbar([p for p, _ in have], [math.exp(v[0]) for _, v in have], marker="osv^D<>"[i % 7], markersize=3, capsize=2, linewidth=1, label=lever_name(r),
-                    yerr=[[math.exp(v[0]) - math.exp(v[0] - (v[1] or 0)) for _, v in have], [math.exp(v[0] + (v[1] or 0)) - math.exp(v[0]) for _, v in have]])
-    ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
-    ax.set_xticks(percents, ["%d %%" % p for p in percents])
-    ax.set_xlabel("bytes of so many bf16 slots, of %d tokens" % tokens)
-    ax.set_ylabel("KL relative to h2o:age=1, uniform, bf16")
-    ax.grid(alpha=0.3)
-    ax.legend(fontsize=6, frameon=False)
+def lever_ratio(cells, lever):
+    """KL over all tokens relative to the base: mean and half interval of the logarithm over documents, and the worst document."""
+    base = cells[quality.LEVERS[0]]
+    ratios = {d: r["kl_all"] / base[d]["kl_all"] for d, r in cells[lever].items() if d in base}
+    if not ratios:
+        return None
+    worst = max(ratios, key=ratios.get)
+    return mean_ci([math.log(x) for x in ratios.values()]) + (ratios[worst], base[worst]["kind"])
+
+
+def plot_levers(by, path):
+    tokens = sorted({t for t, _ in by})
+    fig, axes = plt.subplots(1, len(tokens), figsize=(1 + 4 * len(tokens), 4), squeeze=False, sharey=True)
+    for ax, t in zip(axes[0], tokens):
+        percents = sorted(p for n, p in by if n == t)
+        for i, lever in enumerate(quality.LEVERS[1:]):
+            have = [(p, lever_ratio(by[(t, p)], lever)) for p in percents]
+            have = [(p, math.exp(v[0]), math.exp(v[0] - (v[1] or 0)), math.exp(v[0] + (v[1] or 0))) for p, v in have if v]
+            ax.errorbar([h[0] for h in have], [h[1] for h in have], yerr=[[h[1] - h[2] for h in have], [h[3] - h[1] for h in have]], marker="osv^D<>pP"[i % 9],
+                        markersize=3, capsize=2, linewidth=1, linestyle="--" if lever[4] == "bytes" else "-", label=lever_name(*lever))
+        ax.set_xscale("log", base=2)
+        ax.set_yscale("log")
+        ax.set_xticks(percents, ["%d %%" % p for p in percents])
+        ax.set_xlabel("slots of the base, of %d tokens" % t)
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("KL relative to h2o:age=1, uniform, bf16")
+    axes[0][-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     save(fig, path)
 
 
 def levers(rows, plots, link):
-    """What each lever gives alone and with the others, at equal bytes of K and V."""
-    groups = collections.defaultdict(lambda: collections.defaultdict(list))
-    for r in rows:
-        groups[r["tokens"]][int(r["percent"])].append(r)
-    out = []
-    for tokens in sorted(groups):
-        by = {p: Group(rs) for p, rs in groups[tokens].items()}
-        by = {p: g for p, g in by.items() if LEVER_BASE in g.cells}
-        if not by:
-            continue
-        out += ["## Rank, split and precision at equal bytes, %d tokens" % tokens, "",
-                "P %% is the bytes of K and V of so many bf16 slots; q8 has 1.88 times as many slots in them. KL to the full cache in float32. Base: the best published-style "
-                "rule (mean attention, newest half protected), equal lanes, bf16. Relative: geometric mean over documents with its 95 % interval, and the "
-                "document where it is worst.".replace("%%", "%"), ""]
-        plot_levers(by, os.path.join(plots, "levers-%d.svg" % tokens), tokens)
-        for p in sorted(by):
-            g = by[p]
-            out += ["| %d %% | slots | KL | relative | worst document | documents |" % p, "|---|---|---|---|---|---|"]
-            for r in sorted(g.cells, key=lambda r: (r != LEVER_BASE, mean_ci(g.values(r))[0])):
-                both = [d for d in g.cells[r] if d in g.cells[LEVER_BASE]]
-                worst = max(((g.cells[r][d]["kl"] / g.cells[LEVER_BASE][d]["kl"], g.cells[r][d]["kind"]) for d in both), default=None)
-                out.append("| %s | %d | %s | %s | %s | %d |" % (lever_name(r), next(iter(g.cells[r].values()))["slots"], text_ci(*mean_ci(g.values(r)), 4),
-                           text_ratio(g.paired(r, LEVER_BASE)) if r != LEVER_BASE else "", "%.2f (%s)" % worst if worst and r != LEVER_BASE else "", len(g.cells[r])))
-            out.append("")
-        out += ["![levers](%slevers-%d.svg)" % (link, tokens), ""]
-    return out
+    """What each lever gives alone and with the others, as one table and one plot."""
+    by = lever_cells(rows)
+    if not by:
+        return []
+    n = max(len(c) for cells in by.values() for c in cells.values())
+    few = sorted({len(c) for cells in by.values() for c in cells.values() if c} - {n})
+    out = ["## Rank, split, window and precision: each alone, and together", "",
+           "KL to the full cache in float32, over all tokens, relative to the base's on the same document: geometric mean over %d documents%s with its 95 %% interval, and the "
+           "document where it is worst; the base's row has its KL. Base: the best published-style rule (mean attention, newest half protected), equal lanes, bf16. Where "
+           "nothing else is said a lever has the base's slots; in the base's bytes q8 has 1.88 times as many. `window auto` is 8 and 15 tokens at 122 and 245 slots, and "
+           "32, the base's, from 512 on: there it changes nothing. The table of `measured` is share/smollm2-135M.lanes, which saw none of the documents. How it was made, "
+           "and what failed: [quality-lanes.md](quality-lanes.md), [rule.md](rule.md)." % (n, " (%s where marked)" % ", ".join(map(str, few)) if few else ""), "",
+           "| levers | " + " | ".join("%d tokens, %d %% (%d slots)" % (t, p, t * p // 100) for t, p in sorted(by)) + " |", "|---|" + "---|" * len(by)]
+    for lever in quality.LEVERS:
+        line = []
+        for at in sorted(by):
+            cells = by[at][lever]
+            if lever == quality.LEVERS[0]:
+                line.append(text_ci(*mean_ci([r["kl_all"] for r in cells.values()]), 4))
+                continue
+            v = lever_ratio(by[at], lever)
+            line.append("%s; %.2f %s%s" % (text_ratio(v[:2]), v[2], v[3], " [%d]" % len(cells) if len(cells) < n else "") if v else "")
+        out.append("| %s | %s |" % (lever_name(*lever), " | ".join(line)))
+    plot_levers(by, os.path.join(plots, "levers.svg"))
+    return out + ["", "![levers](%slevers.svg)" % link, ""]
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------------------
