@@ -54,9 +54,9 @@ static const struct option_row rows[] = {
 	  "with --full-run: keep slots by the attention that they will still receive in the full run: the bound" },
 	{ "kept", "FILE", 0, TEXT, AT(kept), 0, 0, NULL, "with --against-full: write the positions that each lane holds at the end" },
 	{ "passkey", NULL, 0, FLAG, AT(passkey), 0, 0, NULL,
-	  "is a number found that was hidden in a long text? with the daemon's cache and with a full one; -f and -p add fillers" },
+	  "is a number found that was hidden in a long text? with the daemon's cache and with a full one; -f and -p: more texts to hide it in" },
 	{ "depths", "LIST", 0, TEXT, AT(depths), 0, 0, NULL, "of --passkey: where the number is, shares of the text, with commas" },
-	{ "keys", "N", 0, COUNT, AT(keys), 1, 1000, NULL, "of --passkey: numbers tried at each depth of each filler (3)" },
+	{ "keys", "N", 0, COUNT, AT(keys), 1, 1000, NULL, "of --passkey: numbers tried at each depth of each text (as many as make 24 trials)" },
 	{ "calibrate", NULL, 0, FLAG, AT(calibrate), 0, 0, NULL,
 	  "measure what each lane of the model is worth on the texts that are named: a table of lanes, in --output" },
 	{ "output", "FILE", 'o', TEXT, AT(output), 0, 0, NULL, "of --calibrate: the table; FILE.part holds what is measured until then" },
@@ -417,7 +417,6 @@ int cli_parse(struct cli *cli, int argc, char **argv)
 	cli->n_predict = 128;
 	cli->batch = 1;
 	cli->threads = 1;
-	cli->keys = 3;
 	cli->source = calloc(CLI_MAX_SOURCES, sizeof(*cli->source));
 	if (!cli->source) {
 		cli_error("out of memory");

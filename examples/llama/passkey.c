@@ -5,17 +5,28 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "examples/llama/filler.h"
 #include "examples/llama/run.h"
 
 #define CHUNK 32u
 #define TOKENS 1536u		/* of a prompt, unless --limit says otherwise */
 #define ANSWER 12u		/* tokens drawn */
 #define MAX_DEPTHS 32u
+#define TRIALS 24u		/* at least, unless --keys says otherwise */
+#define SENTENCE 64u		/* tokens that the key may move to stand behind a sentence */
 
-static const char head[] = "<|im_start|>user\nThere is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
-	"I will quiz you about the important information there.\n\n";
-static const char question[] = "\n\nWhat is the pass key?<|im_end|>\n<|im_start|>assistant\nThe pass key is";
-static const char grass[] = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ";
+/*
+ * The prompt of Mohtashami and Jaggi (Landmark Attention, 2023), as a text to go on with. In the chat template the full cache fails
+ * where the text is one line again and again: the model then tells what a pass key is in general.
+ */
+static const char head[] = "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
+	"I will quiz you about the important information there.\n";
+static const char question[] = "\nWhat is the pass key? The pass key is";
+
+static const struct {
+	const char *name, *text;
+} builtin[] = { { "grass", filler_grass }, { "essay", filler_essay }, { "manual", filler_manual } };
+#define N_BUILTIN (sizeof(builtin) / sizeof(*builtin))
 
 /* One of the two caches that a trial runs on. */
 struct side {
@@ -31,6 +42,7 @@ struct quiz {
 	struct run *run;
 	struct side evicted, full;
 	struct tokens *filler;		/* [n_fillers] */
+	uint32_t n_builtin;		/* the first ones; then what the user gives */
 	uint32_t n_fillers, n_depths, n_keys, tokens;
 	double depth[MAX_DEPTHS];
 	struct score *by_filler, by_depth[MAX_DEPTHS], all;
@@ -51,6 +63,19 @@ static int add_filler(const struct tokens *filler, uint32_t from, uint32_t n, st
 	for (uint32_t i = 0; i < n && !err; i++)
 		err = tokens_add(out, filler->id[(from + i) % filler->n]);
 	return err;
+}
+
+/* Back from token `at` to the end of a sentence, if there is one near. */
+static uint32_t sentence_end(const struct quiz *q, const struct tokens *filler, uint32_t at)
+{
+	for (uint32_t back = 0; back < SENTENCE && back < at; back++) {
+		size_t bytes;
+		const char *text = tokenizer_text(q->run->tok, filler->id[(at - back - 1) % filler->n], &bytes);
+
+		if (bytes && text[bytes - 1] == '.')
+			return at - back;
+	}
+	return at;
 }
 
 /* Five digits, the same for the same seed and trial. */
@@ -78,7 +103,7 @@ static int make_prompt(struct quiz *q, const struct tokens *filler, double depth
 		err = add_text(q, question, &after);
 	fixed = (uint32_t)(before.n + needle.n + after.n);
 	room = q->tokens > fixed ? q->tokens - fixed : 0;
-	at = (uint32_t)(depth * room);
+	at = sentence_end(q, filler, (uint32_t)(depth * room));
 	ids->n = 0;
 	for (size_t i = 0; i < before.n && !err; i++)
 		err = tokens_add(ids, before.id[i]);
@@ -188,17 +213,19 @@ static int parse_depths(struct quiz *q, const char *text)
 static int make_fillers(struct quiz *q)
 {
 	const struct cli *cli = q->run->cli;
-	int err;
+	int err = 0;
 
-	q->n_fillers = 1 + cli->n_sources;
+	q->n_builtin = cli->n_sources ? 1 : N_BUILTIN;
+	q->n_fillers = q->n_builtin + cli->n_sources;
 	q->filler = calloc(q->n_fillers, sizeof(*q->filler));
 	q->by_filler = calloc(q->n_fillers, sizeof(*q->by_filler));
 	if (!q->filler || !q->by_filler)
 		return -ENOMEM;
-	err = add_text(q, grass, &q->filler[0]);
+	for (uint32_t i = 0; i < q->n_builtin && !err; i++)
+		err = add_text(q, builtin[i].text, &q->filler[i]);
 	for (uint32_t i = 0; i < cli->n_sources && !err; i++) {
-		err = run_encode(q->run, &cli->source[i], &q->filler[1 + i]);
-		if (!err && q->filler[1 + i].n == 0) {
+		err = run_encode(q->run, &cli->source[i], &q->filler[q->n_builtin + i]);
+		if (!err && q->filler[q->n_builtin + i].n == 0) {
 			cli_error("%s: there is nothing in it to fill a prompt with", cli->source[i].text);
 			err = -EINVAL;
 		}
@@ -231,10 +258,11 @@ static int open_all(struct quiz *q)
 
 	if (!err)
 		err = parse_depths(q, run->cli->depths ? run->cli->depths : "0.1,0.2,0.35,0.5,0.65,0.8,0.9,0.95");
-	q->n_keys = run->cli->keys;
+	if (err)
+		return err;
+	q->n_keys = run->cli->keys ? run->cli->keys : (TRIALS + q->n_fillers * q->n_depths - 1) / (q->n_fillers * q->n_depths);
 	q->tokens = run->cli->limit ? run->cli->limit : TOKENS;
-	if (!err)
-		err = make_prompt(q, &q->filler[0], 0.5, 10000);
+	err = make_prompt(q, &q->filler[0], 0.5, 10000);
 	if (!err && q->run->seq[0].n_prompt > q->tokens) {
 		cli_error("--limit %u: the question and the key alone take %u tokens", q->tokens, q->run->seq[0].n_prompt);
 		err = -EINVAL;
@@ -265,7 +293,7 @@ static json_t *score_json(const char *name, json_t *value, const struct score *s
 
 static const char *filler_name(const struct quiz *q, uint32_t i)
 {
-	return i == 0 ? "grass" : q->run->cli->source[i - 1].text;
+	return i < q->n_builtin ? builtin[i].name : q->run->cli->source[i - q->n_builtin].text;
 }
 
 static int print_json(const struct quiz *q)
