@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define DRAIN_TRIES 8		/* slabs that are looked at until one is found that can be emptied */
+
 static uint32_t pages_per_extent(uint32_t page_bytes)
 {
 	return POOL_EXTENT_BYTES / page_bytes;
@@ -37,45 +39,58 @@ static uint32_t extent_id(uint32_t number)
 	return (uint32_t)((uint64_t)number * (POOL_EXTENT_BYTES / GPU_UNIT));
 }
 
-static uint32_t *class_head(struct pool_owner *owner, uint32_t page_bytes)
+static struct pool_class *class_of(struct pool_owner *owner, uint32_t page_bytes)
 {
 	for (uint32_t i = 0; i < owner->n_classes; i++)
 		if (owner->cls[i].page_bytes == page_bytes)
-			return &owner->cls[i].partial;
+			return &owner->cls[i];
 	if (owner->n_classes == POOL_MAX_CLASSES)
 		return NULL;
-	owner->cls[owner->n_classes].page_bytes = page_bytes;
-	owner->cls[owner->n_classes].partial = POOL_NONE;
-	return &owner->cls[owner->n_classes++].partial;
+	owner->cls[owner->n_classes] = (struct pool_class){ .page_bytes = page_bytes, .partial = POOL_NONE };
+	return &owner->cls[owner->n_classes++];
+}
+
+static uint32_t used_pages(const struct pool_extent *e)
+{
+	return (uint32_t)__builtin_popcountll(e->used);
+}
+
+static uint32_t free_pages(const struct pool_extent *e)
+{
+	return pages_per_extent(e->page_bytes) - used_pages(e);
 }
 
 static void list_add(struct pool *pool, struct pool_owner *owner, uint32_t number)
 {
 	struct pool_extent *e = extent_at(pool, number);
-	uint32_t *head = class_head(owner, e->page_bytes);
+	struct pool_class *cls = class_of(owner, e->page_bytes);
 
 	if (e->listed || pool->slab[number / pool->extents_per_slab].draining)
 		return;
 	e->prev = POOL_NONE;
-	e->next = *head;
-	if (*head != POOL_NONE)
-		extent_at(pool, *head)->prev = number;
-	*head = number;
+	e->next = cls->partial;
+	if (cls->partial != POOL_NONE)
+		extent_at(pool, cls->partial)->prev = number;
+	cls->partial = number;
+	cls->free += free_pages(e);
 	e->listed = true;
 }
 
 static void list_remove(struct pool *pool, struct pool_owner *owner, uint32_t number)
 {
 	struct pool_extent *e = extent_at(pool, number);
+	struct pool_class *cls;
 
 	if (!e->listed)
 		return;
+	cls = class_of(owner, e->page_bytes);
 	if (e->next != POOL_NONE)
 		extent_at(pool, e->next)->prev = e->prev;
 	if (e->prev != POOL_NONE)
 		extent_at(pool, e->prev)->next = e->next;
 	else
-		*class_head(owner, e->page_bytes) = e->next;
+		cls->partial = e->next;
+	cls->free -= free_pages(e);
 	e->listed = false;
 }
 
@@ -131,7 +146,7 @@ static uint32_t slab_take(struct pool *pool, struct pool_owner *owner)
 	slab->generation++;
 	slab->announced = false;
 	slab->draining = false;
-	slab->used_extents = 0;
+	slab->used_extents = slab->used_bytes = 0;
 	memset(slab->extent, 0, pool->extents_per_slab * sizeof(*slab->extent));
 	pool->n_free--;
 	owner->n_slabs++;
@@ -182,13 +197,14 @@ static uint32_t extents_take(struct pool *pool, struct pool_owner *owner, uint32
 
 uint32_t pool_page(struct pool *pool, struct pool_owner *owner, uint32_t page_bytes)
 {
-	uint32_t *head = class_head(owner, page_bytes), number, bit;
+	struct pool_class *cls = class_of(owner, page_bytes);
+	uint32_t number, bit;
 	struct pool_extent *e;
 
 	assert(page_bytes % GPU_UNIT == 0 && page_bytes >= 1024 && page_bytes <= POOL_EXTENT_BYTES);
-	if (!head)
+	if (!cls)
 		return POOL_NO_ID;
-	if (*head == POOL_NONE) {
+	if (cls->partial == POOL_NONE) {
 		number = extents_take(pool, owner, 1);
 		if (number == POOL_NONE)
 			return POOL_NO_ID;
@@ -197,12 +213,14 @@ uint32_t pool_page(struct pool *pool, struct pool_owner *owner, uint32_t page_by
 		e->used = 0;
 		list_add(pool, owner, number);
 	}
-	number = *head;
+	number = cls->partial;
 	e = extent_at(pool, number);
 	bit = (uint32_t)__builtin_ctzll(~e->used);
 	e->used |= 1ull << bit;
+	cls->free--;
 	if (e->used == full_mask(page_bytes))
 		list_remove(pool, owner, number);
+	pool->slab[number / pool->extents_per_slab].used_bytes += page_bytes;
 	owner->used_bytes += page_bytes;
 	pool->used_bytes += page_bytes;
 	return extent_id(number) + bit * (page_bytes / GPU_UNIT);
@@ -217,6 +235,9 @@ void pool_page_free(struct pool *pool, struct pool_owner *owner, uint32_t id)
 
 	assert(slab->owner == owner->serial && e->page_bytes && (e->used & 1ull << bit));
 	e->used &= ~(1ull << bit);
+	if (e->listed)
+		class_of(owner, e->page_bytes)->free++;
+	slab->used_bytes -= e->page_bytes;
 	owner->used_bytes -= e->page_bytes;
 	pool->used_bytes -= e->page_bytes;
 	if (e->used) {
@@ -237,6 +258,7 @@ uint32_t pool_run(struct pool *pool, struct pool_owner *owner, size_t bytes)
 		return POOL_NO_ID;
 	for (uint32_t i = 0; i < n; i++)
 		extent_at(pool, number + i)->run = i ? POOL_NONE : n;
+	pool->slab[number / pool->extents_per_slab].used_bytes += n * POOL_EXTENT_BYTES;
 	owner->used_bytes += (uint64_t)n * POOL_EXTENT_BYTES;
 	pool->used_bytes += (uint64_t)n * POOL_EXTENT_BYTES;
 	return extent_id(number);
@@ -250,6 +272,7 @@ void pool_run_free(struct pool *pool, struct pool_owner *owner, uint32_t id)
 	for (uint32_t i = 0; i < n; i++)
 		extent_at(pool, number + i)->run = 0;
 	pool->slab[number / pool->extents_per_slab].used_extents -= n;
+	pool->slab[number / pool->extents_per_slab].used_bytes -= n * POOL_EXTENT_BYTES;
 	owner->used_bytes -= (uint64_t)n * POOL_EXTENT_BYTES;
 	pool->used_bytes -= (uint64_t)n * POOL_EXTENT_BYTES;
 }
@@ -311,30 +334,97 @@ void pool_owner_fini(struct pool *pool, struct pool_owner *owner)
 	memset(owner, 0, sizeof(*owner));
 }
 
-uint32_t pool_drain(struct pool *pool, struct pool_owner *owner)
+/* What has to find a place elsewhere: pages by class, and whole extents. */
+struct load {
+	uint32_t pages[POOL_MAX_CLASSES], extents;
+};
+
+static void load_add(const struct pool *pool, struct pool_owner *owner, uint32_t slab, struct load *load)
 {
-	uint32_t best = POOL_NONE, free_extents = 0;
+	for (uint32_t i = 0; i < pool->extents_per_slab; i++) {
+		const struct pool_extent *e = &pool->slab[slab].extent[i];
+
+		if (e->run)
+			load->extents++;
+		else if (e->page_bytes)
+			load->pages[class_of(owner, e->page_bytes) - owner->cls] += used_pages(e);
+	}
+}
+
+/* Whether there is room for the load in the slabs that do not drain, `slab` excepted. @extents: free ones in them, its own too. */
+static bool load_fits(const struct pool *pool, struct pool_owner *owner, const struct load *load, uint32_t slab, uint32_t extents)
+{
+	uint32_t need = load->extents, own[POOL_MAX_CLASSES] = { 0 };
+
+	for (uint32_t i = 0; i < pool->extents_per_slab; i++) {
+		const struct pool_extent *e = &pool->slab[slab].extent[i];
+
+		if (e->listed)
+			own[class_of(owner, e->page_bytes) - owner->cls] += free_pages(e);
+	}
+	for (uint32_t c = 0; c < owner->n_classes; c++) {
+		const uint32_t room = owner->cls[c].free - own[c], per = pages_per_extent(owner->cls[c].page_bytes);
+
+		if (load->pages[c] > room)
+			need += (load->pages[c] - room + per - 1) / per;
+	}
+	return need <= extents - (pool->extents_per_slab - pool->slab[slab].used_extents);
+}
+
+/* Of the slabs with the least in them the first whose contents fit elsewhere; adds them to the load. */
+static bool cheapest(const struct pool *pool, struct pool_owner *owner, struct load *load, uint32_t extents, uint32_t *slab)
+{
+	uint64_t above = 0;		/* bytes used and number of the last one that did not fit, as one number */
+
+	for (unsigned tries = 0; tries < DRAIN_TRIES; tries++) {
+		struct load with = *load;
+		uint64_t best = UINT64_MAX;
+
+		for (uint32_t s = 0; s < pool->n_slabs; s++) {
+			const uint64_t at = (uint64_t)pool->slab[s].used_bytes << 32 | (s + 1);
+
+			if (pool->slab[s].state == POOL_OWNED && pool->slab[s].owner == owner->serial && !pool->slab[s].draining &&
+			    at > above && at < best)
+				best = at;
+		}
+		if (best == UINT64_MAX)
+			return false;
+		above = best;
+		*slab = (uint32_t)best - 1;
+		load_add(pool, owner, *slab, &with);
+		if (load_fits(pool, owner, &with, *slab, extents)) {
+			*load = with;
+			return true;
+		}
+	}
+	return false;
+}
+
+bool pool_drain(struct pool *pool, struct pool_owner *owner)
+{
+	const uint32_t most = owner->n_slabs < 16 ? 1 : owner->n_slabs / 8;
+	uint32_t draining = 0, extents = 0, best;
+	struct load load = { .extents = 0 };
 
 	for (uint32_t s = 0; s < pool->n_slabs; s++) {
-		struct pool_slab *slab = &pool->slab[s];
+		const struct pool_slab *slab = &pool->slab[s];
 
 		if (slab->state != POOL_OWNED || slab->owner != owner->serial)
 			continue;
+		draining += slab->draining;
 		if (slab->draining)
-			return s;
-		free_extents += pool->extents_per_slab - slab->used_extents;
-		if (best == POOL_NONE || slab->used_extents < pool->slab[best].used_extents)
-			best = s;
+			load_add(pool, owner, s, &load);
+		else
+			extents += pool->extents_per_slab - slab->used_extents;
 	}
-	if (best == POOL_NONE || owner->n_slabs < 2)
-		return POOL_NONE;
-	/* Whole extents free elsewhere must hold what the slab holds; free pages in partial extents are a bonus. */
-	if (free_extents - (pool->extents_per_slab - pool->slab[best].used_extents) < pool->slab[best].used_extents)
-		return POOL_NONE;
-	pool->slab[best].draining = true;
-	for (uint32_t e = 0; e < pool->extents_per_slab; e++)
-		list_remove(pool, owner, best * pool->extents_per_slab + e);
-	return best;
+	while (draining < most && draining + 1 < owner->n_slabs && cheapest(pool, owner, &load, extents, &best)) {
+		extents -= pool->extents_per_slab - pool->slab[best].used_extents;
+		pool->slab[best].draining = true;
+		draining++;
+		for (uint32_t e = 0; e < pool->extents_per_slab; e++)
+			list_remove(pool, owner, best * pool->extents_per_slab + e);
+	}
+	return draining > 0;
 }
 
 void pool_undrain(struct pool *pool, struct pool_owner *owner)

@@ -42,7 +42,7 @@ struct pool_slab {
 	bool backed;			/* mem is there */
 	bool announced;			/* its client has been told */
 	bool draining;			/* nothing new is placed here: it is being emptied */
-	uint32_t used_extents;
+	uint32_t used_extents, used_bytes;
 	uint64_t generation;		/* counts the slab's owners */
 	uint64_t owner;			/* serial of the owner */
 	struct pool_extent *extent;	/* [extents per slab] */
@@ -55,7 +55,11 @@ struct pool_owner {
 	uint64_t used_bytes;		/* pages and runs */
 	uint32_t n_slabs;		/* owned, without quarantine */
 	uint32_t n_classes;
-	struct { uint32_t page_bytes, partial; } cls[POOL_MAX_CLASSES];
+	struct pool_class {
+		uint32_t page_bytes;
+		uint32_t partial;		/* extents with a free page: the first of a list, */
+		uint32_t free;			/* and the free pages in them */
+	} cls[POOL_MAX_CLASSES];
 };
 
 struct pool {
@@ -116,10 +120,16 @@ int pool_unquarantine(struct pool *pool, struct pool_owner *owner, uint32_t slab
 void pool_owner_fini(struct pool *pool, struct pool_owner *owner);
 
 /*
- * pool_drain - pick the owner's slab that is cheapest to empty, if its pages fit elsewhere in the owner's slabs: nothing is placed
- * there any more. Returns its number or POOL_NONE. At most one slab of an owner drains at a time. pool_undrain - give up.
+ * pool_drain - pick those of the owner's slabs that are cheapest to empty, while what is in them fits elsewhere in the owner's slabs, an eighth
+ * of its slabs (one at least): nothing is placed there any more. Returns whether any slab drains. pool_undrain - give up.
  */
-uint32_t pool_drain(struct pool *pool, struct pool_owner *owner);
+bool pool_drain(struct pool *pool, struct pool_owner *owner);
 void pool_undrain(struct pool *pool, struct pool_owner *owner);
+
+/* Whether a page or run lies in a slab that drains. */
+static inline bool pool_draining(const struct pool *pool, uint32_t id)
+{
+	return pool->slab[pool_slab_of(pool, id)].draining;
+}
 
 #endif

@@ -134,7 +134,7 @@ static bool consolidate(struct daemon *d, struct pool *pool)
 	for (unsigned i = 0; i < d->max_clients; i++) {
 		struct client *c = d->client[i];
 
-		if (!c || c->gone || !c->owner[index].serial || pool_drain(pool, &c->owner[index]) == POOL_NONE)
+		if (!c || c->gone || !c->owner[index].serial || !pool_drain(pool, &c->owner[index]))
 			continue;
 		for (uint32_t k = 0; k < WIRE_MAX_SESSIONS && !c->gone; k++)
 			if (c->session[k] && c->session[k]->pool == pool && !c->session[k]->opening) {

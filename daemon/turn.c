@@ -136,8 +136,8 @@ static int plan_lanes(struct session *s, uint32_t grant, bool grow)
 	return 0;
 }
 
-/* Lists the session's pages that lie in its client's draining slab, each with a new place. Stops quietly when there is none. */
-static void plan_moves(struct session *s, uint32_t slab)
+/* Lists the session's pages that lie in its client's draining slabs, each with a new place. Stops quietly when there is none. */
+static void plan_moves(struct session *s)
 {
 	struct pool_owner *owner = owner_of(s);
 	uint32_t n = s->table.n_lanes, most = 0;
@@ -158,7 +158,7 @@ static void plan_moves(struct session *s, uint32_t slab)
 			for (uint32_t i = 0; i < count; i++) {
 				uint32_t at = s->n_moves[0] + s->n_moves[1];
 
-				if (pool_slab_of(s->pool, row[i]) != slab)
+				if (!pool_draining(s->pool, row[i]))
 					continue;
 				s->move_src[at] = row[i];
 				s->move_dst[at] = pool_page(s->pool, owner, bytes);
@@ -172,7 +172,7 @@ static void plan_moves(struct session *s, uint32_t slab)
 			}
 		}
 	}
-	if (pool_slab_of(s->pool, s->table_id) == slab) {
+	if (pool_draining(s->pool, s->table_id)) {
 		uint32_t id = pool_run(s->pool, owner, gpu_table_bytes(&s->table));
 
 		if (id != POOL_NO_ID) {
@@ -225,7 +225,7 @@ void turn_decide(struct session *s)
 {
 	struct daemon *d = s->client->d;
 	struct evict_state state;
-	uint32_t grant, left = s->max_tokens - s->tokens, slab;
+	uint32_t grant, left = s->max_tokens - s->tokens;
 	int rc;
 
 	marks_dropped(s);
@@ -239,11 +239,8 @@ void turn_decide(struct session *s)
 		grant = left;
 	if (s->record && grant > s->table.window)	/* window by window: that is how a policy would see it */
 		grant = s->table.window;
-	if (!s->opening && pressure_short(s->pool)) {
-		slab = pool_drain(s->pool, owner_of(s));
-		if (slab != POOL_NONE)
-			plan_moves(s, slab);
-	}
+	if (!s->opening && pressure_short(s->pool) && pool_drain(s->pool, owner_of(s)))
+		plan_moves(s);
 	budget_plan(s);
 	rc = plan_lanes(s, grant, true);
 	s->starved = rc == -ENOSPC;

@@ -160,6 +160,19 @@ static void count_dropped(void *arg, uint32_t slab)
 	++*(unsigned *)arg;
 }
 
+/* How many slabs drain, and the last of them. */
+static uint32_t draining(const struct pool *pool, uint32_t *slab)
+{
+	uint32_t n = 0;
+
+	for (uint32_t s = 0; s < pool->n_slabs; s++)
+		if (pool->slab[s].draining) {
+			*slab = s;
+			n++;
+		}
+	return n;
+}
+
 static void a_draining_slab_takes_nothing_new_and_empties(void **state)
 {
 	static uint32_t ids[1024];
@@ -172,7 +185,7 @@ static void a_draining_slab_takes_nothing_new_and_empties(void **state)
 	seed = 3;
 	open_pool(&pool);
 	pool_owner_init(&pool, &a, true);
-	assert_int_equal(pool_drain(&pool, &a), POOL_NONE);	/* has nothing */
+	assert_false(pool_drain(&pool, &a));			/* has nothing */
 	while (a.n_slabs < 4)
 		ids[n++] = pool_page(&pool, &a, 4096);
 	for (uint32_t i = 0; i < n; i++)			/* free most of it, in whole extents here and there */
@@ -183,9 +196,12 @@ static void a_draining_slab_takes_nothing_new_and_empties(void **state)
 	n = kept;
 	for (uint32_t i = 0; i < pool.n_slabs; i++)
 		pool.slab[i].announced = pool.slab[i].state == POOL_OWNED;
-	slab = pool_drain(&pool, &a);
-	assert_int_not_equal(slab, POOL_NONE);
-	assert_int_equal(pool_drain(&pool, &a), slab);		/* one at a time */
+	assert_true(pool_drain(&pool, &a));
+	assert_int_equal(draining(&pool, &slab), 1);
+	assert_true(pool_drain(&pool, &a));			/* of four slabs one at a time */
+	assert_int_equal(draining(&pool, &n), 1);
+	assert_int_equal(n, slab);
+	n = kept;
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t to;
 
@@ -208,6 +224,59 @@ static void a_draining_slab_takes_nothing_new_and_empties(void **state)
 	pool_close(&pool);
 }
 
+/* Pages, and now and then a block. */
+static uint32_t size(uint32_t i)
+{
+	return i % 33 ? 4096 : 2048;
+}
+
+/* Of many slabs with holes everywhere an eighth drains at a time; pages of any size find a place, and in the end the pages lie close. */
+static void holes_in_every_extent_become_slabs(void **state)
+{
+	static uint32_t ids[8192];
+	struct pool_owner a;
+	struct pool pool;
+	uint32_t n = 0, before, last;
+
+	(void)state;
+	open_pool(&pool);
+	pool_owner_init(&pool, &a, true);
+	for (; pool.n_free; n++)
+		ids[n] = pool_page(&pool, &a, size(n));
+	for (uint32_t i = 0; i < n; i++)
+		if (i / 16 % 2 || i % 3) {
+			pool_page_free(&pool, &a, ids[i]);
+			ids[i] = POOL_NO_ID;
+		}
+	before = a.n_slabs;
+	for (unsigned turn = 0; turn < 100 && pool_drain(&pool, &a); turn++) {
+		uint32_t now = draining(&pool, &last);
+
+		assert_true(now >= 1 && now <= (a.n_slabs < 16 ? 1 : a.n_slabs / 8));
+		for (uint32_t i = 0; i < n; i++) {
+			uint32_t to;
+
+			if (ids[i] == POOL_NO_ID || !pool_draining(&pool, ids[i]))
+				continue;
+			to = pool_page(&pool, &a, size(i));
+			assert_int_not_equal(to, POOL_NO_ID);
+			assert_false(pool_draining(&pool, to));
+			pool_page_free(&pool, &a, ids[i]);
+			ids[i] = to;
+		}
+		(void)pool_trim(&pool, &a, count_dropped, &now);
+		assert_int_equal(draining(&pool, &last), 0);
+	}
+	assert_true(a.n_slabs <= before / 2);
+	assert_true((uint64_t)a.n_slabs * pool.slab_bytes < a.used_bytes + a.used_bytes / 3 + 2 * pool.slab_bytes);
+	for (uint32_t i = 0; i < n; i++)
+		if (ids[i] != POOL_NO_ID)
+			pool_page_free(&pool, &a, ids[i]);
+	assert_int_equal(pool.used_bytes, 0);
+	pool_owner_fini(&pool, &a);
+	pool_close(&pool);
+}
+
 static void undrain_gives_the_slab_back_to_use(void **state)
 {
 	struct pool_owner a;
@@ -221,8 +290,10 @@ static void undrain_gives_the_slab_back_to_use(void **state)
 	while (a.n_slabs < 2)
 		pool_page(&pool, &a, 65536);
 	pool_page_free(&pool, &a, first);
-	assert_int_not_equal(pool_drain(&pool, &a), POOL_NONE);
+	assert_true(pool_drain(&pool, &a));
 	pool_undrain(&pool, &a);
+	assert_int_equal(draining(&pool, &n), 0);
+	n = 0;
 	while (a.n_slabs <= 2 && pool_page(&pool, &a, 65536) != POOL_NO_ID)
 		n++;
 	assert_int_equal(n, 1 + 3 + 1);	/* the freed one, what is left of the second slab, and one in a third */
@@ -259,6 +330,7 @@ int main(void)
 		cmocka_unit_test(an_owner_that_is_gone_leaves_nothing),
 		cmocka_unit_test(a_new_owner_never_sees_the_old_ones_bytes),
 		cmocka_unit_test(a_draining_slab_takes_nothing_new_and_empties),
+		cmocka_unit_test(holes_in_every_extent_become_slabs),
 		cmocka_unit_test(undrain_gives_the_slab_back_to_use),
 		cmocka_unit_test(impossible_sizes_are_refused_with_a_sentence),
 	};
