@@ -159,7 +159,7 @@ static void session_row(struct ctl_table *table, const json_t *old, const json_t
 	ctl_cell(table, ctl_count(ctl_number(s, "slots_live"), text));
 	ctl_cell(table, ctl_share(ctl_number(s, "slots_live"), ctl_number(s, "slots_full"), text));
 	ctl_cell(table, ctl_count(ctl_number(s, "slots_evicted"), text));
-	if (tide) {	/* slots that it leaves, and what the next one less is expected to cost (log2 of squared probability) */
+	if (tide) {	/* slots that it leaves, and what one more is expected to save (log2) */
 		ctl_cell_format(table, ctl_number(s, "tide_slots") > 0 ? "%.0f" : "-", ctl_number(s, "tide_slots"));
 		ctl_cell_format(table, json_is_number(json_object_get(s, "tide_misses")) ? "%.1f" : "-", ctl_number(s, "tide_misses"));
 		ctl_cell_format(table, "%g", ctl_number(s, "priority"));

@@ -27,6 +27,8 @@ struct budget {
 	uint64_t total;			/* that share[] adds up to, */
 	uint32_t ceiling, largest;	/* under this ceiling; the largest of share[] */
 	bool rests;			/* share[] is what the split says */
+	struct evict_curve expects;	/* what a slot is worth to it under this floor and ceiling, for the tide; n = 0: not looked at */
+	uint32_t expects_floor, expects_ceiling;
 };
 
 /* --- tables ------------------------------------------------------------------------------------------------------------------- */
@@ -297,30 +299,39 @@ uint32_t budget_of(const struct session *s, uint32_t lane)
 	return s->split ? s->split->share[lane] : s->budget;
 }
 
+/* What the session's slots are shared out by. */
+static struct evict_split_in shared_out(const struct session *s)
+{
+	const uint32_t most = s->spec.max_slots;
+	const uint64_t usable = (uint64_t)s->tokens + s->table.window;	/* no lane can hold more than there are tokens */
+	const struct budget *b = s->split;
+	struct evict_split_in in = {
+		.n_layers = s->n_layers,
+		.n_kv_heads = s->n_kv_heads,
+		.total = (uint64_t)s->budget * s->table.n_lanes,
+		.floor = s->spec.floor < most ? s->spec.floor : most,
+		.window = s->table.window,
+		.table = b->table,
+		.lanes = &b->lanes,
+		.curve = b->curve,
+		.stats = s->measuring ? b->stats : NULL,
+		.queries = evict_queries(s->asked.observe, (int32_t)s->pos, s->appended) * s->group,
+	};
+
+	in.ceiling = usable > in.floor ? usable < most ? (uint32_t)usable : most : in.floor;
+	return in;
+}
+
 void budget_plan(struct session *s)
 {
-	const uint32_t n = s->table.n_lanes, most = s->spec.max_slots;
-	uint64_t usable = (uint64_t)s->tokens + s->table.window;	/* no lane can hold more than there are tokens */
+	const uint32_t n = s->table.n_lanes;
 	struct budget *b = s->split;
 	struct evict_split_in in;
 
 	s->budget = evict_budget(&s->spec, s->tokens, tide_cap(s));
 	if (!b)
 		return;
-	in = (struct evict_split_in){
-		.n_layers = s->n_layers,
-		.n_kv_heads = s->n_kv_heads,
-		.total = (uint64_t)s->budget * n,
-		.floor = s->spec.floor < most ? s->spec.floor : most,
-		.window = s->table.window,
-		.table = b->table,
-		.lanes = &b->lanes,
-		.curve = b->curve,
-	};
-	if (s->measuring)
-		in.stats = b->stats;
-	in.queries = evict_queries(s->asked.observe, (int32_t)s->pos, s->appended) * s->group;
-	in.ceiling = usable > in.floor ? usable < most ? (uint32_t)usable : most : in.floor;
+	in = shared_out(s);
 	/* Of a split without statistics only total and ceiling change, and not every ceiling counts (evict/split.h). */
 	if (!b->stats && b->rests && in.total == b->total && (in.ceiling == b->ceiling || (in.ceiling > b->ceiling &&
 	    b->largest < b->ceiling && b->ceiling >= 2 * (uint64_t)s->budget)))
@@ -337,4 +348,23 @@ void budget_plan(struct session *s)
 	for (uint32_t lane = 0; lane < n; lane++)
 		if (b->share[lane] > b->largest)
 			b->largest = b->share[lane];
+}
+
+const struct evict_curve *budget_curve(const struct session *s)
+{
+	struct budget *b = s->split;
+	struct evict_split_in in;
+
+	if (!b || !b->curve)
+		return NULL;
+	in = shared_out(s);
+	/* It changes slowly with the tokens that there are. */
+	if (!b->expects.n || in.floor != b->expects_floor || in.ceiling < b->expects_ceiling ||
+	    in.ceiling > b->expects_ceiling + b->expects_ceiling / 16) {
+		if (evict_split_curve(&b->split, &in, &b->expects, b->work))
+			return NULL;
+		b->expects_floor = in.floor;
+		b->expects_ceiling = in.ceiling;
+	}
+	return &b->expects;
 }

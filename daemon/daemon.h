@@ -118,7 +118,8 @@ struct session {
 	struct {
 		struct evict_lane_stats *stats;		/* [n_lanes], or NULL */
 		const struct evict_lane_stats *from;	/* what the turn under way measures into, if `measured` */
-		struct evict_curve curve;
+		float own;		/* log2 of what its attention gives for what its curve says; mixed over its turns */
+		float factor;		/* log2: what its curve is multiplied by to be compared with others */
 		bool known, measured;
 		uint32_t wish, slots;		/* what the tide says; what is in force on the way there. 0: no tide */
 	} tide;				/* tide.c */
@@ -329,6 +330,7 @@ void budget_measure(const struct session *s, struct gpu_turn *turn);	/* what to 
 void budget_free(struct session *s);
 void budget_plan(struct session *s);				/* s->budget and its lanes' shares, for the coming window */
 uint32_t budget_of(const struct session *s, uint32_t lane);	/* slots that the lane may hold */
+const struct evict_curve *budget_curve(const struct session *s);	/* what a slot of a lane is expected to save, by a table; NULL: it has none */
 /* Reads the tables that the configuration names. 0 and *out (budget_lanes_free()), or an error with a sentence. */
 int budget_lanes(const struct conf *conf, struct lanes_set *out, char *why, size_t why_bytes);
 void budget_lanes_free(struct lanes_set *set);
@@ -369,6 +371,7 @@ size_t session_ids_bytes(const struct session *s);		/* of pages and blocks, in i
 int tide_priorities(const char *text, struct priority *out, unsigned most, unsigned *n, char *why, size_t why_bytes);
 float tide_weight(const struct client *c);			/* of its user */
 bool tide_on(const struct session *s);				/* for its pool */
+float tide_misses(const struct session *s);			/* log2 of what a slot more would save, at the size that it has */
 void tide_measure(struct session *s, struct gpu_turn *turn);	/* what this turn shall take, if it is time */
 void tide_learn(struct session *s);				/* it has been taken */
 void tide_turn(struct session *s);				/* before its turn is planned: s->tide.slots */

@@ -176,8 +176,7 @@ static void session_row(void *arg, struct session *s)
 	set(o, "windows", s->windows);
 	set_text(o, "state", s->closing ? "closing" : s->claimed ? "claimed" : states[s->state]);
 	set(o, "tide_slots", s->tide.slots);
-	json_object_set_new(o, "tide_misses", s->tide.known && s->budget ? json_real((double)(s->tide.curve.at - s->tide.curve.slope *
-			    evict_log2((float)s->budget))) : json_null());
+	json_object_set_new(o, "tide_misses", tide_on(s) && s->budget ? json_real((double)tide_misses(s)) : json_null());
 	json_object_set_new(o, "priority", json_real((double)tide_weight(s->client)));
 	json_object_set_new(o, "changing", json_boolean(s->coming || s->turning));
 	json_object_set_new(o, "pressure", json_boolean(s->cap || s->starved));

@@ -2,9 +2,10 @@
  * The tide of a pool ([pool NAME] tide = on): one threshold on the expected loss of a slot (evict/tide.h), weighted by the priority of the
  * client's user, says how many slots a lane of each session may hold. It takes the place of evening out sizes when the pool is short.
  *
- * What a session would miss is learned from its own turns: every fourth takes statistics of its lanes' heat. Once all sessions of the pool have
+ * What a slot is worth to a session says the lane table of its model, for as many tokens as it has (budget_curve()); how much more or less
+ * than to others of that model, its own attention: every fourth turn takes statistics of its lanes' heat. Once all sessions of the pool have
  * had a turn on average, the threshold is found anew; each session then moves towards its size turn by turn (evict_tide_step()), and those that hold
- * more and are idle are claimed when the pool is short. A session that nothing is known of counts as the mean of the others.
+ * more and are idle are claimed when the pool is short. A session whose attention is not known yet counts as the mean of those of its model.
  */
 #include "daemon/daemon.h"
 
@@ -16,6 +17,9 @@
 
 #define EVERY 4			/* turns from one look at the heat to the next */
 #define FRESH 0.25f		/* what a new look counts against what was known */
+#define MOSTLY 0.75f		/* of its tokens: a session that holds more has lost too little to learn from */
+#define APART 2.0f		/* octaves: no session counts more than this against the mean of its kin, or less */
+#define MANY 8.0f		/* log2 of the slots at which sessions are compared that have no curve in common */
 
 bool tide_on(const struct session *s)
 {
@@ -117,25 +121,37 @@ void tide_measure(struct session *s, struct gpu_turn *turn)
 	s->tide.measured = true;
 }
 
+/* What a slot is worth without a table, up to a factor. */
+static const struct evict_curve plain = { .n = 1 };
+
+static const struct evict_curve *curve_of(const struct session *s)
+{
+	const struct evict_curve *c = budget_curve(s);
+
+	return c ? c : &plain;
+}
+
 void tide_learn(struct session *s)
 {
-	struct evict_curve now, *c = &s->tide.curve;
 	const uint32_t queries = evict_queries(s->asked.observe, (int32_t)s->pos, s->appended) * s->group;
+	float heat, live, now;
 
-	if (!s->tide.measured || evict_curve_of(s->tide.from, s->table.n_lanes, queries, &now))
+	if (!s->tide.measured)
 		return;
 	s->tide.measured = false;
-	if (s->tide.known) {
-		/* Mixed at the size that it has: there both are right. */
-		const float b = evict_log2((float)(s->budget ? s->budget : 1u));
-		const float was = c->at - c->slope * b, is = now.at - now.slope * b;
-
-		c->slope += FRESH * (now.slope - c->slope);
-		c->at = was + FRESH * (is - was) + c->slope * b;
-	} else {
-		*c = now;
-	}
+	if (evict_tide_heat(s->tide.from, s->table.n_lanes, queries, &heat, &live))
+		return;
+	/* Near the floor a table's curve is that of a few lanes, and it ends where lanes have all tokens. Attention knows of neither. */
+	if (budget_curve(s) && (live < 1.0f + evict_log2((float)s->spec.floor) || live > evict_log2(MOSTLY * (float)s->tokens)))
+		return;
+	now = heat - evict_curve_loss(curve_of(s), live);
+	s->tide.own = s->tide.known ? s->tide.own + FRESH * (now - s->tide.own) : now;
 	s->tide.known = true;
+}
+
+float tide_misses(const struct session *s)
+{
+	return evict_curve_loss(curve_of(s), evict_log2((float)s->budget)) + s->tide.factor;
 }
 
 void tide_free(struct session *s)
@@ -177,27 +193,84 @@ static uint32_t wish_of(const struct session *s)
 	return own > most ? (most > floor ? most : floor) : own;
 }
 
+/* Sessions that have a curve in common: those of one model with a table, or all that have none. */
+struct kin {
+	const struct session *of;	/* one of them; NULL: those without a table */
+	float own;			/* sum, then mean, over those that are known */
+	uint32_t known;
+};
+
 struct round {
 	struct evict_tide_session *in;
 	struct session **who;
-	uint32_t n, known;
+	uint32_t *kin_of;
+	struct kin *kin;		/* [n_kin]; the first is those without a table */
+	uint32_t n, n_kin;
 	uint64_t other;			/* bytes that the tide has no say in */
-	struct evict_curve mean;
 };
+
+static uint32_t find_kin(struct round *r, const struct session *s, bool table)
+{
+	uint32_t k = 1;
+
+	if (!table)
+		return 0;
+	while (k < r->n_kin && (r->kin[k].of->n_layers != s->n_layers || r->kin[k].of->n_kv_heads != s->n_kv_heads ||
+				strcmp(r->kin[k].of->model, s->model) != 0))
+		k++;
+	if (k == r->n_kin)
+		r->kin[r->n_kin++] = (struct kin){ .of = s };
+	return k;
+}
 
 static void add(struct round *r, struct session *s)
 {
 	const uint32_t lanes = s->table.n_lanes, floor = s->spec.floor, wish = wish_of(s);
+	struct kin *kin = &r->kin[r->kin_of[r->n] = find_kin(r, s, budget_curve(s) != NULL)];
 
-	r->in[r->n] = (struct evict_tide_session){ .curve = s->tide.curve, .weight = tide_weight(s->client), .slot_bytes = slot_bytes(s),
+	r->in[r->n] = (struct evict_tide_session){ .curve = *curve_of(s), .weight = tide_weight(s->client), .slot_bytes = slot_bytes(s),
 						   .floor = floor < wish ? floor : wish, .ceiling = wish };
 	r->who[r->n++] = s;
 	/* A lane ends within a page, and within a block. */
 	r->other += (uint64_t)lanes * (s->page_bytes / 2 + (s->block_bytes + s->credit_bytes) / 2);
 	if (s->tide.known) {
-		r->mean.at += s->tide.curve.at;
-		r->mean.slope += s->tide.curve.slope;
-		r->known++;
+		kin->own += s->tide.own;
+		kin->known++;
+	}
+}
+
+/*
+ * Within kin a session counts by what its attention says against the others': a table's nats stay nats. Those without a table are known by
+ * attention alone; it is taken to be worth as many nats as with those that have one.
+ */
+static void compare(struct round *r)
+{
+	float nats = 0.0f, others = 0.0f;
+	uint32_t n_nats = 0, n_others = 0;
+
+	for (uint32_t k = 0; k < r->n_kin; k++) {
+		nats += k ? r->kin[k].own : 0.0f;
+		n_nats += k ? r->kin[k].known : 0;
+		r->kin[k].own /= r->kin[k].known ? (float)r->kin[k].known : 1.0f;
+	}
+	nats /= n_nats ? (float)n_nats : 1.0f;
+	for (uint32_t i = 0; i < r->n; i++) {
+		const struct session *s = r->who[i];
+		const struct kin *kin = &r->kin[r->kin_of[i]];
+
+		r->in[i].factor = s->tide.known ? evict_min(evict_max(s->tide.own - kin->own, -APART), APART) : 0.0f;
+		if (!r->kin_of[i])
+			r->in[i].factor += kin->own - nats;
+		if (kin->known || r->kin_of[i]) {
+			others += evict_curve_loss(&r->in[i].curve, MANY) + r->in[i].factor;
+			n_others++;
+		}
+	}
+	for (uint32_t i = 0; i < r->n; i++) {
+		if (!r->kin_of[i] && !r->kin[0].known)	/* nothing is known of it or its like */
+			r->in[i].factor = (n_others ? others / (float)n_others : 0.0f) - evict_curve_loss(&plain, MANY);
+		r->who[i]->tide.factor = r->in[i].factor;
+		r->in[i].factor += evict_log2((float)r->who[i]->table.n_lanes);		/* curves are of a lane */
 	}
 }
 
@@ -208,8 +281,9 @@ static bool collect(struct daemon *d, struct pool *pool, struct round *r)
 
 	for (unsigned i = 0; i < d->max_clients; i++)
 		most += d->client[i] ? d->client[i]->n_sessions : 0;
-	*r = (struct round){ .in = calloc(most + 1, sizeof(*r->in)), .who = calloc(most + 1, sizeof(struct session *)) };
-	if (!r->in || !r->who)
+	*r = (struct round){ .in = calloc(most + 1, sizeof(*r->in)), .who = calloc(most + 1, sizeof(struct session *)),
+			     .kin_of = calloc(most + 1, sizeof(*r->kin_of)), .kin = calloc(most + 2, sizeof(*r->kin)), .n_kin = 1 };
+	if (!r->in || !r->who || !r->kin_of || !r->kin)
 		return false;
 	r->other = pool->used_bytes;
 	for (unsigned i = 0; i < d->max_clients; i++) {
@@ -236,11 +310,7 @@ static void turn_tide(struct daemon *d, struct pool *pool)
 	struct round r;
 
 	if (collect(d, pool, &r)) {
-		for (uint32_t i = 0; i < r.n; i++)
-			if (!r.who[i]->tide.known) {
-				r.in[i].curve.at = r.known ? r.mean.at / (float)r.known : 0.0f;
-				r.in[i].curve.slope = r.known ? r.mean.slope / (float)r.known : 1.0f;
-			}
+		compare(&r);
 		t->bytes = most > r.other ? most - r.other : 0;
 		t->level = evict_tide(r.in, r.n, t->bytes);
 		t->n = r.n;
@@ -250,6 +320,8 @@ static void turn_tide(struct daemon *d, struct pool *pool)
 	}
 	free(r.in);
 	free(r.who);
+	free(r.kin_of);
+	free(r.kin);
 }
 
 /* Those that hold more and are idle give it back when they are asked. `but` is in the middle of its turn. */
@@ -290,6 +362,12 @@ void tide_turn(struct session *s)
 		turn_tide(d, s->pool);
 		claim_idle(d, s->pool, s);
 	}
+	/* What it was granted and found no pages for is not what it has. */
+	if (s->starved && now > s->live / s->table.n_lanes + s->table.window)
+		now = (uint32_t)(s->live / s->table.n_lanes) + s->table.window;
+	/* A cap made room for somebody who is in now: the threshold knows of him. */
+	if (s->tide.wish && !s->pool->wanted)
+		s->cap = 0;
 	if (s->tide.wish)
 		s->tide.slots = evict_tide_step(now > wish || !now ? wish : now, s->tide.wish, s->table.window, floor, wish);
 }

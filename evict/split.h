@@ -91,6 +91,22 @@ extern const struct evict_split_info evict_splits[EVICT_N_SPLITS];
 /* evict_split_parse - read "NAME" or "NAME:key=value,...", as evict_parse() reads policies. -EINVAL with a sentence. */
 int evict_split_parse(const char *text, struct evict_split *split, char *why, size_t why_bytes);
 
+/*
+ * What a slot more in every lane is expected to save, against the slots that a lane holds on average: log2 of both, straight lines between points.
+ */
+#define EVICT_CURVE_POINTS 8
+struct evict_curve {
+	uint32_t n;			/* points, from 1 */
+	float slots[EVICT_CURVE_POINTS];	/* rising */
+	float loss[EVICT_CURVE_POINTS];	/* falling */
+};
+
+/*
+ * evict_split_curve - the marginal loss (nats, of one lane's slot) at which split `measured` cuts, against its mean budget, under in->floor
+ * and in->ceiling; in->total does not matter. @work: [lanes]. Returns 0, or -ENOENT: the split expects nothing, or knows no losses.
+ */
+int evict_split_curve(const struct evict_split *split, const struct evict_split_in *in, struct evict_curve *out, double *work);
+
 /* The parameter by name; for the code around a split (lazy-layer's `recent` is what heat_near is taken over). 0 if it has none. */
 float evict_split_param(const struct evict_split *split, const char *name);
 

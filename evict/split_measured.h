@@ -12,6 +12,7 @@
 #include "evict/split_internal.h"
 
 #define MEASURED_HALVINGS 30	/* of 128 octaves: to 1e-7 of one */
+#define CURVE_STEP 0.015625f	/* octaves between two points of a curve, at least, both ways */
 
 struct measured {
 	uint32_t n;
@@ -43,24 +44,63 @@ static double measured_total(const struct measured *m, const struct evict_split_
 	return total;
 }
 
-static void split_measured(const struct evict_split *split, const struct evict_split_in *in, uint32_t *budget, double *work)
+static struct measured measured_of(const struct evict_split *split, const struct evict_split_in *in)
 {
 	const float stretch = split->param[0] * (evict_log2((float)in->ceiling) - evict_log2((float)in->lanes->tokens));
 	struct measured m = { .n = in->lanes->n_budgets };
-	float low = -110.0f, high = 18.0f;
 
 	for (uint32_t i = 0; i < m.n; i++)
 		m.at[i] = evict_curve_at(in->lanes, i) + stretch;
+	return m;
+}
+
+/* log2 of the marginal loss at which the lanes hold no more than `total`. */
+static float measured_level(const struct measured *m, const struct evict_split_in *in, double total, double *work)
+{
+	float low = -110.0f, high = 18.0f;
+
 	for (uint32_t i = 0; i < MEASURED_HALVINGS; i++) {
 		const float middle = 0.5f * (low + high);
 
-		if (measured_total(&m, in, middle, work) > (double)in->total)
+		if (measured_total(m, in, middle, work) > total)
 			low = middle;
 		else
 			high = middle;
 	}
-	measured_total(&m, in, high, work);
+	return high;
+}
+
+static void split_measured(const struct evict_split *split, const struct evict_split_in *in, uint32_t *budget, double *work)
+{
+	const struct measured m = measured_of(split, in);
+
+	measured_total(&m, in, measured_level(&m, in, (double)in->total, work), work);
 	evict_apportion(work, split_lanes(in), in->total, in->floor, in->ceiling, budget);
+}
+
+/*
+ * Points at losses evenly apart, from where lanes hold little more than their floors to where they hold nearly all that there is: before and
+ * behind that sizes hardly depend on the loss.
+ */
+static void measured_curve(const struct evict_split *split, const struct evict_split_in *in, struct evict_curve *out, double *work)
+{
+	const struct measured m = measured_of(split, in);
+	const double n = split_lanes(in), least = 1.05 * in->floor, most = 0.95 * in->ceiling;
+	const float high = measured_level(&m, in, n * (least < most ? least : in->ceiling), work);	/* else it has all that there is */
+	const float low = least < most ? measured_level(&m, in, n * most, work) : high;
+
+	out->n = 0;
+	for (uint32_t i = 0; i < EVICT_CURVE_POINTS; i++) {
+		const float loss = high + (low - high) * ((float)i / (float)(EVICT_CURVE_POINTS - 1));
+		const float slots = evict_log2((float)(measured_total(&m, in, loss, work) / n));
+		const uint32_t k = out->n;
+
+		if (k && (slots < out->slots[k - 1] + CURVE_STEP || loss > out->loss[k - 1] - CURVE_STEP))
+			continue;
+		out->slots[k] = slots;
+		out->loss[k] = loss;
+		out->n++;
+	}
 }
 
 #endif

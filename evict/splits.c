@@ -180,3 +180,11 @@ void evict_split(const struct evict_split *split, const struct evict_split_in *i
 	default: break;
 	}
 }
+
+int evict_split_curve(const struct evict_split *split, const struct evict_split_in *in, struct evict_curve *out, double *work)
+{
+	if (split->id != EVICT_SPLIT_measured || !in->curve || !in->lanes->n_budgets)
+		return -ENOENT;
+	measured_curve(split, in, out, work);
+	return 0;
+}

@@ -5,7 +5,39 @@
 
 #define LEAST 1e-12f		/* squared probability: what is less counts as this */
 #define TURNS 48		/* halvings of the threshold's bracket */
-#define BRACKET 128.0f		/* octaves: any squared probability per byte lies within */
+#define BRACKET 256.0f		/* octaves: any loss per byte lies within */
+
+/* The line through points k and k + 1, or, with only one point, through that. */
+static float fall(const struct evict_curve *c, uint32_t k)
+{
+	return c->n == 1 ? EVICT_FALL : (c->loss[k] - c->loss[k + 1]) / (c->slots[k + 1] - c->slots[k]);
+}
+
+float evict_curve_loss(const struct evict_curve *c, float slots)
+{
+	uint32_t k = 0;
+
+	if (slots < c->slots[0])
+		return c->loss[0] + EVICT_FALL * (c->slots[0] - slots);
+	if (slots > c->slots[c->n - 1])
+		return c->loss[c->n - 1] - EVICT_FALL * (slots - c->slots[c->n - 1]);
+	while (k + 2 < c->n && slots > c->slots[k + 1])
+		k++;
+	return c->loss[k] - fall(c, k) * (slots - c->slots[k]);
+}
+
+float evict_curve_slots(const struct evict_curve *c, float loss)
+{
+	uint32_t k = 0;
+
+	if (loss > c->loss[0])
+		return c->slots[0] - (loss - c->loss[0]) / EVICT_FALL;
+	if (loss < c->loss[c->n - 1])
+		return c->slots[c->n - 1] + (c->loss[c->n - 1] - loss) / EVICT_FALL;
+	while (k + 2 < c->n && loss < c->loss[k + 1])
+		k++;
+	return c->slots[k] + (c->loss[k] - loss) / fall(c, k);
+}
 
 /* The middle of a bin, as evict_bin() cuts them. */
 static float bin_value(uint32_t bin)
@@ -15,50 +47,45 @@ static float bin_value(uint32_t bin)
 	return bin ? evict_exp2((float)e - 32.0f) * (1.125f + 0.25f * (float)m) : 0.0f;
 }
 
-/* The heat of the slot that is the rank-th largest, from 1. */
-static float heat_at(const struct evict_lane_stats *s, uint32_t rank)
+/* Mean of the squares of the `n` smallest heats of a lane. */
+static float least_squares(const struct evict_lane_stats *s, uint32_t n)
 {
-	uint32_t above = 0;
+	float sum = 0.0f;
 
-	for (uint32_t bin = EVICT_BINS; bin-- > 0;) {
-		above += s->heat[bin];
-		if (above >= rank)
-			return bin_value(bin);
+	for (uint32_t bin = 0, left = n; left && bin < EVICT_BINS; bin++) {
+		const uint32_t here = s->heat[bin] < left ? s->heat[bin] : left;
+		const float value = bin_value(bin);
+
+		sum += (float)here * (value * value);
+		left -= here;
 	}
-	return 0.0f;
+	return n ? sum / (float)n : 0.0f;
 }
 
-int evict_curve_of(const struct evict_lane_stats *stats, uint32_t n_lanes, uint32_t queries, struct evict_curve *out)
+int evict_tide_heat(const struct evict_lane_stats *stats, uint32_t n_lanes, uint32_t queries, float *heat, float *live)
 {
-	float loss[2] = { 0.0f, 0.0f }, live = 0.0f, low, high, slope;
+	float squares = 0.0f, slots = 0.0f;
 
 	if (!n_lanes || !queries)
 		return -EAGAIN;
 	for (uint32_t i = 0; i < n_lanes; i++) {
-		const uint32_t n = stats[i].live;
-		float p;
-
-		live += (float)n;
-		p = heat_at(&stats[i], n / 4u + 1u) / (float)queries;
-		loss[0] += p * p;
-		p = heat_at(&stats[i], n - n / 4u) / (float)queries;
-		loss[1] += p * p;
+		squares += least_squares(&stats[i], stats[i].live / 2u);
+		slots += (float)stats[i].live;
 	}
-	live /= (float)n_lanes;
-	if (live < 16.0f)
+	slots /= (float)n_lanes;
+	if (slots < 16.0f)
 		return -EAGAIN;
-	high = evict_log2(evict_max(loss[0] / (float)n_lanes, LEAST));
-	low = evict_log2(evict_max(loss[1] / (float)n_lanes, LEAST));
-	slope = evict_min(evict_max((high - low) / evict_log2(3.0f), EVICT_MIN_SLOPE), EVICT_MAX_SLOPE);
-	out->slope = slope;
-	out->at = low + slope * evict_log2(0.75f * live);
+	squares /= (float)n_lanes * (float)queries * (float)queries;
+	*heat = evict_log2(evict_max(squares, LEAST));
+	*live = evict_log2(slots);
 	return 0;
 }
 
 /* Slots at which the session's loss per byte is 2^level. */
 static uint32_t slots_at(const struct evict_tide_session *s, float level)
 {
-	const float y = (s->curve.at + evict_log2(s->weight) - evict_log2((float)s->slot_bytes) - level) / s->curve.slope;
+	const float loss = level + evict_log2((float)s->slot_bytes) - evict_log2(s->weight) - s->factor;
+	const float y = evict_curve_slots(&s->curve, loss);
 	uint32_t slots;
 
 	if (y >= 30.0f)

@@ -1,9 +1,10 @@
 /*
  * The tide: one threshold for all sessions of a pool, on the loss that is expected when a slot is taken. Pure functions of their arguments.
  *
- * A session's expected loss of its next slot at b slots a lane is taken to be 2^(at - slope * log2(b)), in squared probability: what
- * leaves attention shifts the output by its probability, and the divergence of the model's prediction is of second order in that
- * shift. A share of attention mass (first order) says that a thousand slots of 1/1000 are worth as much as one that a head looks at alone.
+ * A session's expected loss of its next slot is a curve (evict/split.h) times a factor of its own. The curve is the marginal loss at which split
+ * `measured` cuts the session's lanes, from the table of its model, for as many tokens as it has; without a table it falls with the power
+ * EVICT_FALL of the slots. The factor is what its own attention says: squared probabilities of the half of its slots that
+ * receive least. These were measured to fall with slots and to rise with tokens as the marginal loss does (docs/tide.md).
  *
  * Everything is in float, by evict/math.h, in the order of the arguments: the same numbers give the same sizes everywhere.
  */
@@ -12,28 +13,29 @@
 
 #include <stdint.h>
 
+#include "evict/split.h"
 #include "evict/stats.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#define EVICT_MIN_SLOPE 0.5f
-#define EVICT_MAX_SLOPE 4.0f
+#define EVICT_FALL 3.5f		/* octaves of loss an octave of slots: where a curve has no points to say it, and beyond its ends */
 
-struct evict_curve {
-	float at, slope;	/* slope: EVICT_MIN_SLOPE .. EVICT_MAX_SLOPE */
-};
+/* log2 of the loss at 2^slots slots, and the other way round. */
+float evict_curve_loss(const struct evict_curve *curve, float slots);
+float evict_curve_slots(const struct evict_curve *curve, float loss);
 
 /*
- * evict_curve_of - from the histograms of heat (EVICT_STATS_HEAT) of a session's lanes: the squared probability of the slots that would
- * be the next to go if a lane kept a quarter, and three quarters, of what it holds by its heat; means over the lanes.
- * @queries: probabilities in a heat: observed queries times the heads of a group. Returns 0, or -EAGAIN: too little to say anything.
+ * evict_tide_heat - log2 of the squared probability of a slot that receives little: over the half of each lane's slots with the least heat
+ * (EVICT_STATS_HEAT), mean over slots and lanes. @queries: probabilities in a heat: observed queries times the heads of a group.
+ * @live: log2 of the slots that a lane holds on average. Returns 0, or -EAGAIN: too little to say anything.
  */
-int evict_curve_of(const struct evict_lane_stats *stats, uint32_t n_lanes, uint32_t queries, struct evict_curve *out);
+int evict_tide_heat(const struct evict_lane_stats *stats, uint32_t n_lanes, uint32_t queries, float *heat, float *live);
 
 struct evict_tide_session {
 	struct evict_curve curve;
+	float factor;			/* log2: on top of the curve */
 	float weight;			/* priority, > 0: its losses count so many times */
 	uint32_t slot_bytes;		/* of one slot in every lane */
 	uint32_t floor, ceiling;	/* slots a lane; floor <= ceiling */
