@@ -330,7 +330,7 @@ void budget_measure(const struct session *s, struct gpu_turn *turn);	/* what to 
 void budget_free(struct session *s);
 void budget_plan(struct session *s);				/* s->budget and its lanes' shares, for the coming window */
 uint32_t budget_of(const struct session *s, uint32_t lane);	/* slots that the lane may hold */
-const struct evict_curve *budget_curve(const struct session *s);	/* what a slot of a lane is expected to save, by a table; NULL: it has none */
+const struct evict_curve *budget_curve(const struct session *s);	/* what a slot is worth by a table; NULL: it has none */
 /* Reads the tables that the configuration names. 0 and *out (budget_lanes_free()), or an error with a sentence. */
 int budget_lanes(const struct conf *conf, struct lanes_set *out, char *why, size_t why_bytes);
 void budget_lanes_free(struct lanes_set *set);

@@ -1,11 +1,12 @@
 /*
- * The tide of a pool ([pool NAME] tide = on): one threshold on the expected loss of a slot (evict/tide.h), weighted by the priority of the
- * client's user, says how many slots a lane of each session may hold. It takes the place of evening out sizes when the pool is short.
+ * The tide of a pool ([pool NAME] tide = on): one threshold on the expected loss of a slot (evict/tide.h), weighted by the priority of
+ * the client's user, says how many slots a lane of each session may hold. It takes the place of evening out sizes when the pool is short.
  *
- * What a slot is worth to a session says the lane table of its model, for as many tokens as it has (budget_curve()); how much more or less
- * than to others of that model, its own attention: every fourth turn takes statistics of its lanes' heat. Once all sessions of the pool have
- * had a turn on average, the threshold is found anew; each session then moves towards its size turn by turn (evict_tide_step()), and those that hold
- * more and are idle are claimed when the pool is short. A session whose attention is not known yet counts as the mean of those of its model.
+ * What a slot is worth to a session says the lane table of its model, for as many tokens as it has (budget_curve()); how much more or
+ * less than to others of that model, its own attention: every fourth turn takes statistics of its lanes' heat. Once all sessions of
+ * the pool have had a turn on average, the threshold is found anew; each session then moves towards its size turn by turn
+ * (evict_tide_step()), and those that hold more and are idle are claimed when the pool is short. A session whose attention is not known
+ * yet counts as the mean of those of its model.
  */
 #include "daemon/daemon.h"
 

@@ -92,7 +92,7 @@ extern const struct evict_split_info evict_splits[EVICT_N_SPLITS];
 int evict_split_parse(const char *text, struct evict_split *split, char *why, size_t why_bytes);
 
 /*
- * What a slot more in every lane is expected to save, against the slots that a lane holds on average: log2 of both, straight lines between points.
+ * What one slot more is expected to save, against the slots that a lane holds on average: log2 of both, straight lines between points.
  */
 #define EVICT_CURVE_POINTS 8
 struct evict_curve {

@@ -79,8 +79,8 @@ static void split_measured(const struct evict_split *split, const struct evict_s
 }
 
 /*
- * Points at losses evenly apart, from where lanes hold little more than their floors to where they hold nearly all that there is: before and
- * behind that sizes hardly depend on the loss.
+ * Points at losses evenly apart, from where lanes hold little more than their floors to where they hold nearly all that there is:
+ * before and behind that sizes hardly depend on the loss.
  */
 static void measured_curve(const struct evict_split *split, const struct evict_split_in *in, struct evict_curve *out, double *work)
 {

@@ -1,10 +1,10 @@
 /*
  * The tide: one threshold for all sessions of a pool, on the loss that is expected when a slot is taken. Pure functions of their arguments.
  *
- * A session's expected loss of its next slot is a curve (evict/split.h) times a factor of its own. The curve is the marginal loss at which split
- * `measured` cuts the session's lanes, from the table of its model, for as many tokens as it has; without a table it falls with the power
- * EVICT_FALL of the slots. The factor is what its own attention says: squared probabilities of the half of its slots that
- * receive least. These were measured to fall with slots and to rise with tokens as the marginal loss does (docs/tide.md).
+ * A session's expected loss of its next slot is a curve (evict/split.h) times a factor of its own. The curve is the marginal loss at
+ * which split `measured` cuts the session's lanes, from the table of its model, for as many tokens as it has; without a table it falls
+ * with the power EVICT_FALL of the slots. The factor is what its own attention says: squared probabilities of the half of its slots
+ * that receive least. These were measured to fall with slots and to rise with tokens as the marginal loss does (docs/tide.md).
  *
  * Everything is in float, by evict/math.h, in the order of the arguments: the same numbers give the same sizes everywhere.
  */
@@ -43,18 +43,18 @@ struct evict_tide_session {
 };
 
 /*
- * evict_tide - sizes such that all together take at most `bytes`, and no slot that a session has, above its floor, is expected to be missed less per byte
- * than one that another below its ceiling would get.
- * Returns log2 of the threshold: expected loss per byte; -INFINITY's stand-in EVICT_LOW_TIDE when all have their ceilings. If even the floors
- * do not fit, the floors.
+ * evict_tide - sizes such that all together take at most `bytes`, and no slot that a session has, above its floor, is expected to be missed
+ * less per byte than one that another below its ceiling would get.
+ * Returns log2 of the threshold: expected loss per byte; -INFINITY's stand-in EVICT_LOW_TIDE when all have their ceilings. If even the
+ * floors do not fit, the floors.
  * With more bytes no session gets less; with a larger weight a session gets no less; equal sessions get the same.
  */
 #define EVICT_LOW_TIDE (-1e9f)
 float evict_tide(struct evict_tide_session *s, uint32_t n, uint64_t bytes);
 
 /*
- * evict_tide_step - the size that a session takes now, on its way from `now` to `wish`: nothing while they are a 16th apart or less (unless the
- * wish is a bound), else at most an eighth (and a window) further. Never below floor or above ceiling.
+ * evict_tide_step - the size that a session takes now, on its way from `now` to `wish`: nothing while they are a 16th apart or less
+ * (unless the wish is a bound), else at most an eighth (and a window) further. Never below floor or above ceiling.
  */
 uint32_t evict_tide_step(uint32_t now, uint32_t wish, uint32_t window, uint32_t floor, uint32_t ceiling);
 

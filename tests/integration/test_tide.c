@@ -66,15 +66,11 @@ static unsigned holds(unsigned client)
 	return (unsigned)(__atomic_load_n(&report[client].live, __ATOMIC_ACQUIRE) / LANES);
 }
 
-static void sizes_come_to_rest_above_the_floor(void **state)
+static void come_to_rest(void)
 {
 	unsigned least[CLIENTS], most[CLIENTS] = { 0 };
-	pid_t pid[CLIENTS];
 
-	(void)state;
 	memset(least, 0xff, sizeof(least));
-	configure("", "on");
-	begin(pid, 0, NULL);
 	assert_true(td_number(&d, "status:pools.0.tide_bytes") > 1 << 20);
 	for (unsigned look = 0; look < 60; look++) {
 		for (unsigned i = 0; i < CLIENTS; i++) {
@@ -91,7 +87,44 @@ static void sizes_come_to_rest_above_the_floor(void **state)
 			fail_msg("client %u swings between %u and %u slots", i, least[i], most[i]);
 		assert_true(least[i] > 80);	/* 5M is room for four times the floors, and it is used */
 	}
+}
+
+static void sizes_come_to_rest_above_the_floor(void **state)
+{
+	pid_t pid[CLIENTS];
+
+	(void)state;
+	configure("", "on");
+	begin(pid, 0, NULL);
+	come_to_rest();
 	end(pid);
+}
+
+/* The same with a table of lanes, whose curves the threshold then cuts. */
+static void a_table_of_lanes_is_joined(void **state)
+{
+	char path[256], ini[768];
+	pid_t pid[CLIENTS];
+	FILE *file;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/lanes", d.dir);
+	file = fopen(path, "w");
+	assert_non_null(file);
+	fprintf(file, "ebbd-lanes 1 2 2\ntokens 2048\nbudgets 64 256 1024\n0 0 1 0.1 0.01 0.001\n0 1 1 0.01 0.002 0.0002\n"
+		      "1 0 1 0.02 0.001 0.0001\n1 1 1 0.4 0.1 0.02\n");
+	assert_int_equal(fclose(file), 0);
+	snprintf(ini, sizeof(ini), INI "lanes = %s\n", "", "on", path);
+	td_configure(&d, ini);
+	td_signal(&d, SIGHUP);
+	begin(pid, 0, NULL);
+	come_to_rest();
+	for (unsigned i = 0; i < CLIENTS; i++) {
+		snprintf(path, sizeof(path), "sessions:%u.tide_slots", i);
+		assert_in_range(td_number(&d, path), FLOOR, 4000);
+	}
+	end(pid);
+	configure("", "on");
 }
 
 static void who_weighs_more_gives_way_last(void **state)
@@ -206,6 +239,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(sizes_come_to_rest_above_the_floor),
+		cmocka_unit_test(a_table_of_lanes_is_joined),
 		cmocka_unit_test(who_weighs_more_gives_way_last),
 		cmocka_unit_test(a_budget_of_its_own_is_a_ceiling),
 		cmocka_unit_test(it_is_turned_on_and_off_under_load),
