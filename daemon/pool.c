@@ -296,6 +296,7 @@ unsigned pool_trim(struct pool *pool, struct pool_owner *owner, void (*dropped)(
 		if (slab->state != POOL_OWNED || slab->owner != owner->serial || slab->used_extents)
 			continue;
 		owner->n_slabs--;
+		owner->n_draining -= slab->draining;
 		n++;
 		if (slab->announced)
 			dropped(arg, s);
@@ -403,28 +404,35 @@ static bool cheapest(const struct pool *pool, struct pool_owner *owner, struct l
 bool pool_drain(struct pool *pool, struct pool_owner *owner)
 {
 	const uint32_t most = owner->n_slabs < 16 ? 1 : owner->n_slabs / 8;
-	uint32_t draining = 0, extents = 0, best;
+	const uint64_t room = (uint64_t)owner->n_slabs * pool->slab_bytes - owner->used_bytes;
 	struct load load = { .extents = 0 };
+	uint32_t extents = 0, best;
 
+	if (owner->n_slabs < 2 || owner->n_draining >= most || room < pool->slab_bytes || room < owner->no_room)
+		return owner->n_draining > 0;
 	for (uint32_t s = 0; s < pool->n_slabs; s++) {
 		const struct pool_slab *slab = &pool->slab[s];
 
 		if (slab->state != POOL_OWNED || slab->owner != owner->serial)
 			continue;
-		draining += slab->draining;
 		if (slab->draining)
 			load_add(pool, owner, s, &load);
 		else
 			extents += pool->extents_per_slab - slab->used_extents;
 	}
-	while (draining < most && draining + 1 < owner->n_slabs && cheapest(pool, owner, &load, extents, &best)) {
+	owner->no_room = 0;
+	while (owner->n_draining < most && owner->n_draining + 1 < owner->n_slabs) {
+		if (!cheapest(pool, owner, &load, extents, &best)) {
+			owner->no_room = room + pool->slab_bytes / 4;
+			break;
+		}
 		extents -= pool->extents_per_slab - pool->slab[best].used_extents;
 		pool->slab[best].draining = true;
-		draining++;
+		owner->n_draining++;
 		for (uint32_t e = 0; e < pool->extents_per_slab; e++)
 			list_remove(pool, owner, best * pool->extents_per_slab + e);
 	}
-	return draining > 0;
+	return owner->n_draining > 0;
 }
 
 void pool_undrain(struct pool *pool, struct pool_owner *owner)
@@ -435,6 +443,7 @@ void pool_undrain(struct pool *pool, struct pool_owner *owner)
 		if (slab->state != POOL_OWNED || slab->owner != owner->serial || !slab->draining)
 			continue;
 		slab->draining = false;
+		owner->n_draining--;
 		for (uint32_t e = 0; e < pool->extents_per_slab; e++)
 			if (slab->extent[e].page_bytes && slab->extent[e].used != full_mask(slab->extent[e].page_bytes))
 				list_add(pool, owner, s * pool->extents_per_slab + e);

@@ -53,7 +53,8 @@ struct pool_owner {
 	uint64_t serial;		/* 0: not in use */
 	bool shared;			/* its slabs can be exported */
 	uint64_t used_bytes;		/* pages and runs */
-	uint32_t n_slabs;		/* owned, without quarantine */
+	uint32_t n_slabs, n_draining;	/* owned, without quarantine; of them, draining */
+	uint64_t no_room;		/* with fewer bytes free in its slabs there is no use in looking for one to drain */
 	uint32_t n_classes;
 	struct pool_class {
 		uint32_t page_bytes;
