@@ -358,6 +358,8 @@ const struct evict_curve *budget_curve(const struct session *s)
 	if (!b || !b->curve)
 		return NULL;
 	in = shared_out(s);
+	if (in.ceiling < s->spec.max_slots)
+		in.ceiling += (TIDE_AHEAD - 1) * s->table.window;
 	/* It changes slowly with the tokens that there are. */
 	if (!b->expects.n || in.floor != b->expects_floor || in.ceiling < b->expects_ceiling ||
 	    in.ceiling > b->expects_ceiling + b->expects_ceiling / 16) {

@@ -367,6 +367,7 @@ bool queue_may_unregister(const struct client *c);		/* its words, from the devic
 size_t session_ids_bytes(const struct session *s);		/* of pages and blocks, in its tables */
 
 /* --- tide.c */
+#define TIDE_AHEAD 4	/* windows: what a session may get until the threshold is found anew and memory has changed hands */
 /* Reads the key `priority`. 0, or -EINVAL with a sentence. */
 int tide_priorities(const char *text, struct priority *out, unsigned most, unsigned *n, char *why, size_t why_bytes);
 float tide_weight(const struct client *c);			/* of its user */

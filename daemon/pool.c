@@ -403,7 +403,7 @@ static bool cheapest(const struct pool *pool, struct pool_owner *owner, struct l
 
 bool pool_drain(struct pool *pool, struct pool_owner *owner)
 {
-	const uint32_t most = owner->n_slabs < 16 ? 1 : owner->n_slabs / 8;
+	const uint32_t most = owner->n_slabs < 8 ? 1 : owner->n_slabs / 4;
 	const uint64_t room = (uint64_t)owner->n_slabs * pool->slab_bytes - owner->used_bytes;
 	struct load load = { .extents = 0 };
 	uint32_t extents = 0, best;

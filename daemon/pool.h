@@ -121,8 +121,8 @@ int pool_unquarantine(struct pool *pool, struct pool_owner *owner, uint32_t slab
 void pool_owner_fini(struct pool *pool, struct pool_owner *owner);
 
 /*
- * pool_drain - pick those of the owner's slabs that are cheapest to empty, while what is in them fits elsewhere in the owner's slabs, an
- * eighth of its slabs (one at least): nothing is placed there any more. Returns whether any slab drains. pool_undrain - give up.
+ * pool_drain - pick those of the owner's slabs that are cheapest to empty, while what is in them fits elsewhere in the owner's slabs, a
+ * quarter of its slabs (one at least): nothing is placed there any more. Returns whether any slab drains. pool_undrain - give up.
  */
 bool pool_drain(struct pool *pool, struct pool_owner *owner);
 void pool_undrain(struct pool *pool, struct pool_owner *owner);

@@ -189,7 +189,7 @@ static uint64_t lane_bytes(const struct session *s)
 /* Slots that it would hold if there were no tide. */
 static uint32_t wish_of(const struct session *s)
 {
-	const uint32_t own = evict_budget(&s->spec, s->tokens, 0), most = s->tokens + 2 * s->table.window, floor = s->spec.floor;
+	const uint32_t own = evict_budget(&s->spec, s->tokens, 0), most = s->tokens + TIDE_AHEAD * s->table.window, floor = s->spec.floor;
 
 	return own > most ? (most > floor ? most : floor) : own;
 }

@@ -128,7 +128,7 @@ float evict_tide(struct evict_tide_session *s, uint32_t n, uint64_t bytes)
 
 uint32_t evict_tide_step(uint32_t now, uint32_t wish, uint32_t window, uint32_t floor, uint32_t ceiling)
 {
-	const uint32_t far = now / 8u + window, apart = wish > now ? wish - now : now - wish;
+	const uint32_t far = now / (wish < now ? 4u : 8u) + window, apart = wish > now ? wish - now : now - wish;
 	uint32_t to = wish;
 
 	if (apart <= now / 16u && wish != floor && wish != ceiling)

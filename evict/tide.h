@@ -54,7 +54,7 @@ float evict_tide(struct evict_tide_session *s, uint32_t n, uint64_t bytes);
 
 /*
  * evict_tide_step - the size that a session takes now, on its way from `now` to `wish`: nothing while they are a 16th apart or less
- * (unless the wish is a bound), else at most an eighth (and a window) further. Never below floor or above ceiling.
+ * (unless the wish is a bound), else at most an eighth up or a quarter down (and a window). Never below floor or above ceiling.
  */
 uint32_t evict_tide_step(uint32_t now, uint32_t wish, uint32_t window, uint32_t floor, uint32_t ceiling);
 
