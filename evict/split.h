@@ -32,10 +32,10 @@ enum evict_split_id { EVICT_SPLITS(EVICT_SPLIT_ID) EVICT_N_SPLITS };
 /* What a split must be given. */
 enum {
 	EVICT_NEEDS_RANK = EVICT_STATS_RANK,	/* statistics: the histogram of ranks */
-	EVICT_NEEDS_HEAT = EVICT_STATS_HEAT,	/* statistics: the histogram and the sums of heat */
+	EVICT_NEEDS_HEAT = EVICT_STATS_HEAT | EVICT_STATS_SUMS,	/* statistics: the histogram and the sums of heat */
 	EVICT_NEEDS_STATS = EVICT_NEEDS_RANK | EVICT_NEEDS_HEAT,	/* either: to be measured at a window's end */
-	EVICT_NEEDS_TABLE = 4,			/* a table of lanes */
-	EVICT_NEEDS_CURVE = 8,			/* one with curves: evict_lanes.n_budgets > 0 */
+	EVICT_NEEDS_TABLE = 8,			/* a table of lanes */
+	EVICT_NEEDS_CURVE = 16,			/* one with curves: evict_lanes.n_budgets > 0 */
 };
 
 #define EVICT_MODEL 64		/* a model's name, NUL included */

@@ -14,19 +14,27 @@
  */
 #define EVICT_BINS 192u
 
-enum { EVICT_STATS_RANK = 1, EVICT_STATS_HEAT = 2 };
+enum { EVICT_STATS_RANK = 1, EVICT_STATS_HEAT = 2, EVICT_STATS_SUMS = 4 };
+
+#define EVICT_MOST_COUNT 0xffffu	/* of a bin: stands for so many or more */
 
 struct evict_lane_stats {
 	uint32_t live;			/* slots */
-	uint32_t free;			/* of them, how many no rule protects: not a sink, recent or pinned */
-	uint32_t rank[EVICT_BINS];	/* the free ones by rank. With EVICT_STATS_RANK */
-	uint32_t heat[EVICT_BINS];	/* the live ones by the window's first heat. The rest with EVICT_STATS_HEAT */
-	float heat_sum;			/* sum of the first heat */
+	uint32_t free;			/* of them, how many no rule protects: not a sink, recent or pinned. With EVICT_STATS_RANK */
+	float heat_sum;			/* sum of the window's first heat. This and the next four with EVICT_STATS_SUMS */
 	float heat_near;		/* of the sinks and the newest `near` positions only (struct gpu_turn) */
 	float heat_squares;		/* sum of the squares of the first heat */
 	float second_sum;		/* sum of the second heat, if there is one */
 	float heat_max;			/* the largest first heat */
+	uint32_t unused;
+	uint16_t heat[EVICT_BINS];	/* the live ones by the first heat. With EVICT_STATS_HEAT */
+	uint16_t rank[EVICT_BINS];	/* the free ones by rank. With EVICT_STATS_RANK */
 };
+
+EVICT_FN uint16_t evict_count(uint32_t slots)
+{
+	return (uint16_t)(slots < EVICT_MOST_COUNT ? slots : EVICT_MOST_COUNT);
+}
 
 /* What evict_order() made of a rank, back again. NaN for NaN. */
 EVICT_FN float evict_unorder(uint32_t order)

@@ -214,9 +214,9 @@ struct gpu_turn {		/* one session at its window's end */
 	uint32_t slot_type, head_dim;
 	uint32_t live_max;	/* an upper bound of the lanes' live slots now, `appended` included (sizes scratch on CUDA); 0: all tokens may be live */
 	/*
-	 * Statistics of the lanes: what to take (EVICT_STATS_*), 0 for none, and where to put it: [n_lanes], gpu_host_alloc()ed, written
-	 * whole. Taken by a call that folds: heat as it was before the fold, cleaned; ranks and protection (plan[].recent) behind
-	 * it, over all slots that are live then. `free` and rank[] come with EVICT_STATS_RANK, the rest with EVICT_STATS_HEAT.
+	 * Statistics of the lanes: what to take (EVICT_STATS_*), 0 for none, and where to put it: [n_lanes], gpu_host_alloc()ed. `live` and what
+	 * evict/stats.h says comes with it are written, the rest stays as it was. Taken by a call that folds: heat as it was before
+	 * the fold, cleaned; ranks and protection (plan[].recent) behind it, over all slots that are live then.
 	 */
 	uint32_t stats;
 	uint32_t stats_heat[EVICT_MAX_HEAT];	/* which of the table's heat arrays is the first and the second; >= n_heat: zeros */

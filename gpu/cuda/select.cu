@@ -190,8 +190,8 @@ static __device__ __noinline__ void drop_slots(struct lane_ctx &x, struct shared
 static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
 {
 	if (x.turn.stats)
-		stats_begin(x, sh);
-	if (x.turn.stats & EVICT_STATS_HEAT)
+		stats_begin(sh);
+	if (x.turn.stats & (EVICT_STATS_HEAT | EVICT_STATS_SUMS))
 		stats_of_heat(x, sh);
 	if (evict_has_heat_figure(x.turn.rule.policy)) {
 		const struct evict_figures figures = lane_values(x, sh, st, x.live, VALUE_HEAT_FIGURE);
@@ -275,7 +275,7 @@ static bool may_be_steady(const struct gpu_turn *turn, unsigned what)
 }
 
 /*
- * A CTA a turn: brings the lists from the host's memory, and the table's header.
+ * A CTA a turn: brings the lists from the host's memory, and the table's header. Plans cross the bus only where lanes have plans of their own.
  */
 static __global__ void __launch_bounds__(THREADS)
 begin_kernel(const struct turn_args *from, const struct gpu_plan *plans, struct turn_args *turn, struct gpu_plan *plan, uint32_t *n_left)
@@ -283,7 +283,7 @@ begin_kernel(const struct turn_args *from, const struct gpu_plan *plans, struct 
 	const struct turn_args *t = from + blockIdx.x;
 	const uint32_t first = t->first, n = t->n_lanes, head = sizeof(struct gpu_table) / 4u;
 
-	for (uint32_t i = threadIdx.x; i < n; i += THREADS)
+	for (uint32_t i = threadIdx.x; t->plans_differ && i < n; i += THREADS)
 		((uint4 *)plan)[first + i] = ((const uint4 *)plans)[first + i];
 	for (uint32_t i = threadIdx.x; i < sizeof(*t) / 4u; i += THREADS)
 		((uint32_t *)&turn[blockIdx.x])[i] = i < head ? ((const uint32_t *)t->priv)[i] : ((const uint32_t *)t)[i];
@@ -344,6 +344,15 @@ static uint32_t policy_arrays(uint32_t policy)
 	return 1u + evict_n_heat(policy) + evict_n_arrays(policy);
 }
 
+static bool plans_differ(const struct gpu_turn *t)
+{
+	uint32_t l = 1;
+
+	while (l < t->n_lanes && !memcmp(&t->plan[l], &t->plan[0], sizeof(*t->plan)))
+		l++;
+	return l < t->n_lanes;
+}
+
 static void fill(const struct lists *to, const struct gpu_turn *turn, unsigned n, unsigned what)
 {
 	uint32_t first = 0;
@@ -354,10 +363,12 @@ static void fill(const struct lists *to, const struct gpu_turn *turn, unsigned n
 		struct turn_args x = { {}, (char *)t->priv, t->appended, min(t->n_credit, EVICT_MAX_ARRAYS), t->slot_type, t->head_dim, first, t->n_lanes,
 				       t->pos, t->rule, t->stats, { t->stats_heat[0], t->stats_heat[1] }, t->stats_near, t->lane_stats, t->marks,
 				       t->marks ? t->n_marks : 0u, t->n_kv_heads, t->live, evict_n_heat(policy), evict_n_credit(policy),
-				       policy_arrays(policy), evict_n_trait_once(&t->rule), may_be_steady(t, what) };
+				       policy_arrays(policy), evict_n_trait_once(&t->rule), may_be_steady(t, what), plans_differ(t),
+				       t->n_lanes ? t->plan[0] : (struct gpu_plan){} };
 
 		to->turn[i] = x;
-		memcpy(to->plan + first, t->plan, t->n_lanes * sizeof(*t->plan));
+		if (x.plans_differ)
+			memcpy(to->plan + first, t->plan, t->n_lanes * sizeof(*t->plan));
 		first += t->n_lanes;
 	}
 }
@@ -401,11 +412,13 @@ static void launch_steady(cudaStream_t s, struct select_args *a, const struct gp
 		stats |= turn[i].stats;
 	}
 	a->ring = steady_ring(arrays);
-	bytes = a->ring + (stats ? STEADY_MAX * 12u + (uint32_t)sizeof(struct evict_lane_stats) : min(victims, STEADY_MAX) * 12u);
-	if (stats)
-		steady_kernel<true><<<dim3(lanes, n), 32, bytes, s>>>(*a);
+	bytes = a->ring + min(victims, STEADY_MAX) * 12u + steady_stats_bytes(stats);
+	if (stats & EVICT_STATS_SUMS)
+		steady_kernel<STEADY_SUMS><<<dim3(lanes, n), 32, bytes, s>>>(*a);
+	else if (stats)
+		steady_kernel<STEADY_COUNTS><<<dim3(lanes, n), 32, bytes, s>>>(*a);
 	else
-		steady_kernel<false><<<dim3(lanes, n), 32, bytes, s>>>(*a);
+		steady_kernel<STEADY_NO_STATS><<<dim3(lanes, n), 32, bytes, s>>>(*a);
 }
 
 /* One launch: turns whose lists fit into a lease. victims: of a lane, at most. */

@@ -28,6 +28,8 @@ struct turn_args {
 	uint32_t policy_arrays;		/* of a slot: its position, heat, credits, traits */
 	uint32_t n_once;		/* evict_n_trait_once() */
 	uint32_t may_be_steady;		/* the rule and the call let select_steady.cuh take lanes that keep all their slots */
+	uint32_t plans_differ;		/* each lane has its own, in the list; else all have this: */
+	struct gpu_plan plan;
 };
 
 struct sums {

@@ -40,7 +40,7 @@ static __device__ bool open_lane(const struct select_args &a, uint32_t lane, str
 	if (lane >= x->turn.n_lanes || lane >= t->n_lanes)
 		return false;
 	x->lane = lane;
-	x->plan = a.plan[x->turn.first + lane];
+	x->plan = x->turn.plans_differ ? a.plan[x->turn.first + lane] : x->turn.plan;
 	x->head = ((const struct gpu_lane *)(at + gpu_table_lanes()))[lane];
 	x->next = (uint32_t *)(at + gpu_table_next(t)) + (size_t)lane * t->window;
 	x->page = cuda_u32(at, gpu_table_pages(t)) + (size_t)lane * t->max_pages;

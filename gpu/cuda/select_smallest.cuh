@@ -16,8 +16,9 @@
 #define STEADY_STAGES 2u		/* blocks in the ring */
 #define STEADY_ROOM 512u		/* candidates; they lie where the ring was */
 #define STEADY_MAX 256u			/* victims */
-#define STEADY_CTAS 22u			/* of a multiprocessor: what shared memory has room for. With statistics: what registers have room for */
-#define STEADY_STATS_CTAS 14u
+#define STEADY_CTAS 22u			/* of a multiprocessor: what shared memory has room for. With sums of heat: what registers have room for */
+#define STEADY_COUNT_CTAS 20u
+#define STEADY_SUMS_CTAS 14u
 #define STEADY_NONE 0xffffffffu		/* the upper half of NO_KEY; no real key's is as large */
 #define WARP_ALL 0xffffffffu
 
@@ -47,10 +48,7 @@ struct steady_found {
 
 	__device__ __forceinline__ uint32_t *found(uint32_t i) const { return (uint32_t *)steady_memory() + i * STEADY_ROOM; }
 	__device__ __forceinline__ uint32_t *best(uint32_t i) const { return (uint32_t *)(steady_memory() + ring) + i * k; }
-	__device__ __forceinline__ struct evict_lane_stats *stats(void) const
-	{
-		return (struct evict_lane_stats *)(steady_memory() + ring + STEADY_MAX * 12u);
-	}
+	__device__ __forceinline__ char *end(void) const { return steady_memory() + ring + 12u * k; }
 };
 
 static __device__ __forceinline__ uint32_t warp_thread(void) { return threadIdx.x % 32u; }

@@ -7,21 +7,54 @@
 
 #include "gpu/cuda/select_staged.cuh"
 
+/* A lane's statistics in the making. */
+struct stats_counts {
+	uint32_t heat[EVICT_BINS], rank[EVICT_BINS], free;
+	float sum, near, squares, second, most;
+};
+
 /* Between stats_begin() and stats_end() they lie where the sorted slots will be. */
-static __device__ __forceinline__ struct evict_lane_stats *stats_of(struct shared_state *sh)
+static __device__ __forceinline__ struct stats_counts *stats_of(struct shared_state *sh)
 {
-	static_assert(sizeof(struct evict_lane_stats) <= sizeof(sh->slot), "statistics lie in slot[]");
-	return (struct evict_lane_stats *)sh->slot;
+	static_assert(sizeof(struct stats_counts) <= sizeof(sh->slot), "statistics lie in slot[]");
+	return (struct stats_counts *)sh->slot;
 }
 
-static __device__ void stats_begin(const struct lane_ctx &x, struct shared_state *sh)
+/* Two bins, as they are sent. */
+static __device__ __forceinline__ uint32_t stats_pair(const uint32_t *count, uint32_t i)
+{
+	return (uint32_t)evict_count(count[2u * i + 1u]) << 16 | evict_count(count[2u * i]);
+}
+
+/* What was asked for goes to the host. thread: of so many. */
+static __device__ __forceinline__ void stats_send(const struct lane_ctx &x, const struct stats_counts *s, uint32_t thread, uint32_t threads)
+{
+	struct evict_lane_stats *to = &x.turn.lane_stats[x.lane];
+
+	for (uint32_t i = thread; x.turn.stats & EVICT_STATS_HEAT && i < EVICT_BINS / 2u; i += threads)
+		((uint32_t *)to->heat)[i] = stats_pair(s->heat, i);
+	for (uint32_t i = thread; x.turn.stats & EVICT_STATS_RANK && i < EVICT_BINS / 2u; i += threads)
+		((uint32_t *)to->rank)[i] = stats_pair(s->rank, i);
+	if (thread)
+		return;
+	to->live = x.live;
+	if (x.turn.stats & EVICT_STATS_RANK)
+		to->free = s->free;
+	if (x.turn.stats & EVICT_STATS_SUMS) {
+		to->heat_sum = s->sum;
+		to->heat_near = s->near;
+		to->heat_squares = s->squares;
+		to->second_sum = s->second;
+		to->heat_max = s->most;
+	}
+}
+
+static __device__ void stats_begin(struct shared_state *sh)
 {
 	__syncthreads();
-	for (uint32_t i = threadIdx.x; i < sizeof(struct evict_lane_stats) / 4u; i += THREADS)
+	for (uint32_t i = threadIdx.x; i < sizeof(struct stats_counts) / 4u; i += THREADS)
 		sh->slot[i] = 0;
 	__syncthreads();
-	if (threadIdx.x == 0)
-		stats_of(sh)->live = x.live;
 }
 
 static __device__ __forceinline__ float stats_heat(const struct lane_ctx &x, char *block, uint32_t which, uint32_t slot)
@@ -36,7 +69,7 @@ static __device__ __noinline__ void stats_of_heat(const struct lane_ctx &x, stru
 {
 	const int64_t near = (int64_t)x.as_lane.now - (int64_t)x.turn.stats_near;
 	float sum = 0.0f, near_sum = 0.0f, squares = 0.0f, second = 0.0f, most = 0.0f;
-	struct evict_lane_stats *out = stats_of(sh);
+	struct stats_counts *out = stats_of(sh);
 
 	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
 		char *block = heat_block(x, i);
@@ -56,18 +89,18 @@ static __device__ __noinline__ void stats_of_heat(const struct lane_ctx &x, stru
 	second = block_places(sh, second);
 	most = block_most(sh, most);
 	if (threadIdx.x == 0) {
-		out->heat_sum = sum;
-		out->heat_near = near_sum;
-		out->heat_squares = squares;
-		out->second_sum = second;
-		out->heat_max = most;
+		out->sum = sum;
+		out->near = near_sum;
+		out->squares = squares;
+		out->second = second;
+		out->most = most;
 	}
 }
 
 /* Ranks, read back out of the keys. */
 static __device__ void stats_of_ranks(const struct lane_ctx &x, struct shared_state *sh)
 {
-	struct evict_lane_stats *out = stats_of(sh);
+	struct stats_counts *out = stats_of(sh);
 
 	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS) {
 		const uint64_t key = key_of(x, i);
@@ -82,8 +115,7 @@ static __device__ void stats_of_ranks(const struct lane_ctx &x, struct shared_st
 static __device__ void stats_end(const struct lane_ctx &x, struct shared_state *sh)
 {
 	__syncthreads();
-	for (uint32_t i = threadIdx.x; i < sizeof(struct evict_lane_stats) / 4u; i += THREADS)
-		((uint32_t *)&x.turn.lane_stats[x.lane])[i] = sh->slot[i];
+	stats_send(x, stats_of(sh), threadIdx.x, THREADS);
 	__syncthreads();
 }
 

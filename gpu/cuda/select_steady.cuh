@@ -161,13 +161,16 @@ static __device__ __forceinline__ struct evict_slot steady_slot(int32_t pos, uin
 	return e;
 }
 
+/* What statistics a kernel knows of: none, histograms, the sums of heat as well. */
+enum steady_stats { STEADY_NO_STATS, STEADY_COUNTS, STEADY_SUMS };
+
 /*
  * Four slots, the first of them `slot`, at `in`: folds them, if told to, and ranks. Returns their smallest key's upper half. stats: where
  * ranks are counted, NULL if nobody asks.
  */
 template <uint32_t NH, uint32_t NC, uint32_t NT>
 static __device__ __forceinline__ uint32_t steady_vector(const struct steady_lane &x, const uint32_t *in, uint32_t slot, char *heat,
-							 char *credit, struct evict_lane_stats *stats, double &sum)
+							 char *credit, struct stats_counts *stats, double &sum)
 {
 	const uint32_t live = x.live - slot, keep = credit && slot < x.keep ? x.keep - slot : 0u;	/* slots of the vector and behind it */
 	float h[NH ? NH : 1][4], a[NC + NT ? NC + NT : 1][4];
@@ -226,8 +229,9 @@ static __device__ __forceinline__ uint32_t steady_vector(const struct steady_lan
 }
 
 /* Heat of a vector before the fold: stats_of_heat(). */
+template <bool SUMS>
 static __device__ __forceinline__ void steady_heat(const struct lane_ctx &x, const uint32_t *in, uint32_t slot, uint32_t n_heat, uint32_t u,
-						   struct steady_sums &s, struct evict_lane_stats *stats)
+						   struct steady_sums &s, struct stats_counts *counts)
 {
 	const int64_t near = (int64_t)x.as_lane.now - (int64_t)x.turn.stats_near;
 	const uint32_t one = x.turn.stats_heat[0], two = x.turn.stats_heat[1];
@@ -240,24 +244,27 @@ static __device__ __forceinline__ void steady_heat(const struct lane_ctx &x, con
 		if (slot + i >= x.live)
 			continue;
 		h = one < n_heat ? evict_clean(__uint_as_float(in[(1u + one) * GPU_BLOCK_SLOTS + i])) : 0.0f;
+		if (counts)
+			atomicAdd(&counts->heat[evict_bin(h)], 1u);
+		if (!SUMS)
+			continue;
 		s.heat[u][i] += h;
 		s.near[u][i] += pos < x.turn.rule.sinks || (int64_t)pos >= near ? h : 0.0f;
 		s.squares[u][i] += h * h;
 		s.second[u][i] += two < n_heat ? evict_clean(__uint_as_float(in[(1u + two) * GPU_BLOCK_SLOTS + i])) : 0.0f;
 		s.most[u][i] = evict_max(s.most[u][i], h);
-		atomicAdd(&stats->heat[evict_bin(h)], 1u);
 	}
 }
 
 /* What a round is told. */
 struct steady_job {
 	uint32_t first, n_heat, token;	/* token: the slot of the thread's token if it must be patched, else STEADY_NONE */
-	bool fold, sums, patches, settles;
-	struct evict_lane_stats *heat, *ranks;	/* statistics that are asked for */
+	bool fold, sums, patches, settles, looks;	/* looks: at the heat, for statistics */
+	struct stats_counts *heat, *ranks;	/* where they are counted; NULL: nobody asks */
 };
 
 /* One round: what was folded is stored, the vectors' smallest keys are left in sh->low[]. */
-template <uint32_t P, uint32_t NH, uint32_t NC, uint32_t NT, bool AGED, bool STATS>
+template <uint32_t P, uint32_t NH, uint32_t NC, uint32_t NT, bool AGED, enum steady_stats STATS>
 static __device__ __forceinline__ void steady_round(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
 						    struct steady_sums &s, double &sum)
 {
@@ -278,14 +285,14 @@ static __device__ __forceinline__ void steady_round(const struct lane_ctx &x, st
 		asm volatile("cp.async.wait_group %0;" :: "n"(STEADY_STAGES - 1u) : "memory");	/* a thread reads nobody else's copies: no barrier */
 		if (job.patches)
 			steady_patch(x, in, NH, arrays, job.first / GPU_BLOCK_SLOTS + b, job.token);
-#pragma unroll(STATS ? 2 : 1)
+#pragma unroll(STATS == STEADY_SUMS ? 2 : 1)
 		for (uint32_t u = 0; u < 2; u++) {
 			const uint32_t v = warp_thread() + 32u * u, slot = job.first + b * GPU_BLOCK_SLOTS + 4u * v;
 			uint32_t low = STEADY_NONE;
 
 			if (slot < y.live) {
-				if (STATS && job.heat)
-					steady_heat(x, in + 4u * v, slot, job.n_heat, u, s, job.heat);
+				if (STATS && job.looks)
+					steady_heat<STATS == STEADY_SUMS>(x, in + 4u * v, slot, job.n_heat, u, s, job.heat);
 				low = steady_vector<NH, NC, NT>(y, in + 4u * v, slot, sh->heat[b], sh->credit[b], STATS ? job.ranks : NULL, sum);
 			}
 			sh->low[b * 64u + v] = low;
@@ -302,7 +309,7 @@ static __host__ __device__ inline bool steady_never(uint32_t policy)
 	       evict_has_place(policy);
 }
 
-template <bool STATS>
+template <enum steady_stats STATS>
 static __device__ __forceinline__ void steady_policy(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
 						     struct steady_sums &s, double &sum)
 {
@@ -326,13 +333,19 @@ static __device__ __forceinline__ void steady_policy(const struct lane_ctx &x, s
 
 /* --- statistics ------------------------------------------------------------------------------------------------------------------ */
 
-static __device__ __forceinline__ void steady_stats_begin(const struct lane_ctx &x, struct evict_lane_stats *stats)
+/* Bytes that a warp needs for these. */
+static inline uint32_t steady_stats_bytes(uint32_t stats)
 {
-	for (uint32_t i = warp_thread(); i < sizeof(*stats) / 4u; i += 32u)
-		((uint32_t *)stats)[i] = 0;
-	__syncwarp();
-	if (warp_thread() == 0)
-		stats->live = x.live;
+	return (uint32_t)(stats & EVICT_STATS_SUMS ? sizeof(struct stats_counts) : stats & EVICT_STATS_RANK ? offsetof(struct stats_counts, sum) :
+			  stats ? offsetof(struct stats_counts, rank) : 0u);
+}
+
+static __device__ __forceinline__ void steady_stats_begin(const struct lane_ctx &x, struct stats_counts *counts)
+{
+	for (uint32_t i = warp_thread(); x.turn.stats & EVICT_STATS_HEAT && i < EVICT_BINS; i += 32u)
+		counts->heat[i] = 0;
+	for (uint32_t i = warp_thread(); x.turn.stats & EVICT_STATS_RANK && i <= EVICT_BINS; i += 32u)
+		(i < EVICT_BINS ? counts->rank[i] : counts->free) = 0;
 	__syncwarp();
 }
 
@@ -364,24 +377,24 @@ static __device__ __forceinline__ float steady_most(const float (&part)[2][4])
 	return evict_max(evict_max(p[0], p[2]), evict_max(p[1], p[3]));
 }
 
-/* All of it goes to the host. */
-static __device__ __forceinline__ void steady_stats_end(const struct lane_ctx &x, const struct steady_sums &s,
-							struct evict_lane_stats *stats)
+/* They go to the host. */
+template <bool SUMS>
+static __device__ __forceinline__ void steady_stats_end(const struct lane_ctx &x, const struct steady_sums &s, struct stats_counts *counts)
 {
-	const float sum = steady_places(s.heat), near = steady_places(s.near), squares = steady_places(s.squares);
-	const float second = steady_places(s.second), most = steady_most(s.most);
+	if (SUMS && x.turn.stats & EVICT_STATS_SUMS) {
+		const float sum = steady_places(s.heat), near = steady_places(s.near), squares = steady_places(s.squares);
+		const float second = steady_places(s.second), most = steady_most(s.most);
 
-	__syncwarp();
-	if (warp_thread() == 0) {
-		stats->heat_sum = sum;
-		stats->heat_near = near;
-		stats->heat_squares = squares;
-		stats->second_sum = second;
-		stats->heat_max = most;
+		if (warp_thread() == 0) {
+			counts->sum = sum;
+			counts->near = near;
+			counts->squares = squares;
+			counts->second = second;
+			counts->most = most;
+		}
 	}
 	__syncwarp();
-	for (uint32_t i = warp_thread(); i < sizeof(*stats) / 4u; i += 32u)
-		((uint32_t *)&x.turn.lane_stats[x.lane])[i] = ((const uint32_t *)stats)[i];
+	stats_send(x, counts, warp_thread(), 32u);
 }
 
 /* --- a turn ---------------------------------------------------------------------------------------------------------------------- */
@@ -390,20 +403,21 @@ static __device__ __forceinline__ void steady_stats_end(const struct lane_ctx &x
  * Settles and folds (if told to) and finds the k <= STEADY_MAX slots of smallest keys below plan.keep: f.best(2)[0 .. n-1], ascending.
  * Returns n. sum: the thread's share of the first credit of slots below keep.
  */
-template <bool STATS>
+template <enum steady_stats STATS>
 static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x, struct steady_state *sh, const struct steady_found &f,
 						       unsigned what, bool sums, double &sum)
 {
 	const uint32_t tokens = what & GPU_SETTLE ? window_tokens(x) : 0u;
 	const bool fold = what & GPU_FOLD, reads = fold || f.k || sums, patches = tokens && reads && tokens <= 32u && !x.turn.n_once;
-	struct evict_lane_stats *heat = x.turn.stats & EVICT_STATS_HEAT ? f.stats() : NULL;
-	struct evict_lane_stats *ranks = x.turn.stats & EVICT_STATS_RANK ? f.stats() : NULL;
-	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, STEADY_NONE, fold, sums, patches, patches, heat, ranks };
+	const bool looks = x.turn.stats & (EVICT_STATS_HEAT | EVICT_STATS_SUMS);
+	struct stats_counts *counts = (struct stats_counts *)f.end();
+	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, STEADY_NONE, fold, sums, patches, patches, looks,
+				  x.turn.stats & EVICT_STATS_HEAT ? counts : NULL, x.turn.stats & EVICT_STATS_RANK ? counts : NULL };
 	struct steady_sums s = {};
 	uint32_t n = 0;
 
 	if (STATS && x.turn.stats)
-		steady_stats_begin(x, f.stats());
+		steady_stats_begin(x, counts);
 	if (patches && warp_thread() < tokens)
 		job.token = gpu_slot_of(x.head, x.next, warp_thread());
 	if (job.token >= x.live)
@@ -427,7 +441,7 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 			n = steady_smallest(x, sh, f, job.first, n);
 	}
 	if (STATS && x.turn.stats)
-		steady_stats_end(x, s, f.stats());
+		steady_stats_end<STATS == STEADY_SUMS>(x, s, counts);
 	return n;
 }
 
@@ -475,8 +489,9 @@ static __device__ __forceinline__ double warp_sum(double v)
 	return v;
 }
 
-/* A warp, which is a CTA, a lane: grid.x lanes of each turn. STATS: some turn asks for statistics. */
-template <bool STATS> static __global__ void __launch_bounds__(32, STATS ? STEADY_STATS_CTAS : STEADY_CTAS)
+/* A warp, which is a CTA, a lane: grid.x lanes of each turn. */
+template <enum steady_stats STATS>
+static __global__ void __launch_bounds__(32, STATS == STEADY_SUMS ? STEADY_SUMS_CTAS : STATS ? STEADY_COUNT_CTAS : STEADY_CTAS)
 steady_kernel(const __grid_constant__ struct select_args a)
 {
 	__shared__ struct steady_state sh;

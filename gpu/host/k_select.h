@@ -130,8 +130,8 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 		block_arrays(s, b, &zeros, &a);
 		if (first + GPU_BLOCK_SLOTS < n)
 			prefetch_block(s, b + 1, fold);
-		if (fold && stats & EVICT_STATS_HEAT)
-			stats_of_heat(s, &a, here, s->sums, &s->turn->lane_stats[s->sel->lane]);
+		if (fold && stats & (EVICT_STATS_HEAT | EVICT_STATS_SUMS))
+			stats_of_heat(s, &a, here, s->sums);
 		if (to && s->turn->marks) {
 			read_marks(s, a.pos, here, mark);
 			a.mark = mark;
@@ -142,7 +142,7 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 		if (fold && s->t->n_heat > evict_n_heat(s->turn->rule.policy))
 			zero_other_heat(s, &a, here);
 		if (stats & EVICT_STATS_RANK && ranks)
-			stats_of_ranks(to, here, &s->turn->lane_stats[s->sel->lane]);
+			stats_of_ranks(to, here, s->sums);
 		if (offer)
 			heap_offer(s, to, first, here);
 		if (sum && evict_n_credit(s->turn->rule.policy))
@@ -338,15 +338,13 @@ static void go_over_first(struct selection *s, uint32_t n, int fold, uint64_t *k
 	struct stats_sums sums;
 
 	if (out) {
-		memset(out, 0, sizeof(*out));
 		memset(&sums, 0, sizeof(sums));
-		out->live = n;
 		s->sums = &sums;
 	}
 	go_over(s, n, fold, keys, offer, sum);
 	s->sums = NULL;
-	if (out && s->turn->stats & EVICT_STATS_HEAT)
-		stats_finish(&sums, out);
+	if (out)
+		stats_finish(&sums, s->turn->stats, n, out);
 }
 
 static void open_lane(struct selection *s, struct host_select *sel)

@@ -9,6 +9,7 @@
 
 struct stats_sums {
 	float sum[GPU_BLOCK_SLOTS], near[GPU_BLOCK_SLOTS], squares[GPU_BLOCK_SLOTS], second[GPU_BLOCK_SLOTS], most[GPU_BLOCK_SLOTS];
+	uint32_t heat[EVICT_BINS], rank[EVICT_BINS], free;
 };
 
 static const float *stats_heat(const struct selection *s, const struct arrays *a, uint32_t which)
@@ -20,8 +21,7 @@ static const float *stats_heat(const struct selection *s, const struct arrays *a
 }
 
 /* One block's heat, before the fold. */
-static void stats_of_heat(const struct selection *s, const struct arrays *a, uint32_t n, struct stats_sums *sums,
-			  struct evict_lane_stats *out)
+static void stats_of_heat(const struct selection *s, const struct arrays *a, uint32_t n, struct stats_sums *sums)
 {
 	const float *restrict first = stats_heat(s, a, 0), *restrict second = stats_heat(s, a, 1);
 	const int64_t near = (int64_t)s->lane.now - (int64_t)s->turn->stats_near;
@@ -36,27 +36,38 @@ static void stats_of_heat(const struct selection *s, const struct arrays *a, uin
 		sums->squares[i] += heat * heat;
 		sums->second[i] += evict_clean(second[i]);
 		sums->most[i] = evict_max(sums->most[i], heat);
-		out->heat[evict_bin(heat)]++;
+		sums->heat[evict_bin(heat)]++;
 	}
 }
 
 /* One block's ranks, read back out of the keys. */
-static void stats_of_ranks(const uint64_t *keys, uint32_t n, struct evict_lane_stats *out)
+static void stats_of_ranks(const uint64_t *keys, uint32_t n, struct stats_sums *sums)
 {
 	for (uint32_t i = 0; i < n; i++) {
 		if (keys[i] >> 62)
 			continue;
-		out->free++;
-		out->rank[evict_bin(evict_unorder((uint32_t)(keys[i] >> 30)))]++;
+		sums->free++;
+		sums->rank[evict_bin(evict_unorder((uint32_t)(keys[i] >> 30)))]++;
 	}
 }
 
-static void stats_finish(struct stats_sums *sums, struct evict_lane_stats *out)
+/* What was asked for, and no more. */
+static void stats_finish(struct stats_sums *sums, uint32_t stats, uint32_t live, struct evict_lane_stats *out)
 {
+	out->live = live;
+	if (stats & EVICT_STATS_RANK)
+		out->free = sums->free;
+	for (uint32_t i = 0; stats & EVICT_STATS_RANK && i < EVICT_BINS; i++)
+		out->rank[i] = evict_count(sums->rank[i]);
+	for (uint32_t i = 0; stats & EVICT_STATS_HEAT && i < EVICT_BINS; i++)
+		out->heat[i] = evict_count(sums->heat[i]);
+	if (!(stats & EVICT_STATS_SUMS))
+		return;
 	out->heat_sum = evict_places(sums->sum);
 	out->heat_near = evict_places(sums->near);
 	out->heat_squares = evict_places(sums->squares);
 	out->second_sum = evict_places(sums->second);
+	out->heat_max = 0.0f;
 	for (uint32_t i = 0; i < GPU_BLOCK_SLOTS; i++)
 		out->heat_max = evict_max(out->heat_max, sums->most[i]);
 }

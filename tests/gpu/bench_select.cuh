@@ -94,9 +94,15 @@ static double time_turns(const struct bench *b, std::vector<struct gpu_turn> &tu
 	return t[t.size() / 2];
 }
 
-/* With the histogram of heat, for the tide: what crosses the bus is no part of the floor. */
+/* With statistics, for the tide and for splits: what crosses the bus is no part of the floor. */
 static void bench_select_stats(const struct bench *b, std::vector<struct gpu_turn> &turn, double floor)
 {
+	static const struct { uint32_t stats; const char *name; } what[] = {
+		{ EVICT_STATS_HEAT, "the histogram of heat" },
+		{ EVICT_STATS_RANK, "the histogram of ranks" },
+		{ EVICT_STATS_HEAT | EVICT_STATS_SUMS, "the histogram and the sums of heat" },
+	};
+
 	const size_t lanes = (size_t)b->sh->sessions * b->head.n_lanes;
 	struct evict_lane_stats *out;
 	void *at;
@@ -104,13 +110,20 @@ static void bench_select_stats(const struct bench *b, std::vector<struct gpu_tur
 	must(gpu_host_alloc(dev, lanes * sizeof(*out), &at), "statistics");
 	out = (struct evict_lane_stats *)at;
 	for (size_t i = 0; i < turn.size(); i++) {
-		turn[i].stats = EVICT_STATS_HEAT;
 		turn[i].stats_heat[1] = GPU_MAX_HEAT;
 		turn[i].stats_near = 1024;
 		turn[i].lane_stats = out + i * b->head.n_lanes;
 	}
-	report_time("select 64 x 256 lanes of 2048, h2o, the device's time, with the histogram of heat",
-		    time_turns(b, turn, 32, HOLD_US, REPLAYS), floor, 1.3e6 * floor);
+	for (const auto &w : what) {
+		char name[128];
+
+		for (struct gpu_turn &x : turn)
+			x.stats = w.stats;
+		snprintf(name, sizeof(name), "select 64 x 256 lanes of 2048, h2o, the device's time, with %s", w.name);
+		report_time(name, time_turns(b, turn, 32, HOLD_US, REPLAYS), floor, 1.3e6 * floor);
+	}
+	for (struct gpu_turn &x : turn)
+		x.stats = 0;
 	gpu_host_free(dev, at);
 }
 
@@ -132,6 +145,10 @@ static void bench_select(void)
 	report_time("select 64 x 256 lanes of 2048, h2o, the device's time", time_turns(&b, turn, 0, HOLD_US, REPLAYS), floor, 1.3e6 * floor);
 	report_time("select 64 x 256 lanes of 2048, h2o, the device's time, 32 tokens to settle",
 		    time_turns(&b, turn, 32, HOLD_US, REPLAYS), floor, 1.3e6 * floor);
+	plan.back().recent++;
+	report_time("select 64 x 256 lanes of 2048, h2o, the device's time, plans that differ",
+		    time_turns(&b, turn, 32, HOLD_US, REPLAYS), floor, 1.3e6 * floor);
+	plan.back().recent--;
 	t = bench_ns();
 	must(gpu_select(dev, stream, map, turn.data(), sh.sessions, GPU_SETTLE | GPU_FOLD | GPU_NEXT, NULL), "select");
 	report_time("select 64 x 256 lanes, to enqueue it", (double)(bench_ns() - t) * 1e-9, NAN, 0);

@@ -244,7 +244,8 @@ static void make_stats(uint64_t seed, uint32_t held)
 
 			rank_of[l][i] = quarter * (float)(1u << world_below(&random, 4 + 3 * l)) / 65536.0f;
 			heat_of[l][i] = quarter * (float)(1u << world_below(&random, 3 + 2 * l)) / 65536.0f;
-			stats[l].rank[evict_bin(rank_of[l][i])] += i >= held;
+			if (i >= held)
+				stats[l].rank[evict_bin(rank_of[l][i])]++;
 			stats[l].heat[evict_bin(heat_of[l][i])]++;
 			stats[l].heat_sum += heat_of[l][i];
 			stats[l].heat_squares += heat_of[l][i] * heat_of[l][i];
@@ -459,8 +460,8 @@ static void any_stats(uint64_t *random, uint32_t n)
 		s->live = world_below(random, 3000);
 		s->free = s->live ? world_below(random, s->live) : 0;
 		for (uint32_t k = 0; k < 300; k++) {
-			s->rank[world_below(random, EVICT_BINS)] += world_below(random, 30);
-			s->heat[world_below(random, EVICT_BINS)] += world_below(random, 30);
+			s->rank[world_below(random, EVICT_BINS)] = (uint16_t)world_below(random, 3000);
+			s->heat[world_below(random, EVICT_BINS)] = (uint16_t)world_below(random, 3000);
 		}
 		s->heat_sum = any_float(random);
 		s->heat_near = any_float(random);

@@ -259,7 +259,7 @@ static void run_pair(struct gpu_device *host, uint32_t policy, unsigned merge, u
 		const uint32_t appended = window ? WINDOW - (window == 3) * 7 : PROMPT;
 
 		b.turn.appended = appended;
-		b.turn.stats = window % 2 ? EVICT_STATS_RANK | EVICT_STATS_HEAT : 0;
+		b.turn.stats = window % 2 ? EVICT_STATS_RANK | EVICT_STATS_HEAT | EVICT_STATS_SUMS : 0;
 		client_window(&b, appended);
 		if (window == 2 && number % 2)
 			draw_marks(&b);

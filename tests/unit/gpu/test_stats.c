@@ -82,7 +82,7 @@ static void turns_for(struct world *w, struct turns *t, const struct evict_rule 
 }
 
 static void expect_heat(const struct world *w, const struct oracle_lane *lane, uint32_t live, const struct gpu_turn *turn,
-			struct evict_lane_stats *want)
+			uint32_t stats, struct evict_lane_stats *want)
 {
 	float sum[256] = { 0 }, near[256] = { 0 }, squares[256] = { 0 }, second[256] = { 0 };
 	const int32_t now = turn->pos + 32;
@@ -95,9 +95,12 @@ static void expect_heat(const struct world *w, const struct oracle_lane *lane, u
 		near[at % 256] += pos < turn->rule.sinks || pos >= now - (int32_t)turn->stats_near ? heat : 0.0f;
 		squares[at % 256] += heat * heat;
 		second[at % 256] += w->spec.n_heat > 1 ? evict_clean((float)lane->slot[at].heat[1]) : 0.0f;
-		want->heat_max = heat > want->heat_max ? heat : want->heat_max;
-		want->heat[evict_bin(heat)]++;
+		want->heat_max = stats & EVICT_STATS_SUMS && heat > want->heat_max ? heat : want->heat_max;
+		if (stats & EVICT_STATS_HEAT)
+			want->heat[evict_bin(heat)]++;
 	}
+	if (!(stats & EVICT_STATS_SUMS))
+		return;
 	want->heat_sum = evict_places(sum);
 	want->heat_near = evict_places(near);
 	want->heat_squares = evict_places(squares);
@@ -129,8 +132,7 @@ static void compare(struct world *w, struct turns *t, uint32_t stats)
 		oracle_select(model, &t->turn[i], GPU_SETTLE, NULL);
 		for (uint32_t l = 0; l < LANES; l++) {
 			want[l].live = gpu_live(model->lane[l].head, 32);
-			if (stats & EVICT_STATS_HEAT)
-				expect_heat(w, &model->lane[l], want[l].live, &t->turn[i], &want[l]);
+			expect_heat(w, &model->lane[l], want[l].live, &t->turn[i], stats, &want[l]);
 		}
 		oracle_select(model, &t->turn[i], GPU_FOLD, NULL);
 		for (uint32_t l = 0; l < LANES && stats & EVICT_STATS_RANK; l++)
@@ -150,7 +152,7 @@ static void statistics_are_what_the_slots_say(void **state)
 	(void)state;
 	for (size_t p = 0; p < sizeof(policies) / sizeof(*policies); p++) {
 		for (uint32_t n_heat = 0; n_heat <= GPU_MAX_HEAT; n_heat++) {
-			for (uint32_t stats = 1; stats < 4; stats++) {
+			for (uint32_t stats = 1; stats < 8; stats++) {
 				struct evict_rule rule = { .seed = 3 };
 				struct world *w;
 				struct turns t;
@@ -187,13 +189,13 @@ static void hostile_heat_counts_as_nothing(void **state)
 				memcpy(&heat, &bad[(at + l) % 6], sizeof(heat));
 				w->session[i].model.lane[l].slot[at].heat[at % 2] = (double)heat;
 			}
-	turns_for(w, &t, &rule, 3);
+	turns_for(w, &t, &rule, 7);
 	world_put(w);
 	assert_int_equal(gpu_select(w->dev, w->stream, w->map, t.turn, N, GPU_SETTLE | GPU_FOLD, NULL), 0);
 	assert_int_equal(gpu_sync(w->dev, w->stream), 0);
 	for (uint32_t l = 0; l < LANES; l++)
 		assert_true(isfinite(t.turn[0].lane_stats[l].heat_sum) && isfinite(t.turn[0].lane_stats[l].second_sum));
-	compare(w, &t, 3);
+	compare(w, &t, 7);
 	world_free(w);
 }
 
@@ -221,6 +223,8 @@ static void bins_are_quarters_of_an_octave(void **state)
 	assert_int_equal(evict_bin(-1.0f), 0);
 	assert_int_equal(evict_bin(NAN), 0);
 	assert_int_equal(evict_bin(INFINITY), EVICT_BINS - 1);
+	assert_int_equal(evict_count(65535), EVICT_MOST_COUNT);
+	assert_int_equal(evict_count(65536), EVICT_MOST_COUNT);
 	assert_int_equal(evict_bin(ldexpf(0.99999f, -32)), 0);
 	for (uint32_t bin = 1; bin < EVICT_BINS; bin++) {
 		const float low = ldexpf(1.0f + 0.25f * (float)((bin - 1) % 4), (int)((bin - 1) / 4) - 32);
