@@ -69,9 +69,15 @@ EVICT_FN void evict_unit(float *row, uint32_t d)
 		row[c] *= inv;
 }
 
-EVICT_FN float evict_lag_scale(float x, float min, float max)
+/* What a channel of this range is multiplied with. */
+EVICT_FN float evict_lag_inverse(float min, float max)
 {
-	return max > min ? evict_element((x - min) / (max - min)) : 0.0f;
+	return max > min ? 1.0f / (max - min) : 0.0f;
+}
+
+EVICT_FN float evict_lag_scale(float x, float min, float inverse)
+{
+	return evict_element((x - min) * inverse);
 }
 
 /* Deviation over channels, unbiased. x is overwritten. */

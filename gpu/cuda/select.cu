@@ -9,21 +9,30 @@
  * Determinism: everything depends on keys alone; atomics only count integers. Sums of credit are doubles in a fixed order.
  * Trust: only private tables are followed. Shared memory gives heat (cleaned) and, when slots move, K and V bytes.
  */
+#include <algorithm>
 #include <string.h>
 
 #include "gpu/cuda/compact.cuh"
 #include "gpu/cuda/select_merge.cuh"
 #include "gpu/cuda/select_steady.cuh"
 
-/* Does select_kernel need its scratch for lanes under this rule? And rows of unit keys in it? */
+/* Does select_kernel need its scratch for lanes under this rule? And rows of unit keys in it: bytes of a channel? */
 static __host__ __device__ inline bool needs_stage(const struct evict_rule *rule)
 {
 	return evict_is_staged(rule) || rule->merge;
 }
 
-static __host__ __device__ inline bool needs_rows(const struct evict_rule *rule)
+static bool needs_rows(const struct evict_rule *rule)
 {
-	return evict_n_trait(rule->policy) != evict_n_trait_once(rule) || evict_merge_by_key(rule->merge);
+	return rule->merge || evict_n_trait(rule->policy) != evict_n_trait_once(rule);
+}
+
+static uint32_t unit_bytes(const struct evict_rule *rule)
+{
+	for (uint32_t i = 0; i < evict_n_trait(rule->policy) && !evict_merge_by_key(rule->merge); i++)
+		if (rule->trait[i] == EVICT_KEY_REDUNDANCY)
+			return 2;
+	return evict_merge_by_key(rule->merge) ? 4 : 0;
 }
 
 static __device__ __noinline__ void fold(const struct lane_ctx &x)
@@ -85,6 +94,7 @@ static __device__ double merge_and_remove(const struct lane_ctx &x, struct share
 }
 
 /* Mark the live - keep least valuable slots. Returns this thread's share of their credit. */
+template <bool ROWS>
 static __device__ double remove_slots(struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
 {
 	uint32_t n = x.live - x.plan.keep;
@@ -96,7 +106,7 @@ static __device__ double remove_slots(struct lane_ctx &x, struct shared_state *s
 	before_ranking(x, sh, st, x.live);
 	cache_keys(x, sh, x.live);
 	t = kth_key(x, sh, x.live, n);
-	if (x.turn.rule.merge)
+	if (ROWS && x.turn.rule.merge)
 		return merge_and_remove(x, sh, st, t);
 	for (uint32_t i = threadIdx.x; i < x.live; i += THREADS)
 		if (is_below(t, key_at(x, sh, i), i))
@@ -106,6 +116,7 @@ static __device__ double remove_slots(struct lane_ctx &x, struct shared_state *s
 }
 
 /* Name the least valuable slots and write the lane's header. Returns the thread's share of the named slots' credit. */
+template <bool ROWS>
 static __device__ double name_next(struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
 {
 	uint32_t n = x.plan.victims < x.plan.keep ? x.plan.victims : x.plan.keep;
@@ -140,7 +151,7 @@ static __device__ double name_next(struct lane_ctx &x, struct shared_state *sh, 
 			x.next[i] = sh->slot[i];
 			leaving += (double)first_credit(x, sh->slot[i]);
 		}
-		if (x.turn.rule.merge) {
+		if (ROWS && x.turn.rule.merge) {
 			__syncthreads();
 			merge_victims(x, sh, st, x.next, n, x.plan.keep);
 		}
@@ -187,6 +198,7 @@ static __device__ __noinline__ void drop_slots(struct lane_ctx &x, struct shared
 }
 
 /* Fold, traits of the lane, and the statistics that this is the moment for. */
+template <bool ROWS>
 static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
 {
 	if (x.turn.stats)
@@ -201,7 +213,8 @@ static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, co
 		__syncthreads();
 	}
 	fold(x);
-	lane_traits(x, sh, st);
+	if (ROWS)
+		lane_traits(x, sh, st);
 	if (x.turn.stats & EVICT_STATS_RANK) {
 		before_ranking(x, sh, st, x.live);
 		stats_of_ranks(x, sh);
@@ -211,6 +224,7 @@ static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, co
 }
 
 /* One lane, step by step. */
+template <bool ROWS>
 static __device__ void select_lane(const struct select_args &a, uint32_t turn, uint32_t lane, unsigned what, struct shared_state *sh)
 {
 	const struct lane_stage st = stage_at(a.stage + blockIdx.x * a.stage_bytes, a.stage_slots, a.stage_dim);
@@ -235,13 +249,13 @@ static __device__ void select_lane(const struct select_args &a, uint32_t turn, u
 		__syncthreads();
 	}
 	if (what & GPU_FOLD)
-		fold_lane(x, sh, st);
+		fold_lane<ROWS>(x, sh, st);
 	if (what & GPU_REMOVE)
-		removed = remove_slots(x, sh, st);
+		removed = remove_slots<ROWS>(x, sh, st);
 	if (what & GPU_COMPACT)
 		compact(x, sh, x.plan.keep);
 	if (what & GPU_NEXT)
-		named = name_next(x, sh, st);
+		named = name_next<ROWS>(x, sh, st);
 	if (!a.stats)
 		return;
 	__syncthreads();
@@ -255,14 +269,16 @@ static __device__ void select_lane(const struct select_args &a, uint32_t turn, u
 	}
 }
 
-static __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constant__ struct select_args a)
+/* ROWS: some turn looks at the lanes' rows of K and V: for their traits, or to merge. It needs more registers. */
+template <bool ROWS>
+static __global__ void __launch_bounds__(THREADS, ROWS ? 2 : 3) select_kernel(const __grid_constant__ struct select_args a)
 {
 	extern __shared__ __align__(16) char bytes[];
 
 	for (uint32_t i = blockIdx.x; i < *a.n_left; i += gridDim.x) {
 		const uint2 left = a.left[i];
 
-		select_lane(a, left.x & ~LEFT_FOLDED, left.y, left.x & LEFT_FOLDED ? a.what & ~(unsigned)(GPU_SETTLE | GPU_FOLD) : a.what,
+		select_lane<ROWS>(a, left.x & ~LEFT_FOLDED, left.y, left.x & LEFT_FOLDED ? a.what & ~(unsigned)(GPU_SETTLE | GPU_FOLD) : a.what,
 			    (struct shared_state *)bytes);
 		__syncthreads();
 	}
@@ -381,7 +397,7 @@ static void fill(const struct lists *to, const struct gpu_turn *turn, unsigned n
 
 static int take_stage(struct cuda_device *d, cudaStream_t s, const struct gpu_turn *turn, unsigned n, struct select_args *a, unsigned *ctas)
 {
-	bool rows = false;
+	uint32_t channel = 0;
 	uint64_t most;
 
 	for (unsigned i = 0; i < n; i++) {
@@ -391,12 +407,12 @@ static int take_stage(struct cuda_device *d, cudaStream_t s, const struct gpu_tu
 			continue;
 		a->stage_slots = live > a->stage_slots ? live : a->stage_slots;
 		a->stage_dim = turn[i].head_dim > a->stage_dim ? turn[i].head_dim : a->stage_dim;
-		rows = rows || needs_rows(&turn[i].rule);
+		channel = max(channel, unit_bytes(&turn[i].rule));
 	}
 	if (!a->stage_dim)
 		return 0;
 	a->stage_slots = gpu_blocks_for(a->stage_slots + !a->stage_slots) * GPU_BLOCK_SLOTS;
-	a->stage_bytes = stage_bytes(a->stage_slots, a->stage_dim, rows);
+	a->stage_bytes = stage_bytes(a->stage_slots, a->stage_dim, channel);
 	most = STAGE_MOST / a->stage_bytes + !(STAGE_MOST / a->stage_bytes);
 	*ctas = *ctas < most ? *ctas : (unsigned)most;
 	return cuda_scratch(d, s, *ctas * a->stage_bytes, (void **)&a->stage);
@@ -421,11 +437,20 @@ static void launch_steady(cudaStream_t s, struct select_args *a, const struct gp
 		steady_kernel<STEADY_NO_STATS><<<dim3(lanes, n), 32, bytes, s>>>(*a);
 }
 
+static void launch_left(cudaStream_t s, const struct select_args *a, bool rows, unsigned ctas)
+{
+	if (rows)
+		select_kernel<true><<<ctas, THREADS, sizeof(struct shared_state), s>>>(*a);
+	else
+		select_kernel<false><<<ctas, THREADS, sizeof(struct shared_state), s>>>(*a);
+}
+
 /* One launch: turns whose lists fit into a lease. victims: of a lane, at most. */
 static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 	       size_t lanes, unsigned what, uint32_t victims, struct gpu_turn_stats *stats)
 {
-	unsigned ctas = min((unsigned)lanes, 2u * (unsigned)d->n_sm);
+	const bool rows = std::any_of(turn, turn + n, [](const struct gpu_turn &t) { return needs_rows(&t.rule); });
+	unsigned ctas = min((unsigned)lanes, (rows ? 2u : 3u) * (unsigned)d->n_sm);
 	struct cuda_lease lease;
 	struct select_args a = {};
 	struct lists host, dev;
@@ -449,7 +474,7 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 		begin_kernel<<<n, THREADS, 0, s>>>(host.turn, host.plan, dev.turn, dev.plan, dev.n_left);
 	if (!rc && lanes) {
 		launch_steady(s, &a, turn, n, victims);
-		select_kernel<<<ctas, THREADS, sizeof(struct shared_state), s>>>(a);
+		launch_left(s, &a, rows, ctas);
 	}
 	if (!rc)
 		rc = cuda_errno(cudaGetLastError());
@@ -477,7 +502,10 @@ int cuda_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map,
 	if (!rc && victims > MAX_VICTIMS)
 		return -EINVAL;
 	if (!rc)
-		rc = cuda_errno(cudaFuncSetAttribute(select_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+		rc = cuda_errno(cudaFuncSetAttribute(select_kernel<true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+						     (int)sizeof(struct shared_state)));
+	if (!rc)
+		rc = cuda_errno(cudaFuncSetAttribute(select_kernel<false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
 						     (int)sizeof(struct shared_state)));
 	for (unsigned first = 0, m; first < n && !rc; first += m) {
 		size_t lanes = 0;

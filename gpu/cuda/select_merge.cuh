@@ -20,6 +20,20 @@ struct merging {
 
 /* --- targets --------------------------------------------------------------------------------------------------------------------- */
 
+/* Unit keys of slots 0 .. n-1 into st.unit[]. */
+static __device__ void unit_keys(const struct lane_ctx &x, const struct lane_stage &st, uint32_t n)
+{
+	const uint32_t d = x.turn.head_dim;
+
+	for (uint32_t i = threadIdx.x / ROW_THREADS; i < n; i += ROWS_AT_ONCE) {
+		struct row u = row_load(x, i, 0);
+
+		row_unit(&u, d);
+		row_put(st.unit + (size_t)i * d, u, d);
+	}
+	__syncthreads();
+}
+
 static __device__ void nearest_survivors(const struct merging &m)
 {
 	const uint32_t d = m.x.turn.head_dim;

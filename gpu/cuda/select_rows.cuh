@@ -19,20 +19,75 @@ struct row {
 static __device__ __forceinline__ uint32_t row_thread(void) { return threadIdx.x % ROW_THREADS; }
 static __device__ __forceinline__ uint32_t row_mask(void) { return 0xffffu << (threadIdx.x & 16u); }
 
-/* A row as it is stored, at `from`; param: scale and offset of a q8 row. */
-static __device__ __forceinline__ struct row row_of(const char *from, uint32_t param, uint32_t type, uint32_t d)
+/* An element as slots of each type have it. */
+template <uint32_t TYPE> struct row_element { typedef unsigned short type; };
+template <> struct row_element<GPU_F32> { typedef float type; };
+template <> struct row_element<GPU_Q8> { typedef signed char type; };
+
+template <uint32_t TYPE> static __device__ __forceinline__ float row_float(typename row_element<TYPE>::type x)
 {
-	const float scale = __half2float(__ushort_as_half((unsigned short)(param & 0xffffu)));
-	const float offset = __half2float(__ushort_as_half((unsigned short)(param >> 16)));
-	struct row r = {};
+	if constexpr (TYPE == GPU_F16)
+		return __half2float(__ushort_as_half(x));
+	else if constexpr (TYPE == GPU_BF16)
+		return __uint_as_float((uint32_t)x << 16);
+	else
+		return (float)x;
+}
+
+/*
+ * N rows as they are stored, at `from`; param: scale and offset of a q8 row; there: else it has zeros, and `from` is anywhere. J: channels of a
+ * thread, d <= J * ROW_THREADS; 0 beyond d. Nothing branches on what is there, so that all N are on their way together.
+ */
+template <uint32_t TYPE, uint32_t N, uint32_t J>
+static __device__ __forceinline__ void rows_as(const char *const (&from)[N], const bool (&there)[N], const uint32_t (&param)[N], uint32_t d,
+					       float (&r)[N][J])
+{
+	typename row_element<TYPE>::type raw[N][J];
 
 #pragma unroll
-	for (uint32_t j = 0; j < ROW_MOST; j++) {
-		const uint32_t c = row_thread() + j * ROW_THREADS;
+	for (uint32_t i = 0; i < N; i++)
+#pragma unroll
+		for (uint32_t j = 0; j < J; j++)
+			raw[i][j] = ((const typename row_element<TYPE>::type *)from[i])[there[i] && j * ROW_THREADS < d ?
+											row_thread() + j * ROW_THREADS : 0u];
+#pragma unroll
+	for (uint32_t i = 0; i < N; i++) {
+		const float scale = __half2float(__ushort_as_half((unsigned short)(param[i] & 0xffffu)));
+		const float offset = __half2float(__ushort_as_half((unsigned short)(param[i] >> 16)));
 
-		if (j * ROW_THREADS < d)
-			r.x[j] = evict_element(type == GPU_Q8 ? offset + scale * (float)((const signed char *)from)[c] : cuda_load(from, type, c));
+#pragma unroll
+		for (uint32_t j = 0; j < J; j++) {
+			const float x = row_float<TYPE>(raw[i][j]);
+
+			r[i][j] = there[i] && j * ROW_THREADS < d ? evict_element(TYPE == GPU_Q8 ? offset + scale * x : x) : 0.0f;
+		}
 	}
+}
+
+template <uint32_t N, uint32_t J>
+static __device__ __forceinline__ void rows_of(const char *const (&from)[N], const bool (&there)[N], const uint32_t (&param)[N], uint32_t type,
+					       uint32_t d, float (&r)[N][J])
+{
+	switch (type) {
+	case GPU_F32: rows_as<GPU_F32>(from, there, param, d, r); break;
+	case GPU_F16: rows_as<GPU_F16>(from, there, param, d, r); break;
+	case GPU_BF16: rows_as<GPU_BF16>(from, there, param, d, r); break;
+	default: rows_as<GPU_Q8>(from, there, param, d, r); break;
+	}
+}
+
+static __device__ __forceinline__ struct row row_of(const char *from, uint32_t param, uint32_t type, uint32_t d)
+{
+	const char *const at[1] = { from };
+	const uint32_t params[1] = { param };
+	const bool there[1] = { true };
+	float x[1][ROW_MOST];
+	struct row r;
+
+	rows_of(at, there, params, type, d, x);
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		r.x[j] = x[0][j];
 	return r;
 }
 
@@ -56,6 +111,25 @@ static __device__ __forceinline__ struct row row_load(const struct lane_ctx &x, 
 	const struct row none = {};
 
 	return page ? row_of(row_in(x, page, slot, which), row_param(x, page, slot, which), x.turn.slot_type, x.turn.head_dim) : none;
+}
+
+/* N of the lane's rows at once; a slot that is not there has zeros. The lane has slots. */
+template <uint32_t N, uint32_t J>
+static __device__ __forceinline__ void rows_load(const struct lane_ctx &x, const uint32_t (&slot)[N], uint32_t which, float (&r)[N][J])
+{
+	const char *from[N];
+	uint32_t param[N];
+	bool there[N];
+
+#pragma unroll
+	for (uint32_t i = 0; i < N; i++) {
+		const char *page = cuda_at(x.view, x.page[min(slot[i], x.live - 1u) / GPU_PAGE_SLOTS]);
+
+		there[i] = slot[i] < x.live && page;
+		from[i] = there[i] ? row_in(x, page, slot[i], which) : x.turn.priv;
+		param[i] = there[i] ? row_param(x, page, slot[i], which) : 0u;
+	}
+	rows_of(from, there, param, x.turn.slot_type, x.turn.head_dim, r);
 }
 
 /* Numbers of the kernel's own, [d]. */
@@ -84,6 +158,17 @@ static __device__ __forceinline__ float row_halves(float part)
 	for (int gap = EVICT_PARTS / 2; gap; gap /= 2)
 		part += __shfl_xor_sync(row_mask(), part, gap);
 	return part;
+}
+
+/* evict_dot() of rows whose channels beyond d are 0: those change nothing. */
+template <uint32_t J> static __device__ __forceinline__ float rows_dot(const float (&a)[J], const float (&b)[J])
+{
+	float part = 0.0f;
+
+#pragma unroll
+	for (uint32_t j = 0; j < J; j++)
+		part += a[j] * b[j];
+	return row_halves(part);
 }
 
 static __device__ __forceinline__ float row_dot(const struct row &a, const struct row &b, uint32_t d)

@@ -16,12 +16,13 @@ struct lane_stage {
 	float *value, *pooled, *weight;	/* [n] */
 	float *row;			/* [16][d] */
 	uint8_t *leaves;		/* [n] */
-	float *unit;			/* [n][d]: unit keys */
+	float *unit;			/* [n][d]: unit keys; for redundancy float16 */
 };
 
-static __host__ __device__ inline size_t stage_bytes(uint32_t n, uint32_t d, bool rows)
+/* channel: bytes of a channel in unit[]. */
+static __host__ __device__ inline size_t stage_bytes(uint32_t n, uint32_t d, uint32_t channel)
 {
-	return (size_t)n * (2u * 8u + 7u * 4u + 1u) + (size_t)d * 64u + (rows ? (size_t)n * d * 4u : 0u);
+	return (size_t)n * (2u * 8u + 7u * 4u + 1u) + (size_t)d * 64u + (size_t)n * d * channel;
 }
 
 static __device__ __forceinline__ struct lane_stage stage_at(char *at, uint32_t n, uint32_t d)
@@ -62,18 +63,37 @@ static __device__ float block_places(struct shared_state *sh, float mine)
 	return sum;
 }
 
-/* The largest, at least 0, asked in the order of threads: NaN has the same say as on the host. */
+/*
+ * The largest, at least 0, asked in the order of threads: NaN has the same say as on the host, and of equal ones (zeros of either sign) the last
+ * is left.
+ */
 static __device__ float block_most(struct shared_state *sh, float mine)
 {
 	float *part = (float *)sh->bin, most = 0.0f;
+	uint32_t n = WARPS, step = 32u;
 
-	__syncthreads();
+	if (__syncthreads_or(mine != mine)) {
+		n = THREADS;
+		step = 1u;
+	} else {
+#pragma unroll
+		for (uint32_t gap = 1; gap < 32u; gap *= 2)
+			mine = evict_max(mine, __shfl_down_sync(0xffffffffu, mine, gap));
+	}
 	part[threadIdx.x] = mine;
 	__syncthreads();
-	for (uint32_t i = 0; i < THREADS; i++)
-		most = evict_max(most, part[i]);
+	for (uint32_t i = 0; i < n; i++)
+		most = evict_max(most, part[i * step]);
 	__syncthreads();
 	return most;
+}
+
+static __device__ __forceinline__ void put_trait(const struct lane_ctx &x, uint32_t slot, uint32_t trait, float value)
+{
+	char *c = credit_block(x, slot);
+
+	if (c)
+		*array_in(c, x.n_credit + trait, slot) = value;
 }
 
 enum lane_value { VALUE_HEAT_FIGURE, VALUE_FIGURE, VALUE_POOL, VALUE_WORTH };

@@ -5,36 +5,14 @@
 #ifndef GPU_CUDA_SELECT_TRAIT_CUH
 #define GPU_CUDA_SELECT_TRAIT_CUH
 
-#include "gpu/cuda/select_staged.cuh"
+#include "gpu/cuda/select_alike.cuh"
+#include "gpu/cuda/select_lag.cuh"
 
-static __device__ __forceinline__ void put_trait(const struct lane_ctx &x, uint32_t slot, uint32_t trait, float value)
+#define TRAIT_ROWS 4u	/* rows of half a warp that are on their way together */
+
+/* Channels' 16 partial sums in st.row[16][d] become their sums: st.row[0 .. d-1]. */
+static __device__ void add_parts(const struct lane_stage &st, uint32_t d)
 {
-	char *c = credit_block(x, slot);
-
-	if (c)
-		*array_in(c, x.n_credit + trait, slot) = value;
-}
-
-/* Unit keys of slots 0 .. n-1 into st.unit[], and their sum into st.row[0 .. d-1]. */
-static __device__ __noinline__ void unit_keys(const struct lane_ctx &x, const struct lane_stage &st, uint32_t n)
-{
-	const uint32_t d = x.turn.head_dim;
-
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < n; i += ROWS_AT_ONCE) {
-		struct row u = row_load(x, i, 0);
-
-		row_unit(&u, d);
-		row_put(st.unit + (size_t)i * d, u, d);
-	}
-	__syncthreads();
-	for (uint32_t e = threadIdx.x; e < GPU_PAGE_SLOTS * d; e += THREADS) {
-		float sum = 0.0f;
-
-		for (uint32_t i = e / d; i < n; i += GPU_PAGE_SLOTS)
-			sum += st.unit[(size_t)i * d + e % d];
-		st.row[e] = sum;
-	}
-	__syncthreads();
 	for (uint32_t gap = GPU_PAGE_SLOTS / 2; gap; gap /= 2) {
 		for (uint32_t e = threadIdx.x; e < gap * d; e += THREADS)
 			st.row[e] += st.row[e + gap * d];
@@ -42,175 +20,178 @@ static __device__ __noinline__ void unit_keys(const struct lane_ctx &x, const st
 	}
 }
 
-static __device__ void key_cosine(const struct lane_ctx &x, const struct lane_stage &st, uint32_t trait)
+/* Slots i, i + 16, ...: of half a warp at once. */
+static __device__ __forceinline__ void trait_slots(uint32_t i, uint32_t (&slot)[TRAIT_ROWS])
+{
+#pragma unroll
+	for (uint32_t k = 0; k < TRAIT_ROWS; k++)
+		slot[k] = i + k * ROWS_AT_ONCE;
+}
+
+/*
+ * The sum of the lane's unit keys into st.row[0 .. d-1], and what each key is multiplied with to be one long into st.pooled[]. half: where
+ * rows go as float16, by slot, or NULL. Returns whether a row is then longer than LONGEST, to the thread that saw it. Half a warp has the rows of
+ * one place of their pages, which is one of the 16 partial sums.
+ */
+template <uint32_t J>
+static __device__ __forceinline__ bool unit_sum(const struct lane_ctx &x, const struct lane_stage &st, __half *half)
+{
+	const uint32_t d = x.turn.head_dim, part = threadIdx.x / ROW_THREADS;
+	float sum[J] = {};
+	bool odd = false;
+
+	static_assert(ROWS_AT_ONCE == GPU_PAGE_SLOTS, "half a warp a partial sum");
+	for (uint32_t i = part; i < x.live; i += TRAIT_ROWS * ROWS_AT_ONCE) {
+		uint32_t slot[TRAIT_ROWS];
+		float r[TRAIT_ROWS][J];
+
+		trait_slots(i, slot);
+		rows_load(x, slot, 0, r);
+#pragma unroll
+		for (uint32_t k = 0; k < TRAIT_ROWS; k++) {	/* rows that are not there add 0, which changes nothing */
+			const float norm = evict_sqrt(rows_dot(r[k], r[k])), inverse = norm > 0.0f ? 1.0f / norm : 0.0f;
+
+#pragma unroll
+			for (uint32_t j = 0; j < J; j++) {
+				r[k][j] *= inverse;
+				sum[j] += r[k][j];
+			}
+			if (half)
+				odd = odd || !(rows_dot(r[k], r[k]) <= LONGEST);
+			if (slot[k] >= x.live)
+				continue;
+			if (row_thread() == 0)
+				st.pooled[slot[k]] = inverse;
+#pragma unroll
+			for (uint32_t j = 0; j < J; j++)
+				if (half && j * ROW_THREADS < d)
+					half[(size_t)slot[k] * d + row_thread() + j * ROW_THREADS] = __float2half_rn(r[k][j]);
+		}
+	}
+#pragma unroll
+	for (uint32_t j = 0; j < J; j++)
+		if (j * ROW_THREADS < d)
+			st.row[part * d + row_thread() + j * ROW_THREADS] = sum[j];
+	__syncthreads();
+	add_parts(st, d);
+	return odd;
+}
+
+/* What is asked of every slot's unit key u: its product with the sum of all, and, if `own`, with itself. */
+template <uint32_t J, typename F>
+static __device__ __forceinline__ void with_sum(const struct lane_ctx &x, const struct lane_stage &st, bool own, const F &put)
 {
 	const uint32_t d = x.turn.head_dim;
-	struct row sum;
-	float norm;
+	float sum[J], norm;
 
-	unit_keys(x, st, x.live);
-	sum = row_get(st.row, d);
-	norm = row_norm(sum, d);
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < x.live; i += ROWS_AT_ONCE) {
-		float cosine = norm > 0.0f ? row_dot(row_get(st.unit + (size_t)i * d, d), sum, d) / norm : 0.0f;
+#pragma unroll
+	for (uint32_t j = 0; j < J; j++)
+		sum[j] = j * ROW_THREADS < d ? st.row[row_thread() + j * ROW_THREADS] : 0.0f;
+	norm = evict_sqrt(rows_dot(sum, sum));
+	for (uint32_t i = threadIdx.x / ROW_THREADS; i < x.live; i += TRAIT_ROWS * ROWS_AT_ONCE) {
+		uint32_t slot[TRAIT_ROWS];
+		float r[TRAIT_ROWS][J];
 
-		if (row_thread() == 0)
-			put_trait(x, i, trait, cosine);
+		trait_slots(i, slot);
+		rows_load(x, slot, 0, r);
+#pragma unroll
+		for (uint32_t k = 0; k < TRAIT_ROWS; k++) {
+			const float inverse = slot[k] < x.live ? st.pooled[slot[k]] : 0.0f;
+			float all, self;
+
+#pragma unroll
+			for (uint32_t j = 0; j < J; j++)
+				r[k][j] *= inverse;
+			all = rows_dot(r[k], sum);
+			self = own ? rows_dot(r[k], r[k]) : 0.0f;
+			if (slot[k] < x.live && row_thread() == 0)
+				put(slot[k], all, self, norm);
+		}
 	}
 	__syncthreads();
 }
 
-#define ALIKE 0.5f	/* R-KV's threshold */
-
-/* For every slot the one that is not counted for it (itself: none) and its cosine: st.target[], st.weight[]. Newest first: alike keys are near. */
-static __device__ void uncounted(const struct lane_ctx &x, const struct lane_stage &st)
+template <uint32_t J>
+static __device__ __noinline__ void key_cosine(const struct lane_ctx &x, const struct lane_stage &st, uint32_t trait)
 {
-	const uint32_t d = x.turn.head_dim;
-
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < x.live; i += ROWS_AT_ONCE) {
-		const struct row u = row_get(st.unit + (size_t)i * d, d);
-		uint32_t j = i;
-		float cosine = 0.0f;
-
-		for (uint32_t at = x.live; at-- > 0;) {
-			j = st.order[at];
-			cosine = row_dot(u, row_get(st.unit + (size_t)j * d, d), d);
-			if (j != i && cosine > ALIKE)
-				break;
-		}
-		if (row_thread() == 0) {
-			st.target[i] = j;
-			st.weight[i] = cosine;
-		}
-	}
-	__syncthreads();
+	(void)unit_sum<J>(x, st, NULL);
+	with_sum<J>(x, st, false, [&](uint32_t slot, float all, float, float norm) {
+		put_trait(x, slot, trait, norm > 0.0f ? all / norm : 0.0f);
+	});
 }
 
-static __device__ void key_redundancy(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, uint32_t trait)
+/*
+ * st.value[]: the sum of the weights of those whose target a slot is, itself not counted, in the order of slots: they are sorted by their targets, and a
+ * thread adds up what lies together.
+ */
+static __device__ __noinline__ void lost_weights(struct shared_state *sh, const struct lane_stage &st, uint32_t n)
 {
-	const uint32_t d = x.turn.head_dim, n = x.live;
-	struct row sum;
+	const uint64_t *sorted;
+	float *weight;
 
-	unit_keys(x, st, n);
-	by_position(x, sh, st, n);
-	uncounted(x, st);
-	for (uint32_t j = threadIdx.x; j < n; j += THREADS) {
+	for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+		st.key[i] = (uint64_t)st.target[i] << 32 | i;
+		st.place[i] = st.gone[i] = 0;
+	}
+	sorted = sort_keys(sh, st.key, n, n - 1u);
+	weight = (float *)(sorted == st.key ? st.key + n : st.key);
+	for (uint32_t p = threadIdx.x; p < n; p += THREADS) {
+		const uint32_t target = (uint32_t)(sorted[p] >> 32), i = (uint32_t)sorted[p];
+
+		weight[p] = i == target ? 0.0f : st.weight[i];
+		if (p == 0 || (uint32_t)(sorted[p - 1u] >> 32) != target)
+			st.place[target] = p;
+		if (p + 1u == n || (uint32_t)(sorted[p + 1u] >> 32) != target)
+			st.gone[target] = p + 1u;
+	}
+	__syncthreads();
+	for (uint32_t i = threadIdx.x; i < n; i += THREADS) {
+		const uint32_t end = st.gone[i];
 		float lost = 0.0f;
 
-		for (uint32_t i = 0; i < n; i++)
-			if (st.target[i] == j && i != j)
-				lost += st.weight[i];
-		st.value[j] = lost;
-	}
-	__syncthreads();
-	sum = row_get(st.row, d);
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < n; i += ROWS_AT_ONCE) {
-		const struct row u = row_get(st.unit + (size_t)i * d, d);
-		const float all = row_dot(u, sum, d), own = row_dot(u, u, d);
-
-		if (row_thread() == 0)
-			put_trait(x, i, trait, (all - own - st.value[i]) / (float)n);
+#pragma unroll 8
+		for (uint32_t p = st.place[i]; p < end; p++)
+			lost += weight[p];
+		st.value[i] = lost;
 	}
 	__syncthreads();
 }
 
-/* Least and largest of each channel over `lag` rows: st.row[0 .. d-1] and [d .. 2d-1]. */
-static __device__ void lag_range(const struct lane_ctx &x, const struct lane_stage &st, const uint32_t *order, uint32_t lag, uint32_t which)
+template <uint32_t J>
+static __device__ __noinline__ void key_redundancy(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, uint32_t trait)
 {
-	const uint32_t d = x.turn.head_dim;
-	struct row min = {}, max = {};
+	const bool odd = unit_sum<J>(x, st, (__half *)st.unit);
 
-	if (threadIdx.x < ROW_THREADS) {
-		for (uint32_t i = 0; i < lag; i++) {
-			struct row r = row_load(x, order[i], which);
-
-#pragma unroll
-			for (uint32_t j = 0; j < ROW_MOST; j++) {
-				min.x[j] = i && min.x[j] < r.x[j] ? min.x[j] : r.x[j];
-				max.x[j] = i && max.x[j] > r.x[j] ? max.x[j] : r.x[j];
-			}
-		}
-		row_put(st.row, min, d);
-		row_put(st.row + d, max, d);
-	}
-	__syncthreads();
-}
-
-/* Deviations of the rows of one partition, scaled by the next one's range; softmaxed and added to st.value[0 .. lag-1]. */
-static __device__ void lag_side(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, const uint32_t *order, uint32_t lag,
-				uint32_t which)
-{
-	const uint32_t d = x.turn.head_dim;
-	float *deviation = st.weight, most = 0.0f, sum = 0.0f;
-
-	lag_range(x, st, order + lag, lag, which);
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < lag; i += ROWS_AT_ONCE) {
-		struct row r = row_load(x, order[i], which), min = row_get(st.row, d), max = row_get(st.row + d, d);
-		float mean, dev;
-
-#pragma unroll
-		for (uint32_t j = 0; j < ROW_MOST; j++)
-			r.x[j] = evict_lag_scale(r.x[j], min.x[j], max.x[j]);
-		mean = row_sum(r, d, false) / (float)d;
-#pragma unroll
-		for (uint32_t j = 0; j < ROW_MOST; j++)
-			r.x[j] -= mean;
-		dev = evict_sqrt(row_dot(r, r, d) / (float)(d > 1u ? d - 1u : 1u));
-		if (row_thread() == 0)
-			deviation[i] = dev;
-	}
-	__syncthreads();
-	for (uint32_t i = threadIdx.x; i < lag; i += THREADS)
-		most = evict_max(most, deviation[i]);
-	most = block_most(sh, most);
-	for (uint32_t i = threadIdx.x; i < lag; i += THREADS)
-		deviation[i] = evict_exp(deviation[i] - most);
-	__syncthreads();
-	for (uint32_t i = 0; i < lag; i++)	/* every thread the same */
-		sum += deviation[i];
-	for (uint32_t i = threadIdx.x; i < lag; i += THREADS)
-		st.value[i] += deviation[i] / sum;
-	__syncthreads();
-}
-
-static __device__ void key_lag(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, uint32_t trait)
-{
-	const uint32_t n = x.live, lag = x.turn.rule.lag ? x.turn.rule.lag : 1u;
-	uint32_t mine = 0, sinks;
-
-	by_position(x, sh, st, n);
-	for (uint32_t i = threadIdx.x; i < n; i += THREADS)	/* they are the first in this order */
-		mine += pos_of(x, i) < x.turn.rule.sinks;
-	(void)block_scan(sh, mine, &sinks);
-	for (uint32_t i = threadIdx.x; i < n; i += THREADS)
-		put_trait(x, st.order[i], trait, n - sinks < 2u * lag ? (float)i / (float)n : 1.0f);
-	__syncthreads();
-	for (uint32_t at = sinks; n - at >= 2u * lag; at += lag) {
-		for (uint32_t i = threadIdx.x; i < lag; i += THREADS)
-			st.value[i] = 0.0f;
-		__syncthreads();
-		lag_side(x, sh, st, st.order + at, lag, 0);
-		lag_side(x, sh, st, st.order + at, lag, 1);
-		for (uint32_t i = threadIdx.x; i < lag; i += THREADS) {
-			uint32_t below = 0;
-
-			for (uint32_t j = 0; j < lag; j++)
-				below += st.value[j] < st.value[i] || (st.value[j] == st.value[i] && j < i);
-			put_trait(x, st.order[at + i], trait, (float)below / (float)lag);
-		}
-		__syncthreads();
-	}
+	by_position(x, sh, st, x.live);
+	uncounted(x, sh, st, (const __half *)st.unit, st.pooled, __syncthreads_or(odd) != 0);
+	lost_weights(sh, st, x.live);
+	with_sum<J>(x, st, true, [&](uint32_t slot, float all, float self, float) {
+		put_trait(x, slot, trait, (all - self - st.value[slot]) / (float)x.live);
+	});
 }
 
 static __device__ __noinline__ void lane_traits(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st)
 {
 	const struct evict_rule *rule = &x.turn.rule;
+	const uint32_t d = x.turn.head_dim;
 
 	__syncthreads();
 	for (uint32_t i = 0; i < evict_n_trait(rule->policy) && x.live; i++)
 		switch (rule->trait[i]) {
-		case EVICT_KEY_COSINE: key_cosine(x, st, i); break;
-		case EVICT_KEY_REDUNDANCY: key_redundancy(x, sh, st, i); break;
+		case EVICT_KEY_COSINE:
+			if (d <= 4u * ROW_THREADS)
+				key_cosine<4>(x, st, i);
+			else if (d <= 8u * ROW_THREADS)
+				key_cosine<8>(x, st, i);
+			else
+				key_cosine<ROW_MOST>(x, st, i);
+			break;
+		case EVICT_KEY_REDUNDANCY:
+			if (d <= 8u * ROW_THREADS)
+				key_redundancy<8>(x, sh, st, i);
+			else
+				key_redundancy<ROW_MOST>(x, sh, st, i);
+			break;
 		case EVICT_KEY_LAG: key_lag(x, sh, st, i); break;
 		default: break;
 		}

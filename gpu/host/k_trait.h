@@ -141,7 +141,7 @@ static void key_redundancy(const struct selection *s, uint32_t trait)
 static void lag_side(const struct selection *s, const uint32_t *order, uint32_t lag, uint32_t which, float *value)
 {
 	const uint32_t d = s->turn->head_dim;
-	float min[HOST_MAX_DIM], max[HOST_MAX_DIM], x[HOST_MAX_DIM], *deviation = s->stage.pooled, most = 0.0f, sum = 0.0f;
+	float min[HOST_MAX_DIM], max[HOST_MAX_DIM], inverse[HOST_MAX_DIM], x[HOST_MAX_DIM], *deviation = s->stage.pooled, most = 0.0f, sum = 0.0f;
 
 	for (uint32_t i = 0; i < lag; i++) {
 		read_row(s, order[lag + i], which, x);
@@ -150,10 +150,12 @@ static void lag_side(const struct selection *s, const uint32_t *order, uint32_t 
 			max[c] = i && max[c] > x[c] ? max[c] : x[c];
 		}
 	}
+	for (uint32_t c = 0; c < d; c++)
+		inverse[c] = evict_lag_inverse(min[c], max[c]);
 	for (uint32_t i = 0; i < lag; i++) {
 		read_row(s, order[i], which, x);
 		for (uint32_t c = 0; c < d; c++)
-			x[c] = evict_lag_scale(x[c], min[c], max[c]);
+			x[c] = evict_lag_scale(x[c], min[c], inverse[c]);
 		deviation[i] = evict_deviation(x, d);
 		most = evict_max(most, deviation[i]);
 	}

@@ -39,6 +39,7 @@ struct both {
 	struct gpu_turn turn;
 	struct gpu_plan plan[LANES];
 	uint32_t page_bytes;
+	bool tiny;			/* some rows are so small that their squares vanish */
 	uint64_t random;
 	uint8_t *bytes;			/* what side 0 has, when a window begins */
 };
@@ -114,17 +115,20 @@ static void put_rows(struct both *b, uint8_t *page, uint32_t slot)
 {
 	const uint32_t type = b->turn.slot_type, d = b->turn.head_dim, like = world_below(&b->random, 6);
 	const struct gpu_parts part = gpu_page_parts(type, d);
+	const float scale = b->tiny && !world_below(&b->random, 3) ? 2e-23f : 1.0f;
 
 	for (uint32_t which = 0; which < 2; which++) {
 		uint8_t *row = page + part.at[which] + (size_t)slot * part.bytes[which];
 
 		for (uint32_t c = 0; c < d; c++) {
-			const float x = (c % 6 == like ? 2.0f : 0.0f) + 0.7f * world_normal(&b->random);
+			const float x = scale * ((c % 6 == like ? 2.0f : 0.0f) + 0.7f * world_normal(&b->random));
 			uint32_t bits;
 
 			memcpy(&bits, &x, 4);
 			if (type == GPU_F32)
 				memcpy(row + 4u * c, &bits, 4);
+			else if (type == GPU_F16)
+				memcpy(row + 2u * c, &(uint16_t){ (uint16_t)(bits >> 16 & 0xbfffu) }, 2);
 			else if (type == GPU_BF16)
 				memcpy(row + 2u * c, (uint8_t *)&bits + 2, 2);
 			else
@@ -225,10 +229,9 @@ static void draw_plan(struct both *b, uint32_t appended, bool shrink)
 	}
 }
 
-static void run_pair(struct gpu_device *host, uint32_t policy, unsigned merge, unsigned number)
+static void run_pair(struct gpu_device *host, uint32_t policy, unsigned merge, unsigned number, uint32_t type, uint32_t dim, bool tiny)
 {
-	static const uint32_t types[] = { GPU_BF16, GPU_Q8, GPU_F32 }, dims[] = { 64, 128, 80 };
-	struct both b = { .random = 1000 + number };
+	struct both b = { .random = 1000 + number, .tiny = tiny };
 	char what[64];
 
 	snprintf(what, sizeof(what), "%s with %s", evict_policies[policy].name, merges[merge]);
@@ -242,8 +245,8 @@ static void run_pair(struct gpu_device *host, uint32_t policy, unsigned merge, u
 	b.turn.n_lanes = LANES;
 	b.turn.plan = b.plan;
 	b.turn.n_kv_heads = HEADS;
-	b.turn.slot_type = types[number % 3];
-	b.turn.head_dim = dims[number % 3];
+	b.turn.slot_type = type;
+	b.turn.head_dim = dim;
 	b.turn.n_credit = evict_n_arrays(policy);
 	b.turn.stats_near = 40;
 	b.turn.stats_heat[1] = 1;
@@ -275,17 +278,44 @@ static void run_pair(struct gpu_device *host, uint32_t policy, unsigned merge, u
 	free(b.bytes);
 }
 
-static void every_rank_with_every_merge_chooses_the_same_victims(void **state)
+static struct gpu_device *plain_host(void)
 {
 	struct gpu_device *host;
 
-	(void)state;
 	assert_int_equal(setenv("EBB_ISA", "plain", 1), 0);
 	assert_int_equal(gpu_open(&host, "host"), 0);
 	assert_int_equal(unsetenv("EBB_ISA"), 0);
+	return host;
+}
+
+static void every_rank_with_every_merge_chooses_the_same_victims(void **state)
+{
+	static const uint32_t types[] = { GPU_BF16, GPU_Q8, GPU_F32 }, dims[] = { 64, 128, 80 };
+	struct gpu_device *host = plain_host();
+
+	(void)state;
 	for (uint32_t policy = 0; policy < EVICT_N_POLICIES; policy++)
-		for (unsigned merge = 0; merge < sizeof(merges) / sizeof(*merges); merge++)
-			run_pair(host, policy, merge, policy * 4 + merge + policy);
+		for (unsigned merge = 0; merge < sizeof(merges) / sizeof(*merges); merge++) {
+			const unsigned number = policy * 4 + merge + policy;
+
+			run_pair(host, policy, merge, number, types[number % 3], dims[number % 3], false);
+		}
+	gpu_close(host);
+}
+
+/* Policies that look at all rows of a lane: each type, rows wide and narrow, and rows whose unit keys are not one long. */
+static void rows_of_any_size_choose_the_same_victims(void **state)
+{
+	static const uint32_t policies[] = { EVICT_rkv, EVICT_gkv, EVICT_keydiff, EVICT_lagkv };
+	static const struct { uint32_t type, dim; bool tiny; } rows[] = {
+		{ GPU_BF16, 256, false }, { GPU_F16, 192, true }, { GPU_BF16, 128, true }, { GPU_F32, 64, true }, { GPU_Q8, 144, false },
+	};
+	struct gpu_device *host = plain_host();
+
+	(void)state;
+	for (unsigned p = 0; p < sizeof(policies) / sizeof(*policies); p++)
+		for (unsigned i = 0; i < sizeof(rows) / sizeof(*rows); i++)
+			run_pair(host, policies[p], 0, 500 + 10 * p + i, rows[i].type, rows[i].dim, rows[i].tiny);
 	gpu_close(host);
 }
 
@@ -293,6 +323,7 @@ static int run(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_rank_with_every_merge_chooses_the_same_victims),
+		cmocka_unit_test(rows_of_any_size_choose_the_same_victims),
 	};
 
 	return cmocka_run_group_tests_name("gpu parity", tests, NULL, NULL);
