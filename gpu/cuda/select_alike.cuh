@@ -1,10 +1,10 @@
 /*
  * Private to select.cu: of every slot the newest other one whose key is like its own (EVICT_KEY_REDUNDANCY), out of all pairs.
  *
- * What: tensor cores multiply unit keys, rounded to float16, a tile of 128 x 64 pairs at a time, newest first; a pair whose product comes near
- * enough to the threshold is looked at once more, by the sum that evict/trait.h states. So the answer is that of going through the pairs one by
- * one. Rounding moves a product of rows no longer than LONGEST by less than NEAR (2 * 2^-11 each for the two rows, and next to nothing for the
- * sums): lanes with longer "unit" rows, of numbers whose squares vanish, have every pair looked at.
+ * What: tensor cores multiply unit keys, rounded to float16, a tile of 128 x 64 pairs at a time, newest first; a pair whose product comes
+ * near enough to the threshold is looked at once more, by the sum that evict/trait.h states. So the answer is that of going through the
+ * pairs one by one. Rounding moves a product of rows no longer than LONGEST by less than NEAR (2^-11 for each of the two rows, and next to
+ * nothing for the sums): lanes with longer "unit" rows, of numbers whose squares vanish, have every pair looked at.
  */
 #ifndef GPU_CUDA_SELECT_ALIKE_CUH
 #define GPU_CUDA_SELECT_ALIKE_CUH
@@ -20,12 +20,13 @@
 #define ALIKE_DEEP 128u		/* channels at a time */
 #define ALIKE_PITCH (ALIKE_DEEP * 2u)
 #define ALIKE_TILE (ALIKE_COLS * ALIKE_PITCH)
+#define ALIKE_NONE 0xffffffffu	/* no target yet */
 #define ALIKE_STAGES 3u		/* of columns, in shared memory */
 
 /* What is known of the lane: rows as float16 by slot, and what each was multiplied with to be one long. */
 struct alike {
-	const struct lane_ctx &x;
 	const struct lane_stage &st;
+	const struct row_reader keys;
 	const __half *unit;		/* [n][d] */
 	const float *inverse;		/* [n] */
 	uint32_t n, d, chunks;		/* chunks: ALIKE_DEEP channels or what is left, of a row */
@@ -33,25 +34,35 @@ struct alike {
 };
 
 /* The stated cosine of two slots. Half a warp. */
-static __device__ __noinline__ float alike_cosine(const struct alike &l, uint32_t a, uint32_t b)
+template <uint32_t J, bool EXACT>
+static __device__ __forceinline__ void cosine_of(const struct alike &l, uint32_t a, uint32_t b, float *cosine)
 {
 	const uint32_t slot[2] = { a, b };
 	const float inverse[2] = { l.inverse[a], l.inverse[b] };
-	float r[2][ROW_MOST];
+	float r[2][J];
 
-	rows_load(l.x, slot, 0, r);
+	rows_load<EXACT>(l.keys, slot, r);
 #pragma unroll
-	for (uint32_t j = 0; j < ROW_MOST; j++) {
+	for (uint32_t j = 0; j < J; j++) {
 		r[0][j] *= inverse[0];
 		r[1][j] *= inverse[1];
 	}
-	return rows_dot(r[0], r[1]);
+	*cosine = rows_dot(r[0], r[1]);
+}
+
+static __device__ __noinline__ float alike_cosine(const struct alike &l, uint32_t a, uint32_t b)
+{
+	float cosine = 0.0f;
+
+	ROWS_OF(l.d, cosine_of, l, a, b, &cosine);
+	return cosine;
 }
 
 /* Step s, from the newest columns on: ALIKE_COLS rows of the order, a chunk of their channels. Every thread. */
 static __device__ __forceinline__ void alike_copy(const struct alike &l, char *stages, uint32_t s, uint32_t steps)
 {
-	const uint32_t first = (steps - 1u - s) / l.chunks * ALIKE_COLS, from = s % l.chunks * ALIKE_DEEP, pieces = min(ALIKE_DEEP, l.d - from) / 8u;
+	const uint32_t first = (steps - 1u - s) / l.chunks * ALIKE_COLS, from = s % l.chunks * ALIKE_DEEP;
+	const uint32_t pieces = min(ALIKE_DEEP, l.d - from) / 8u;
 	char *to = stages + s % ALIKE_STAGES * ALIKE_TILE;
 
 	for (uint32_t p = threadIdx.x; s < steps && p < ALIKE_COLS * ALIKE_DEEP / 8u; p += THREADS) {
@@ -200,35 +211,65 @@ static __device__ __noinline__ void alike_tile(const struct alike &l, char *stag
 	__syncthreads();
 }
 
+/* Slots that no other is like: the oldest is not counted for them. */
+template <uint32_t J, bool EXACT>
+static __device__ __forceinline__ void alike_oldest(const struct alike &l)
+{
+	constexpr uint32_t N = rows_together(J);
+	const uint32_t oldest[1] = { l.st.order[0] };
+	const float inverse = l.inverse[oldest[0]];
+	float u[1][J];
+
+	rows_load<EXACT>(l.keys, oldest, u);
+#pragma unroll
+	for (uint32_t j = 0; j < J; j++)
+		u[0][j] *= inverse;
+	for (uint32_t i = threadIdx.x / ROW_THREADS; i < l.n; i += N * ROWS_AT_ONCE) {
+		uint32_t slot[N];
+		float r[N][J];
+
+#pragma unroll
+		for (uint32_t k = 0; k < N; k++)
+			slot[k] = i + k * ROWS_AT_ONCE;
+		rows_load<EXACT>(l.keys, slot, r);
+#pragma unroll
+		for (uint32_t k = 0; k < N; k++) {
+			const uint32_t s = min(slot[k], l.n - 1u);
+			const float own = l.inverse[s];
+			float cosine;
+
+#pragma unroll
+			for (uint32_t j = 0; j < J; j++)
+				r[k][j] *= own;
+			cosine = rows_dot(r[k], u[0]);
+			if (slot[k] < l.n && row_thread() == 0 && l.st.target[s] == ALIKE_NONE) {
+				l.st.target[s] = oldest[0];
+				l.st.weight[s] = cosine;
+			}
+		}
+	}
+	__syncthreads();
+}
+
 /*
  * For every slot the one that is not counted for it (itself: none) and its cosine: st.target[], st.weight[]. All are in st.order[], by their
  * positions. odd: a row is longer than LONGEST.
  */
-static __device__ void uncounted(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, const __half *unit,
-				 const float *inverse, bool odd)
+template <uint32_t J, bool EXACT>
+static __device__ __forceinline__ void uncounted(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st,
+						 const __half *unit, const float *inverse, bool odd)
 {
-	const struct alike l = { x, st, unit, inverse, x.live, x.turn.head_dim, (x.turn.head_dim + ALIKE_DEEP - 1u) / ALIKE_DEEP,
+	const uint32_t d = x.turn.head_dim;
+	const struct alike l = { st, rows_at(x, st.page, st.row, 0), unit, inverse, x.live, d, (d + ALIKE_DEEP - 1u) / ALIKE_DEEP,
 				 odd ? -1e30f : ALIKE - NEAR };
-	const uint32_t first = st.order[0];
 
 	static_assert(ALIKE_STAGES * ALIKE_TILE <= sizeof(sh->key) + sizeof(sh->sorted), "the columns lie where keys will be");
 	for (uint32_t i = threadIdx.x; i < l.n; i += THREADS)
-		st.target[i] = 0xffffffffu;
+		st.target[i] = ALIKE_NONE;
 	__syncthreads();
 	for (uint32_t row = 0; row < l.n; row += ALIKE_ROWS)
 		alike_tile(l, (char *)sh->key, row + threadIdx.x / 32u * 16u);
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < l.n; i += ROWS_AT_ONCE) {
-		float cosine;
-
-		if (st.target[i] != 0xffffffffu)
-			continue;
-		cosine = alike_cosine(l, i, first);
-		if (row_thread() == 0) {
-			st.target[i] = first;
-			st.weight[i] = cosine;
-		}
-	}
-	__syncthreads();
+	alike_oldest<J, EXACT>(l);
 }
 
 #endif

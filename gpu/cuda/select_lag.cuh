@@ -1,13 +1,12 @@
 /*
  * Private to select.cu: LagKV's score of a lane's slots (EVICT_KEY_LAG). A partition at a time: the ranges of the one behind it, its rows'
- * deviations within them, its softmax, its places. A CTA a lane, half a warp a row, LAG_ROWS rows of each at once.
+ * deviations within them, its softmax, its places. A CTA a lane, half a warp a row, a few rows of each at once.
  */
 #ifndef GPU_CUDA_SELECT_LAG_CUH
 #define GPU_CUDA_SELECT_LAG_CUH
 
 #include "gpu/cuda/select_staged.cuh"
 
-#define LAG_ROWS 4u
 #define LAG_SHARED 1024u	/* a partition of so many slots has its numbers in shared memory */
 
 /* Where a CTA's numbers are while a lane is gone through. [side]: of K, of V. */
@@ -18,12 +17,14 @@ struct lag_state {
 	float *value;		/* [lag] */
 };
 
-static __device__ __forceinline__ struct lag_state lag_state_at(struct shared_state *sh, const struct lane_stage &st, uint32_t d, uint32_t lag)
+static __device__ __forceinline__ struct lag_state lag_state_at(struct shared_state *sh, const struct lane_stage &st, uint32_t d,
+								uint32_t lag)
 {
 	float *part = (float *)sh->key, *shared = (float *)sh->sorted;
 	struct lag_state s;
 
-	static_assert(sizeof(sh->key) >= 2u * WARPS * 2u * 256u * 4u && sizeof(sh->sorted) >= (4u * 256u + 3u * LAG_SHARED) * 4u, "they lie where keys will be");
+	static_assert(sizeof(sh->key) >= 2u * WARPS * 2u * 256u * 4u, "they lie where keys will be");
+	static_assert(sizeof(sh->sorted) >= (4u * 256u + 3u * LAG_SHARED) * 4u, "and these");
 	for (uint32_t side = 0; side < 2; side++) {
 		s.part[side] = part + side * WARPS * 2u * d;
 		s.least[side] = shared + side * 2u * d;
@@ -35,22 +36,26 @@ static __device__ __forceinline__ struct lag_state lag_state_at(struct shared_st
 	return s;
 }
 
-/* The slots of `rows` rows of the partition that begins at order[], the first of them the i-th; not there beyond its end. */
-static __device__ __forceinline__ void lag_slots(const uint32_t *order, uint32_t i, uint32_t lag, uint32_t (&slot)[LAG_ROWS])
+/* The slots of the partition that begins at order[], from the i-th on; not there beyond its end. */
+template <uint32_t N>
+static __device__ __forceinline__ void lag_slots(const uint32_t *order, uint32_t i, uint32_t lag, uint32_t (&slot)[N])
 {
 #pragma unroll
-	for (uint32_t k = 0; k < LAG_ROWS; k++)
+	for (uint32_t k = 0; k < N; k++)
 		slot[k] = i + k * ROWS_AT_ONCE < lag ? order[i + k * ROWS_AT_ONCE] : 0xffffffffu;
 }
 
 /* Ranges of the channels of K and V over the partition at order[]. */
-template <uint32_t J>
-static __device__ __forceinline__ void lag_ranges(const struct lane_ctx &x, const struct lag_state &s, const uint32_t *order, uint32_t lag)
+template <uint32_t J, bool EXACT>
+static __device__ __forceinline__ void lag_ranges(const struct lane_ctx &x, const struct lane_stage &st, const struct lag_state &s,
+						  const uint32_t *order, uint32_t lag)
 {
+	constexpr uint32_t N = rows_together(J);
 	const float far = __int_as_float(0x7f800000);
 	const uint32_t d = x.turn.head_dim, warp = threadIdx.x / 32u;
 
 	for (uint32_t side = 0; side < 2; side++) {
+		const struct row_reader rows = rows_at(x, st.page, st.row, side);
 		float low[J], high[J];
 
 #pragma unroll
@@ -58,14 +63,14 @@ static __device__ __forceinline__ void lag_ranges(const struct lane_ctx &x, cons
 			low[j] = far;
 			high[j] = -far;
 		}
-		for (uint32_t i = threadIdx.x / ROW_THREADS; i < lag; i += LAG_ROWS * ROWS_AT_ONCE) {
-			uint32_t slot[LAG_ROWS];
-			float r[LAG_ROWS][J];
+		for (uint32_t i = threadIdx.x / ROW_THREADS; i < lag; i += N * ROWS_AT_ONCE) {
+			uint32_t slot[N];
+			float r[N][J];
 
 			lag_slots(order, i, lag, slot);
-			rows_load(x, slot, side, r);
+			rows_load<EXACT>(rows, slot, r);
 #pragma unroll
-			for (uint32_t k = 0; k < LAG_ROWS; k++)
+			for (uint32_t k = 0; k < N; k++)
 #pragma unroll
 				for (uint32_t j = 0; j < J; j++) {
 					low[j] = slot[k] == 0xffffffffu ? low[j] : evict_min(low[j], r[k][j]);
@@ -101,12 +106,15 @@ static __device__ __forceinline__ void lag_ranges(const struct lane_ctx &x, cons
 }
 
 /* Deviations of the partition's rows. */
-template <uint32_t J>
-static __device__ __forceinline__ void lag_deviations(const struct lane_ctx &x, const struct lag_state &s, const uint32_t *order, uint32_t lag)
+template <uint32_t J, bool EXACT>
+static __device__ __forceinline__ void lag_deviations(const struct lane_ctx &x, const struct lane_stage &st, const struct lag_state &s,
+						      const uint32_t *order, uint32_t lag)
 {
+	constexpr uint32_t N = rows_together(J);
 	const uint32_t d = x.turn.head_dim;
 
 	for (uint32_t side = 0; side < 2; side++) {
+		const struct row_reader rows = rows_at(x, st.page, st.row, side);
 		float least[J], inverse[J];
 
 #pragma unroll
@@ -116,14 +124,14 @@ static __device__ __forceinline__ void lag_deviations(const struct lane_ctx &x, 
 			least[j] = c < d ? s.least[side][c] : 0.0f;
 			inverse[j] = c < d ? s.inverse[side][c] : 0.0f;
 		}
-		for (uint32_t i = threadIdx.x / ROW_THREADS; i < lag; i += LAG_ROWS * ROWS_AT_ONCE) {
-			uint32_t slot[LAG_ROWS];
-			float r[LAG_ROWS][J];
+		for (uint32_t i = threadIdx.x / ROW_THREADS; i < lag; i += N * ROWS_AT_ONCE) {
+			uint32_t slot[N];
+			float r[N][J];
 
 			lag_slots(order, i, lag, slot);
-			rows_load(x, slot, side, r);
+			rows_load<EXACT>(rows, slot, r);
 #pragma unroll
-			for (uint32_t k = 0; k < LAG_ROWS; k++) {
+			for (uint32_t k = 0; k < N; k++) {
 				float sum = 0.0f;
 
 #pragma unroll
@@ -196,15 +204,15 @@ static __device__ __noinline__ void lag_places(const struct lane_ctx &x, const s
 	__syncthreads();
 }
 
-template <uint32_t J>
-static __device__ __noinline__ void lag_partitions(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, uint32_t first,
-						   uint32_t lag, uint32_t trait)
+template <uint32_t J, bool EXACT>
+static __device__ __noinline__ void lag_partitions(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st,
+						   uint32_t first, uint32_t lag, uint32_t trait)
 {
 	const struct lag_state s = lag_state_at(sh, st, x.turn.head_dim, lag);
 
 	for (uint32_t at = first; x.live - at >= 2u * lag; at += lag) {
-		lag_ranges<J>(x, s, st.order + at + lag, lag);
-		lag_deviations<J>(x, s, st.order + at, lag);
+		lag_ranges<J, EXACT>(x, st, s, st.order + at + lag, lag);
+		lag_deviations<J, EXACT>(x, st, s, st.order + at, lag);
 		lag_values(sh, s, lag);
 		lag_places(x, s, st.order + at, lag, trait);
 	}
@@ -212,7 +220,7 @@ static __device__ __noinline__ void lag_partitions(const struct lane_ctx &x, str
 
 static __device__ void key_lag(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, uint32_t trait)
 {
-	const uint32_t n = x.live, lag = x.turn.rule.lag ? x.turn.rule.lag : 1u, d = x.turn.head_dim;
+	const uint32_t n = x.live, lag = x.turn.rule.lag ? x.turn.rule.lag : 1u;
 	uint32_t mine = 0, sinks;
 
 	by_position(x, sh, st, n);
@@ -222,12 +230,7 @@ static __device__ void key_lag(const struct lane_ctx &x, struct shared_state *sh
 	for (uint32_t i = threadIdx.x; i < n; i += THREADS)
 		put_trait(x, st.order[i], trait, n - sinks < 2u * lag ? (float)i / (float)n : 1.0f);
 	__syncthreads();
-	if (d <= 4u * ROW_THREADS)
-		lag_partitions<4>(x, sh, st, sinks, lag, trait);
-	else if (d <= 8u * ROW_THREADS)
-		lag_partitions<8>(x, sh, st, sinks, lag, trait);
-	else
-		lag_partitions<ROW_MOST>(x, sh, st, sinks, lag, trait);
+	ROWS_OF(x.turn.head_dim, lag_partitions, x, sh, st, sinks, lag, trait);
 }
 
 #endif

@@ -19,75 +19,20 @@ struct row {
 static __device__ __forceinline__ uint32_t row_thread(void) { return threadIdx.x % ROW_THREADS; }
 static __device__ __forceinline__ uint32_t row_mask(void) { return 0xffffu << (threadIdx.x & 16u); }
 
-/* An element as slots of each type have it. */
-template <uint32_t TYPE> struct row_element { typedef unsigned short type; };
-template <> struct row_element<GPU_F32> { typedef float type; };
-template <> struct row_element<GPU_Q8> { typedef signed char type; };
-
-template <uint32_t TYPE> static __device__ __forceinline__ float row_float(typename row_element<TYPE>::type x)
-{
-	if constexpr (TYPE == GPU_F16)
-		return __half2float(__ushort_as_half(x));
-	else if constexpr (TYPE == GPU_BF16)
-		return __uint_as_float((uint32_t)x << 16);
-	else
-		return (float)x;
-}
-
-/*
- * N rows as they are stored, at `from`; param: scale and offset of a q8 row; there: else it has zeros, and `from` is anywhere. J: channels of a
- * thread, d <= J * ROW_THREADS; 0 beyond d. Nothing branches on what is there, so that all N are on their way together.
- */
-template <uint32_t TYPE, uint32_t N, uint32_t J>
-static __device__ __forceinline__ void rows_as(const char *const (&from)[N], const bool (&there)[N], const uint32_t (&param)[N], uint32_t d,
-					       float (&r)[N][J])
-{
-	typename row_element<TYPE>::type raw[N][J];
-
-#pragma unroll
-	for (uint32_t i = 0; i < N; i++)
-#pragma unroll
-		for (uint32_t j = 0; j < J; j++)
-			raw[i][j] = ((const typename row_element<TYPE>::type *)from[i])[there[i] && j * ROW_THREADS < d ?
-											row_thread() + j * ROW_THREADS : 0u];
-#pragma unroll
-	for (uint32_t i = 0; i < N; i++) {
-		const float scale = __half2float(__ushort_as_half((unsigned short)(param[i] & 0xffffu)));
-		const float offset = __half2float(__ushort_as_half((unsigned short)(param[i] >> 16)));
-
-#pragma unroll
-		for (uint32_t j = 0; j < J; j++) {
-			const float x = row_float<TYPE>(raw[i][j]);
-
-			r[i][j] = there[i] && j * ROW_THREADS < d ? evict_element(TYPE == GPU_Q8 ? offset + scale * x : x) : 0.0f;
-		}
-	}
-}
-
-template <uint32_t N, uint32_t J>
-static __device__ __forceinline__ void rows_of(const char *const (&from)[N], const bool (&there)[N], const uint32_t (&param)[N], uint32_t type,
-					       uint32_t d, float (&r)[N][J])
-{
-	switch (type) {
-	case GPU_F32: rows_as<GPU_F32>(from, there, param, d, r); break;
-	case GPU_F16: rows_as<GPU_F16>(from, there, param, d, r); break;
-	case GPU_BF16: rows_as<GPU_BF16>(from, there, param, d, r); break;
-	default: rows_as<GPU_Q8>(from, there, param, d, r); break;
-	}
-}
-
+/* A row as it is stored, at `from`; param: scale and offset of a q8 row. */
 static __device__ __forceinline__ struct row row_of(const char *from, uint32_t param, uint32_t type, uint32_t d)
 {
-	const char *const at[1] = { from };
-	const uint32_t params[1] = { param };
-	const bool there[1] = { true };
-	float x[1][ROW_MOST];
-	struct row r;
+	const float scale = __half2float(__ushort_as_half((unsigned short)(param & 0xffffu)));
+	const float offset = __half2float(__ushort_as_half((unsigned short)(param >> 16)));
+	struct row r = {};
 
-	rows_of(at, there, params, type, d, x);
 #pragma unroll
-	for (uint32_t j = 0; j < ROW_MOST; j++)
-		r.x[j] = x[0][j];
+	for (uint32_t j = 0; j < ROW_MOST; j++) {
+		const uint32_t c = row_thread() + j * ROW_THREADS;
+
+		if (j * ROW_THREADS < d)
+			r.x[j] = evict_element(type == GPU_Q8 ? offset + scale * (float)((const signed char *)from)[c] : cuda_load(from, type, c));
+	}
 	return r;
 }
 
@@ -111,25 +56,6 @@ static __device__ __forceinline__ struct row row_load(const struct lane_ctx &x, 
 	const struct row none = {};
 
 	return page ? row_of(row_in(x, page, slot, which), row_param(x, page, slot, which), x.turn.slot_type, x.turn.head_dim) : none;
-}
-
-/* N of the lane's rows at once; a slot that is not there has zeros. The lane has slots. */
-template <uint32_t N, uint32_t J>
-static __device__ __forceinline__ void rows_load(const struct lane_ctx &x, const uint32_t (&slot)[N], uint32_t which, float (&r)[N][J])
-{
-	const char *from[N];
-	uint32_t param[N];
-	bool there[N];
-
-#pragma unroll
-	for (uint32_t i = 0; i < N; i++) {
-		const char *page = cuda_at(x.view, x.page[min(slot[i], x.live - 1u) / GPU_PAGE_SLOTS]);
-
-		there[i] = slot[i] < x.live && page;
-		from[i] = there[i] ? row_in(x, page, slot[i], which) : x.turn.priv;
-		param[i] = there[i] ? row_param(x, page, slot[i], which) : 0u;
-	}
-	rows_of(from, there, param, x.turn.slot_type, x.turn.head_dim, r);
 }
 
 /* Numbers of the kernel's own, [d]. */
@@ -259,6 +185,113 @@ static __device__ __forceinline__ void row_store(const struct lane_ctx &x, uint3
 		if (j * ROW_THREADS < d)
 			cuda_store(to, type, row_thread() + j * ROW_THREADS, r.x[j]);
 }
+
+/* --- many rows ------------------------------------------------------------------------------------------------------------------ */
+
+/* What it takes to read a lane's rows of K, or of V, as fast as memory gives them: nothing is looked up that can be known before. */
+struct row_reader {
+	const char *const *page;	/* addresses of the lane's pages; NULL: not there */
+	const char *nowhere;		/* memory as long as a row, which is read in place of what is not there */
+	uint32_t live, type, d, bytes;	/* bytes: of a row */
+	uint32_t at, params;		/* where in a page rows and their q8 parameters begin */
+};
+
+static __device__ __forceinline__ struct row_reader rows_at(const struct lane_ctx &x, const char *const *page, const float *nowhere,
+							    uint32_t which)
+{
+	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim;
+	const struct row_reader r = { page, (const char *)nowhere, x.live, type, d, gpu_row_bytes(type, d), which * gpu_page_v(type, d),
+				      gpu_page_params(type, d) + which * GPU_PAGE_SLOTS * 4u };
+
+	return r;
+}
+
+/* An element as slots of each type have it. */
+template <uint32_t TYPE> struct row_element { typedef unsigned short type; };
+template <> struct row_element<GPU_F32> { typedef float type; };
+template <> struct row_element<GPU_Q8> { typedef signed char type; };
+
+template <uint32_t TYPE> static __device__ __forceinline__ float row_float(typename row_element<TYPE>::type x)
+{
+	if constexpr (TYPE == GPU_F16)
+		return __half2float(__ushort_as_half(x));
+	else if constexpr (TYPE == GPU_BF16)
+		return __uint_as_float((uint32_t)x << 16);
+	else
+		return (float)x;
+}
+
+/*
+ * N rows, all on their way together: no load waits for a predicate. J: channels of a thread. EXACT: d is J * ROW_THREADS; else it is at
+ * most that, and there are zeros beyond it.
+ */
+template <uint32_t TYPE, uint32_t N, uint32_t J, bool EXACT>
+static __device__ __forceinline__ void rows_as(const struct row_reader &rd, const uint32_t (&slot)[N], float (&r)[N][J])
+{
+	typedef typename row_element<TYPE>::type element;
+	element raw[N][J];
+	uint32_t param[N];
+	bool there[N];
+
+#pragma unroll
+	for (uint32_t i = 0; i < N; i++) {
+		const uint32_t s = min(slot[i], rd.live - 1u), in = s % GPU_PAGE_SLOTS;
+		const char *page = rd.page[s / GPU_PAGE_SLOTS];
+		const element *from;
+
+		there[i] = page && slot[i] < rd.live;
+		from = (const element *)(there[i] ? page + rd.at + in * rd.bytes : rd.nowhere) + row_thread();
+		if (TYPE == GPU_Q8)
+			param[i] = *(const uint32_t *)(there[i] ? page + rd.params + in * 4u : rd.nowhere);
+#pragma unroll
+		for (uint32_t j = 0; j < J; j++)
+			raw[i][j] = from[EXACT || j * ROW_THREADS < rd.d ? j * ROW_THREADS : 0u];
+	}
+#pragma unroll
+	for (uint32_t i = 0; i < N; i++) {
+		const float scale = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param[i] & 0xffffu))) : 1.0f;
+		const float offset = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param[i] >> 16))) : 0.0f;
+
+#pragma unroll
+		for (uint32_t j = 0; j < J; j++) {
+			const float x = row_float<TYPE>(raw[i][j]), value = evict_element(TYPE == GPU_Q8 ? offset + scale * x : x);
+
+			r[i][j] = there[i] ? value : 0.0f;
+			if (!EXACT && j * ROW_THREADS >= rd.d)
+				r[i][j] = 0.0f;
+		}
+	}
+}
+
+/* f<J, EXACT>(...) for rows of d channels. */
+#define ROWS_OF(d, f, ...)						\
+	do {								\
+		if ((d) == 4u * ROW_THREADS)				\
+			f<4, true>(__VA_ARGS__);			\
+		else if ((d) == 8u * ROW_THREADS)			\
+			f<8, true>(__VA_ARGS__);			\
+		else if ((d) < 8u * ROW_THREADS)			\
+			f<8, false>(__VA_ARGS__);			\
+		else							\
+			f<ROW_MOST, false>(__VA_ARGS__);		\
+	} while (0)
+
+/* Rows of half a warp that are on their way together, as many as registers have room for. */
+static __host__ __device__ constexpr uint32_t rows_together(uint32_t channels) { return channels > 8u ? 2u : 4u; }
+
+/* N of the lane's rows; a slot that is not there has zeros. The lane has slots. */
+template <bool EXACT, uint32_t N, uint32_t J>
+static __device__ __forceinline__ void rows_load(const struct row_reader &rd, const uint32_t (&slot)[N], float (&r)[N][J])
+{
+	switch (rd.type) {
+	case GPU_F32: rows_as<GPU_F32, N, J, EXACT>(rd, slot, r); break;
+	case GPU_F16: rows_as<GPU_F16, N, J, EXACT>(rd, slot, r); break;
+	case GPU_BF16: rows_as<GPU_BF16, N, J, EXACT>(rd, slot, r); break;
+	default: rows_as<GPU_Q8, N, J, EXACT>(rd, slot, r); break;
+	}
+}
+
+/* --- traits of a row's own -------------------------------------------------------------------------------------------------------- */
 
 /* A trait of one row's own (evict_trait_of()), and which row that is. Half a warp. */
 static __device__ __forceinline__ uint32_t trait_row(uint32_t trait)

@@ -15,7 +15,10 @@ struct lane_stage {
 	uint32_t *place, *target, *gone;	/* [n] */
 	float *value, *pooled, *weight;	/* [n] */
 	float *row;			/* [16][d] */
-	uint8_t *leaves;		/* [n] */
+	union {
+		uint8_t *leaves;	/* [n]: in a merge */
+		const char **page;	/* addresses of the lane's pages, which take half as much: for its traits */
+	};
 	float *unit;			/* [n][d]: unit keys; for redundancy float16 */
 };
 

@@ -8,8 +8,6 @@
 #include "gpu/cuda/select_alike.cuh"
 #include "gpu/cuda/select_lag.cuh"
 
-#define TRAIT_ROWS 4u	/* rows of half a warp that are on their way together */
-
 /* Channels' 16 partial sums in st.row[16][d] become their sums: st.row[0 .. d-1]. */
 static __device__ void add_parts(const struct lane_stage &st, uint32_t d)
 {
@@ -21,34 +19,36 @@ static __device__ void add_parts(const struct lane_stage &st, uint32_t d)
 }
 
 /* Slots i, i + 16, ...: of half a warp at once. */
-static __device__ __forceinline__ void trait_slots(uint32_t i, uint32_t (&slot)[TRAIT_ROWS])
+template <uint32_t N> static __device__ __forceinline__ void trait_slots(uint32_t i, uint32_t (&slot)[N])
 {
 #pragma unroll
-	for (uint32_t k = 0; k < TRAIT_ROWS; k++)
+	for (uint32_t k = 0; k < N; k++)
 		slot[k] = i + k * ROWS_AT_ONCE;
 }
 
 /*
  * The sum of the lane's unit keys into st.row[0 .. d-1], and what each key is multiplied with to be one long into st.pooled[]. half: where
- * rows go as float16, by slot, or NULL. Returns whether a row is then longer than LONGEST, to the thread that saw it. Half a warp has the rows of
- * one place of their pages, which is one of the 16 partial sums.
+ * rows go as float16, by slot, or NULL. Returns whether a row is then longer than LONGEST, to the thread that saw it. Half a warp has the
+ * rows of one place of their pages, which is one of the 16 partial sums.
  */
-template <uint32_t J>
+template <uint32_t J, bool EXACT>
 static __device__ __forceinline__ bool unit_sum(const struct lane_ctx &x, const struct lane_stage &st, __half *half)
 {
+	constexpr uint32_t N = rows_together(J);
+	const struct row_reader keys = rows_at(x, st.page, st.row, 0);
 	const uint32_t d = x.turn.head_dim, part = threadIdx.x / ROW_THREADS;
 	float sum[J] = {};
 	bool odd = false;
 
 	static_assert(ROWS_AT_ONCE == GPU_PAGE_SLOTS, "half a warp a partial sum");
-	for (uint32_t i = part; i < x.live; i += TRAIT_ROWS * ROWS_AT_ONCE) {
-		uint32_t slot[TRAIT_ROWS];
-		float r[TRAIT_ROWS][J];
+	for (uint32_t i = part; i < x.live; i += N * ROWS_AT_ONCE) {
+		uint32_t slot[N];
+		float r[N][J];
 
 		trait_slots(i, slot);
-		rows_load(x, slot, 0, r);
+		rows_load<EXACT>(keys, slot, r);
 #pragma unroll
-		for (uint32_t k = 0; k < TRAIT_ROWS; k++) {	/* rows that are not there add 0, which changes nothing */
+		for (uint32_t k = 0; k < N; k++) {	/* rows that are not there add 0, which changes nothing */
 			const float norm = evict_sqrt(rows_dot(r[k], r[k])), inverse = norm > 0.0f ? 1.0f / norm : 0.0f;
 
 #pragma unroll
@@ -78,9 +78,11 @@ static __device__ __forceinline__ bool unit_sum(const struct lane_ctx &x, const 
 }
 
 /* What is asked of every slot's unit key u: its product with the sum of all, and, if `own`, with itself. */
-template <uint32_t J, typename F>
+template <uint32_t J, bool EXACT, typename F>
 static __device__ __forceinline__ void with_sum(const struct lane_ctx &x, const struct lane_stage &st, bool own, const F &put)
 {
+	constexpr uint32_t N = rows_together(J);
+	const struct row_reader keys = rows_at(x, st.page, st.row, 0);
 	const uint32_t d = x.turn.head_dim;
 	float sum[J], norm;
 
@@ -88,14 +90,14 @@ static __device__ __forceinline__ void with_sum(const struct lane_ctx &x, const 
 	for (uint32_t j = 0; j < J; j++)
 		sum[j] = j * ROW_THREADS < d ? st.row[row_thread() + j * ROW_THREADS] : 0.0f;
 	norm = evict_sqrt(rows_dot(sum, sum));
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < x.live; i += TRAIT_ROWS * ROWS_AT_ONCE) {
-		uint32_t slot[TRAIT_ROWS];
-		float r[TRAIT_ROWS][J];
+	for (uint32_t i = threadIdx.x / ROW_THREADS; i < x.live; i += N * ROWS_AT_ONCE) {
+		uint32_t slot[N];
+		float r[N][J];
 
 		trait_slots(i, slot);
-		rows_load(x, slot, 0, r);
+		rows_load<EXACT>(keys, slot, r);
 #pragma unroll
-		for (uint32_t k = 0; k < TRAIT_ROWS; k++) {
+		for (uint32_t k = 0; k < N; k++) {
 			const float inverse = slot[k] < x.live ? st.pooled[slot[k]] : 0.0f;
 			float all, self;
 
@@ -111,18 +113,18 @@ static __device__ __forceinline__ void with_sum(const struct lane_ctx &x, const 
 	__syncthreads();
 }
 
-template <uint32_t J>
+template <uint32_t J, bool EXACT>
 static __device__ __noinline__ void key_cosine(const struct lane_ctx &x, const struct lane_stage &st, uint32_t trait)
 {
-	(void)unit_sum<J>(x, st, NULL);
-	with_sum<J>(x, st, false, [&](uint32_t slot, float all, float, float norm) {
+	(void)unit_sum<J, EXACT>(x, st, NULL);
+	with_sum<J, EXACT>(x, st, false, [&](uint32_t slot, float all, float, float norm) {
 		put_trait(x, slot, trait, norm > 0.0f ? all / norm : 0.0f);
 	});
 }
 
 /*
- * st.value[]: the sum of the weights of those whose target a slot is, itself not counted, in the order of slots: they are sorted by their targets, and a
- * thread adds up what lies together.
+ * st.value[]: the sum of the weights of those whose target a slot is, itself not counted, in the order of slots: they are sorted by their
+ * targets, and a thread adds up what lies together.
  */
 static __device__ __noinline__ void lost_weights(struct shared_state *sh, const struct lane_stage &st, uint32_t n)
 {
@@ -157,15 +159,16 @@ static __device__ __noinline__ void lost_weights(struct shared_state *sh, const 
 	__syncthreads();
 }
 
-template <uint32_t J>
-static __device__ __noinline__ void key_redundancy(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, uint32_t trait)
+template <uint32_t J, bool EXACT>
+static __device__ __noinline__ void key_redundancy(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st,
+						   uint32_t trait)
 {
-	const bool odd = unit_sum<J>(x, st, (__half *)st.unit);
+	const bool odd = unit_sum<J, EXACT>(x, st, (__half *)st.unit);
 
 	by_position(x, sh, st, x.live);
-	uncounted(x, sh, st, (const __half *)st.unit, st.pooled, __syncthreads_or(odd) != 0);
+	uncounted<J, EXACT>(x, sh, st, (const __half *)st.unit, st.pooled, __syncthreads_or(odd) != 0);
 	lost_weights(sh, st, x.live);
-	with_sum<J>(x, st, true, [&](uint32_t slot, float all, float self, float) {
+	with_sum<J, EXACT>(x, st, true, [&](uint32_t slot, float all, float self, float) {
 		put_trait(x, slot, trait, (all - self - st.value[slot]) / (float)x.live);
 	});
 }
@@ -175,23 +178,18 @@ static __device__ __noinline__ void lane_traits(const struct lane_ctx &x, struct
 	const struct evict_rule *rule = &x.turn.rule;
 	const uint32_t d = x.turn.head_dim;
 
+	if (evict_n_trait(rule->policy) == x.turn.n_once)
+		return;
+	__syncthreads();
+	for (uint32_t i = threadIdx.x; i < gpu_pages_for(x.live); i += THREADS)
+		st.page[i] = cuda_at(x.view, x.page[i]);
+	for (uint32_t i = threadIdx.x; i < d; i += THREADS)	/* a row for those that are not there */
+		st.row[i] = 0.0f;
 	__syncthreads();
 	for (uint32_t i = 0; i < evict_n_trait(rule->policy) && x.live; i++)
 		switch (rule->trait[i]) {
-		case EVICT_KEY_COSINE:
-			if (d <= 4u * ROW_THREADS)
-				key_cosine<4>(x, st, i);
-			else if (d <= 8u * ROW_THREADS)
-				key_cosine<8>(x, st, i);
-			else
-				key_cosine<ROW_MOST>(x, st, i);
-			break;
-		case EVICT_KEY_REDUNDANCY:
-			if (d <= 8u * ROW_THREADS)
-				key_redundancy<8>(x, sh, st, i);
-			else
-				key_redundancy<ROW_MOST>(x, sh, st, i);
-			break;
+		case EVICT_KEY_COSINE: ROWS_OF(d, key_cosine, x, st, i); break;
+		case EVICT_KEY_REDUNDANCY: ROWS_OF(d, key_redundancy, x, sh, st, i); break;
 		case EVICT_KEY_LAG: key_lag(x, sh, st, i); break;
 		default: break;
 		}
