@@ -19,21 +19,46 @@ struct row {
 static __device__ __forceinline__ uint32_t row_thread(void) { return threadIdx.x % ROW_THREADS; }
 static __device__ __forceinline__ uint32_t row_mask(void) { return 0xffffu << (threadIdx.x & 16u); }
 
-/* A row as it is stored, at `from`; param: scale and offset of a q8 row. */
-static __device__ __forceinline__ struct row row_of(const char *from, uint32_t param, uint32_t type, uint32_t d)
+/* An element as slots of each type have it. */
+template <uint32_t TYPE> struct row_element { typedef unsigned short type; };
+template <> struct row_element<GPU_F32> { typedef float type; };
+template <> struct row_element<GPU_Q8> { typedef signed char type; };
+
+template <uint32_t TYPE> static __device__ __forceinline__ float row_float(typename row_element<TYPE>::type x)
 {
-	const float scale = __half2float(__ushort_as_half((unsigned short)(param & 0xffffu)));
-	const float offset = __half2float(__ushort_as_half((unsigned short)(param >> 16)));
+	if constexpr (TYPE == GPU_F16)
+		return __half2float(__ushort_as_half(x));
+	else if constexpr (TYPE == GPU_BF16)
+		return __uint_as_float((uint32_t)x << 16);
+	else
+		return (float)x;
+}
+
+/* A row as it is stored, at `from`; param: scale and offset of a q8 row. */
+template <uint32_t TYPE> static __device__ __forceinline__ struct row row_as(const char *from, uint32_t param, uint32_t d)
+{
+	const float scale = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param & 0xffffu))) : 1.0f;
+	const float offset = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param >> 16))) : 0.0f;
 	struct row r = {};
 
 #pragma unroll
-	for (uint32_t j = 0; j < ROW_MOST; j++) {
-		const uint32_t c = row_thread() + j * ROW_THREADS;
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		if (j * ROW_THREADS < d) {
+			const float x = row_float<TYPE>(((const typename row_element<TYPE>::type *)from)[row_thread() + j * ROW_THREADS]);
 
-		if (j * ROW_THREADS < d)
-			r.x[j] = evict_element(type == GPU_Q8 ? offset + scale * (float)((const signed char *)from)[c] : cuda_load(from, type, c));
-	}
+			r.x[j] = evict_element(TYPE == GPU_Q8 ? offset + scale * x : x);
+		}
 	return r;
+}
+
+static __device__ __forceinline__ struct row row_of(const char *from, uint32_t param, uint32_t type, uint32_t d)
+{
+	switch (type) {
+	case GPU_F32: return row_as<GPU_F32>(from, param, d);
+	case GPU_F16: return row_as<GPU_F16>(from, param, d);
+	case GPU_BF16: return row_as<GPU_BF16>(from, param, d);
+	default: return row_as<GPU_Q8>(from, param, d);
+	}
 }
 
 /* Where a slot's K (which = 0) or V (1) lies in its page, and its q8 parameters. */
@@ -204,21 +229,6 @@ static __device__ __forceinline__ struct row_reader rows_at(const struct lane_ct
 				      gpu_page_params(type, d) + which * GPU_PAGE_SLOTS * 4u };
 
 	return r;
-}
-
-/* An element as slots of each type have it. */
-template <uint32_t TYPE> struct row_element { typedef unsigned short type; };
-template <> struct row_element<GPU_F32> { typedef float type; };
-template <> struct row_element<GPU_Q8> { typedef signed char type; };
-
-template <uint32_t TYPE> static __device__ __forceinline__ float row_float(typename row_element<TYPE>::type x)
-{
-	if constexpr (TYPE == GPU_F16)
-		return __half2float(__ushort_as_half(x));
-	else if constexpr (TYPE == GPU_BF16)
-		return __uint_as_float((uint32_t)x << 16);
-	else
-		return (float)x;
 }
 
 /*
