@@ -38,45 +38,72 @@ static uint32_t row_floats(const struct gpu_shape *s, uint32_t live_max, uint32_
 /* Of a row of logits in scratch: whole pairs of pages, as a stage may have. */
 static uint32_t scratch_slots(uint32_t live_max) { return (gpu_pages_for(live_max) + 1u) / 2u * 2u * GPU_PAGE_SLOTS; }
 
+/* Floats of a row where `bytes` are left for `rows` of them. */
+static uint32_t row_floats_in(uint32_t bytes, uint32_t rows)
+{
+	uint32_t floats = bytes / 4u / rows;
+
+	return floats < 260u ? 0u : (floats - 4u) / 32u * 32u + 4u;
+}
+
 /*
- * Shared memory for `cluster` CTAs a lane: two CTAs a multiprocessor if each has room for the logits and two pages a warp, else one;
- * else logits go to scratch. Returns the CTAs a multiprocessor; 0: does not fit.
+ * Shared memory for `cluster` CTAs a lane: two CTAs a multiprocessor if each has room for the logits and two pages a warp. Where a CTA has
+ * whole lanes, of one query each: two CTAs anyhow, and the logits of lanes that are too long go to scratch. Else one CTA, else all logits go
+ * to scratch. Returns the CTAs a multiprocessor; 0: does not fit.
  */
 static uint32_t fit(const struct cuda_device *d, const struct gpu_shape *s, uint32_t live_max, struct cuda_mma *m)
 {
-	uint32_t stages = MMA_WARPS * stage_bytes(s), dp = mma_padded(s->head_dim);
+	uint32_t stages = MMA_WARPS * stage_bytes(s), dp = mma_padded(s->head_dim), floats = row_floats(s, live_max, m->cluster);
 
-	for (uint32_t scratch = 0; scratch < 2; scratch++)
-		for (uint32_t need = 2; need; need--)
-			for (uint32_t ctas = 2; ctas; ctas--) {
-				size_t bytes = (d->shared_sm / ctas - 1024u) / 16u * 16u;
-				struct mma_plan p;
+	for (uint32_t turn = 0; turn < 8; turn++) {	/* logits in shared memory or not, 2 or 1 stages of the ring, 2 or 1 CTAs */
+		uint32_t need = turn / 2u % 2u ? 1u : 2u, ctas = turn % 2u ? 1u : 2u;
+		size_t bytes = (d->shared_sm / ctas - 1024u) / 16u * 16u;
+		struct mma_plan p;
 
-				bytes = bytes < d->shared_block ? bytes : d->shared_block;
-				m->heat_floats = scratch ? 0u : row_floats(s, live_max, m->cluster);
-				p = mma_shared_plan(m->rows, s->head_dim, dp, m->cluster, true, m->heat_floats);
-				m->shared_bytes = (uint32_t)bytes;
-				if ((uint64_t)m->rows * m->heat_floats * 4u < bytes && p.ring + need * stages <= bytes)
-					return ctas;
-			}
+		bytes = bytes < d->shared_block ? bytes : d->shared_block;
+		m->shared_bytes = (uint32_t)bytes;
+		m->heat_floats = turn < 4u ? floats : 0u;
+		p = mma_shared_plan(m->rows, s->head_dim, dp, m->cluster, true, m->heat_floats);
+		if ((uint64_t)m->rows * m->heat_floats * 4u < bytes && p.ring + need * stages <= bytes)
+			return ctas;
+		if (turn == 0 && m->single && m->cluster == 1u && m->rows <= s->group &&
+		    p.logits + need * stages + 128u <= bytes) {
+			m->heat_floats = row_floats_in((uint32_t)bytes - p.logits - need * stages - 128u, m->rows);
+			return ctas;
+		}
+	}
 	return 0;
+}
+
+/* Slots of a CTA whose logits go to scratch, if its lane is as long as any may be. */
+static uint32_t far_slots(const struct cuda_mma *m, uint32_t live_max)
+{
+	return m->heat_floats >= (m->cluster == 1u ? scratch_slots(live_max) : 1u) ? 0u : live_max / m->cluster;
 }
 
 /*
  * About how many microseconds a layer takes with so many CTAs a lane: they run in rounds, each of which begins and ends; one CTA alone gets no
- * more than RATE_CTA out of the memory, a multiprocessor's share of the whole is RATE_SM. The numbers are an H100's; only their ratios matter.
+ * more than RATE_CTA out of the memory, two on a multiprocessor RATE_PAIR each (those of a pair end last where not all have one), a
+ * multiprocessor's share of the whole is RATE_SM, or RATE_ONE of it where only one CTA fits. Heat from logits in scratch takes FAR_US a slot: half
+ * of it is counted, since not every step takes heat. The numbers are an H100's, the lower three such that what was fastest on an H200 comes out;
+ * only their ratios matter.
  */
 #define RATE_CTA 30e3	/* bytes a microsecond */
 #define RATE_SM 24e3
+#define RATE_PAIR 17.5e3
+#define RATE_ONE 0.8
+#define FAR_US 3.6e-3
 
-static double estimate(const struct cuda_device *d, uint64_t lanes, double lane_bytes, uint32_t cluster, uint32_t ctas)
+static double estimate(const struct cuda_device *d, uint64_t lanes, double lane_bytes, uint32_t cluster, uint32_t ctas, uint32_t far)
 {
-	const double begin = cluster == 1u ? 3.0 : cluster == 4u ? 4.0 : 5.5, whole = RATE_SM * d->n_sm;
+	const double begin = (cluster == 1u ? 3.0 : cluster == 4u ? 4.0 : 5.5) + far * FAR_US / 2.0;
+	const double whole = RATE_SM * d->n_sm * (ctas == 1u ? RATE_ONE : 1.0);
 	const double each = lane_bytes / cluster;
 	uint64_t all = lanes * cluster, at_once = (uint64_t)d->n_sm * ctas, rest = all % at_once;
+	double last = (double)rest * (rest > (uint64_t)d->n_sm ? RATE_PAIR : RATE_CTA);	/* what the last round may read */
 
 	return (double)((all + at_once - 1u) / at_once) * begin + (double)(all - rest) * each / whole +
-	       (double)rest * each / ((double)rest * RATE_CTA < whole && rest ? (double)rest * RATE_CTA : whole);
+	       (double)rest * each / (last < whole && rest ? last : whole);
 }
 
 static cudaError_t launch(uint32_t type, const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
@@ -117,7 +144,7 @@ int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned 
 	for (uint32_t cluster = 1; cluster <= (d->major >= 9 ? 16u : 1u); cluster *= 4u) {
 		struct cuda_mma m = { cluster, 0, 0, (uint32_t)(pairs < tile_rows ? pairs : tile_rows), 0, pairs <= tile_rows, 0 };
 		uint32_t ctas = fit(d, shape, live_max, &m);
-		double t = ctas ? estimate(d, lanes, lane_bytes, cluster, ctas) : 0.0;
+		double t = ctas ? estimate(d, lanes, lane_bytes, cluster, ctas, far_slots(&m, live_max)) : 0.0;
 
 		if (!ctas || (found && t >= best) || (cluster > 1u && !clusters_run(shape, m)))
 			continue;
@@ -129,8 +156,11 @@ int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned 
 	}
 	if (!found)
 		return -ENOTSUP;
-	if (!out->heat_floats)
-		rc = cuda_grow((void **)&st->logits, &st->logits_bytes, lanes * out->rows * scratch_slots(live_max) * sizeof(float));
+	if (far_slots(out, live_max)) {	/* room for a CTA's lane, if it has whole ones, else for each lane */
+		uint64_t rooms = out->single && out->cluster == 1u && lanes > out->at_once ? out->at_once : lanes;
+
+		rc = cuda_grow((void **)&st->logits, &st->logits_bytes, rooms * out->rows * scratch_slots(live_max) * sizeof(float));
+	}
 	lanes = (uint64_t)(out->single ? n_tiles : n_seqs) * shape->n_kv_heads;
 	return rc ? rc : cuda_grow((void **)&st->item, &st->item_bytes, lanes * CUDA_LAYERS * sizeof(struct cuda_item));
 }
@@ -267,6 +297,9 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.cluster = st->mma.cluster;
 	a.at_once = st->mma.at_once;
 	a.exact_q = sh->slot_type == GPU_Q8 || cuda_exact_queries(sh->slot_type, q->type);	/* q8: see struct mma_queries */
+	a.direct_q = sh->slot_type == GPU_BF16 && q->type == GPU_BF16 && (uintptr_t)q->data % 4u == 0 && q->stride % 2 == 0;
+	a.by_group = mma_inverse(sh->group);
+	a.by_vecs = mma_inverse(sh->head_dim / 4u);
 	a.q = *q;
 	a.out = *out;
 	a.lse = lse;

@@ -148,6 +148,52 @@ static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, co
 	}
 }
 
+/* The same where the logits are in scratch, that is in the L2: many of them are asked for at once. The usual heat, four slots a thread. */
+static __device__ __forceinline__ void mma_heat_far(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
+						    uint32_t stride)
+{
+	constexpr uint32_t N = 2u, heads = 4;	/* quads of slots, heads */
+
+#pragma unroll 1
+	for (uint32_t i = threadIdx.x * 4u; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * 4u * N) {
+		float sum[N][4] = {}, logit[N][heads][4];
+		float *at[N];
+
+#pragma unroll
+		for (uint32_t u = 0; u < N; u++)
+			at[u] = mma_heat_at(a, x, i + u * MMA_THREADS * 4u);
+#pragma unroll 1
+		for (uint32_t h = 0; h < a.group; h += heads) {
+#pragma unroll
+			for (uint32_t u = 0; u < N; u++)
+#pragma unroll
+				for (uint32_t k = 0; k < heads; k++)
+					if (at[u] && h + k < a.group)
+						mma_get<4>(kept + i + u * MMA_THREADS * 4u + (h + k) * stride, logit[u][k]);
+#pragma unroll
+			for (uint32_t k = 0; k < heads; k++) {
+				float2 e = end[min(h + k, a.group - 1u)];
+
+#pragma unroll
+				for (uint32_t u = 0; u < N; u++)
+#pragma unroll
+					for (int j = 0; j < 4; j++) {
+						float p = __fmul_rn(mma_exp2(__fsub_rn(logit[u][k][j], e.x)), e.y);
+
+						sum[u][j] = h + k < a.group ? __fadd_rn(sum[u][j], p) : sum[u][j];
+						/* no head saw the slot: not the last one either */
+						if (h + k + 1u == a.group && logit[u][k][j] == __int_as_float(0xff800000))
+							sum[u][j] = logit[u][k][j];
+					}
+			}
+		}
+#pragma unroll
+		for (uint32_t u = 0; u < N; u++)
+			if (at[u])
+				mma_red<4>(at[u], sum[u]);
+	}
+}
+
 /* Heat of the CTA's slots, N a thread. ahead: of the thread's first. */
 template <int N>
 static __device__ __forceinline__ void mma_heat(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,

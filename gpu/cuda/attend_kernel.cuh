@@ -8,7 +8,23 @@
 
 /* --- the tree, inside a warp ------------------------------------------------------------------------------------------------------ */
 
-/* A strip is read: its sums over the warp, merged into the group. */
+/* A strip is read: its sum over the warp, of columns h. Returns what q8 adds to its outputs. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ float mma_strip_sum(const struct mma_sum<D, NT> &s, const struct mma_more<NT> &more, int nt, int h, float &l)
+{
+	float add = more.offset[nt][h];
+
+	l = s.l[nt][h];
+#pragma unroll
+	for (int d = 4; d < 32; d <<= 1) {
+		l = __fadd_rn(l, __shfl_xor_sync(0xffffffffu, l, d));
+		if (TYPE == GPU_Q8)
+			add = __fadd_rn(add, __shfl_xor_sync(0xffffffffu, add, d));
+	}
+	return TYPE == GPU_Q8 ? __fmaf_rn(more.bias[nt][h], more.unit, add) : 0.0f;
+}
+
+/* Merged into the group. */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_strip_done(struct mma_sum<D, NT> &s, const struct mma_more<NT> &more, struct mma_sum<D, NT> &group)
 {
@@ -16,16 +32,8 @@ static __device__ __forceinline__ void mma_strip_done(struct mma_sum<D, NT> &s, 
 	for (int nt = 0; nt < NT; nt++)
 #pragma unroll
 		for (int h = 0; h < 2; h++) {
-			float a, b, l = s.l[nt][h], add = more.offset[nt][h];
+			float a, b, l, add = mma_strip_sum<TYPE, D, NT>(s, more, nt, h, l);
 
-#pragma unroll
-			for (int d = 4; d < 32; d <<= 1) {
-				l = __fadd_rn(l, __shfl_xor_sync(0xffffffffu, l, d));
-				if (TYPE == GPU_Q8)
-					add = __fadd_rn(add, __shfl_xor_sync(0xffffffffu, add, d));
-			}
-			if (TYPE == GPU_Q8)
-				add = __fmaf_rn(more.bias[nt][h], more.unit, add);
 			mma_merge(group.m[nt][h], group.l[nt][h], s.m[nt][h], l, a, b);
 #pragma unroll
 			for (int j = 0; j < D / 16; j++)
@@ -71,6 +79,33 @@ static __device__ __forceinline__ void mma_group_done(const struct mma_lane &x, 
 	mma_clear(group);
 }
 
+/* The only strip of a warp is its group and its quarter, too. Merged with nothing it would stay as it is, but for -0, which adding 0 makes 0, too. */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_strip_alone(const struct mma_lane &x, const struct mma_sum<D, NT> &s, const struct mma_more<NT> &more,
+						       struct mma_quarter<NT> &q)
+{
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			uint32_t col = nt * 8u + 2u * x.t4 + h;
+			float *to = q.out + col * (D + 4u), add = mma_strip_sum<TYPE, D, NT>(s, more, nt, h, q.l[nt][h]);
+
+			q.m[nt][h] = s.m[nt][h];
+			if (col >= x.n_rows)
+				continue;
+#pragma unroll
+			for (uint32_t j = 0; j < D / 16u; j++)
+#pragma unroll
+				for (uint32_t i = 0; i < 2; i++) {
+					float o = s.o[nt][j][2u * i + h];
+
+					to[mma_out_channel<TYPE>(j, x.g, i)] = __fadd_rn(TYPE == GPU_Q8 ? __fmaf_rn(o, more.unit, add) : o, 0.0f);
+				}
+		}
+	q.any = true;
+}
+
 /* All pages of the warp. kept: logits of the CTA's first slot; NULL without heat. next: the CTA's next lane, asked for behind them. */
 template <int TYPE, int D, int NT, bool RUN>
 static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q,
@@ -103,6 +138,10 @@ static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, c
 			__syncwarp();
 			mma_ring_pass<TYPE, D, NT, RUN>(a, x, r, next);
 		}
+		if (!RUN && x.cluster == 16u) {
+			mma_strip_alone<TYPE, D, NT>(x, strip, more, quarter);
+			continue;
+		}
 		mma_strip_done<TYPE, D, NT>(strip, more, group);
 		if (s + 1u == group_end)
 			mma_group_done<TYPE, D, NT>(x, group, quarter);
@@ -120,8 +159,10 @@ struct mma_tables {
 	float2 *part, *end, *by_warp, *got, *by_part, *by_quarter;
 	float *slices, *out;
 	uint32_t even, slice, bar;
+	uint32_t by_pairs, by_slice;	/* mma_inverse() of pairs of `even`, and of a slice's vectors of four: clusters only */
 };
 
+template <bool RUN>
 static __device__ __forceinline__ struct mma_tables mma_tables_of(char *shared, const struct mma_plan &p, const struct mma_args &a,
 								 const struct mma_lane &x)
 {
@@ -138,6 +179,8 @@ static __device__ __forceinline__ struct mma_tables mma_tables_of(char *shared, 
 	t.even = (a.rows + 1u) / 2u * 2u;
 	t.slice = mma_slice(x.n_rows, a.head_dim, x.cluster);
 	t.bar = mma_shared(shared);
+	t.by_pairs = RUN ? 0u : mma_inverse(t.even / 2u);
+	t.by_slice = RUN ? 0u : mma_inverse(t.slice / 4u);
 	return t;
 }
 
@@ -149,15 +192,19 @@ static __device__ __forceinline__ uint32_t mma_own_slice(const struct mma_args &
 	return from < all ? min(slice, all - from) : 0u;
 }
 
+static __device__ __forceinline__ int64_t mma_lse_at(const struct mma_args &a, const struct mma_lane &x, uint32_t r)
+{
+	uint32_t pair = x.row0 + r, query = mma_divide(pair, a.by_group);
+
+	return (((int64_t)x.item.row + query) * a.n_kv_heads + x.item.kv_head) * a.group + pair - query * a.group;
+}
+
 /* lse and what outputs and heat need of a row whose sum is complete. */
 static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, const struct mma_lane &x, uint32_t r, float M, float L, float2 *end)
 {
-	uint32_t pair = x.row0 + r, head = x.item.kv_head * a.group + pair % a.group;
-	int64_t row = (int64_t)x.item.row + pair / a.group;
-
 	*end = make_float2(M, L > 0.0f ? __fdiv_rn(1.0f, L) : 0.0f);
 	if (x.rank == 0 && a.lse)
-		a.lse[row * a.n_kv_heads * a.group + head] = L > 0.0f ? (M + __log2f(L)) * 0.6931471805599453f : __int_as_float(0xff800000);
+		a.lse[mma_lse_at(a, x, r)] = L > 0.0f ? (M + __log2f(L)) * 0.6931471805599453f : __int_as_float(0xff800000);
 }
 
 /* Merge four (maximum, sum) that lie `step` apart; leaves their factors in by[0], by[step], ... */
@@ -203,13 +250,6 @@ static __device__ __forceinline__ float4 mma_over_warps(const struct mma_args &a
 	return sum;
 }
 
-static __device__ __forceinline__ int64_t mma_out_at(const struct mma_args &a, const struct mma_lane &x, uint32_t r)
-{
-	uint32_t pair = x.row0 + r;
-
-	return ((int64_t)x.item.row + pair / a.group) * a.out.stride + ((int64_t)x.item.kv_head * a.group + pair % a.group) * a.head_dim;
-}
-
 static __device__ __forceinline__ void mma_store4(const struct mma_args &a, int64_t at, float4 v)
 {
 	if (a.out.type == GPU_BF16 && ((uintptr_t)a.out.data + (uintptr_t)at * 2u) % 8u == 0) {
@@ -230,11 +270,11 @@ static __device__ __forceinline__ void mma_write_alone(const struct mma_args &a,
 
 #pragma unroll 1
 	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
-		uint32_t r = e / vecs, c = e % vecs * 4u;
+		uint32_t r = mma_divide(e, a.by_vecs), c = (e - r * vecs) * 4u;
 		float4 v = mma_over_warps<D>(a, t, r, c);
 		float by = t.end[r].y;
 
-		mma_store4(a, mma_out_at(a, x, r) + c, make_float4(v.x * by, v.y * by, v.z * by, v.w * by));
+		mma_store4(a, mma_row_at(a, x, r, a.out.stride) + c, make_float4(v.x * by, v.y * by, v.z * by, v.w * by));
 	}
 }
 
@@ -246,12 +286,15 @@ static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, co
 
 	mma_cluster_wait();		/* everyone's barrier is ready */
 #pragma unroll 1
-	for (uint32_t i = threadIdx.x; i < x.cluster * pairs; i += MMA_THREADS)
-		mma_push4(mma_shared(t.got + x.rank * t.even + i % pairs * 2u), t.bar, i / pairs, *(const float4 *)(t.end + i % pairs * 2u));
+	for (uint32_t i = threadIdx.x; i < x.cluster * pairs; i += MMA_THREADS) {
+		uint32_t to = mma_divide(i, t.by_pairs), r = (i - to * pairs) * 2u;
+
+		mma_push4(mma_shared(t.got + x.rank * t.even + r), t.bar, to, *(const float4 *)(t.end + r));
+	}
 #pragma unroll 1
 	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
-		float4 v = mma_over_warps<D>(a, t, e / vecs, e % vecs * 4u);
-		uint32_t to = e * 4u / t.slice;
+		uint32_t r = mma_divide(e, a.by_vecs), to = mma_divide(e, t.by_slice);
+		float4 v = mma_over_warps<D>(a, t, r, (e - r * vecs) * 4u);
 
 		mma_push4(mma_shared(t.slices + x.rank * t.slice + (e * 4u - to * t.slice)), t.bar, to, v);
 	}
@@ -295,7 +338,7 @@ static __device__ __forceinline__ void mma_write_slice(const struct mma_args &a,
 
 #pragma unroll 1
 	for (uint32_t i = threadIdx.x; i < n; i += MMA_THREADS) {
-		uint32_t e = x.rank * t.slice + i, r = e / a.head_dim;
+		uint32_t e = x.rank * t.slice + i, r = mma_divide(e / 4u, a.by_vecs);
 		float sum = 0.0f;
 
 #pragma unroll
@@ -311,20 +354,33 @@ static __device__ __forceinline__ void mma_write_slice(const struct mma_args &a,
 					v = mma_mix(v, t.slices[k * t.slice + i], t.by_part[k * t.even + r].x, t.by_part[k * t.even + r].y);
 			sum = mma_mix(sum, v, f.x, f.y);
 		}
-		cuda_store(a.out.data, a.out.type, mma_out_at(a, x, r) + (e - r * a.head_dim), sum * t.part[r].y);
+		cuda_store(a.out.data, a.out.type, mma_row_at(a, x, r, a.out.stride) + (e - r * a.head_dim), sum * t.part[r].y);
 	}
 }
 
 /* --- the kernel --------------------------------------------------------------------------------------------------------------- */
 
+/* Do kernels know queries that lie in memory as the products want them? Of those that run on, the ones with 16 columns get slower by it. */
+template <int TYPE, int NT, bool RUN> static __device__ __forceinline__ constexpr bool mma_direct(void)
+{
+	return TYPE == GPU_BF16 && (!RUN || NT == 1);
+}
+
 /* The queries of the lane, and which one comes next. Needs a barrier after it. */
-template <int D, bool RUN>
+template <int TYPE, int D, int NT, bool RUN>
 static __device__ __forceinline__ void mma_take(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t, uint32_t &k,
-						struct cuda_item *next)
+						struct cuda_item *next, struct mma_queries<TYPE, D, NT> &q)
 {
 	uint32_t word = RUN && x.warp == MMA_WARPS - 1u ? mma_next_word(a, x.thread, ++k) : 0u;
 
-	mma_fetch_queries<D>(a, x, t.out);
+	if constexpr (mma_direct<TYPE, NT, RUN>()) {
+		if (a.direct_q)
+			mma_direct_queries<D, NT>(a, x, q);
+		else
+			mma_fetch_queries<D>(a, x, t.out);
+	} else {
+		mma_fetch_queries<D>(a, x, t.out);
+	}
 	if (RUN && x.warp == MMA_WARPS - 1u)
 		mma_next_item(a, x.thread, k, word, next);
 }
@@ -335,10 +391,10 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 						    const struct mma_tables &t, char *shared, const struct mma_queries<TYPE, D, NT> &q,
 						    struct mma_ring &r, const struct cuda_item &next)
 {
-	float *kept = a.heat_floats ? (float *)(shared + plan.logits)
-				    : a.logits + ((size_t)x.tile * a.n_kv_heads + x.item.kv_head) * a.rows * a.scratch_slots +
-					      x.cta_page * GPU_PAGE_SLOTS;
-	uint32_t stride = a.heat_floats ? a.heat_floats : a.scratch_slots;
+	bool far = RUN ? x.cta_pages * GPU_PAGE_SLOTS > a.heat_floats : !a.heat_floats;
+	size_t room = RUN ? blockIdx.x : (size_t)x.tile * a.n_kv_heads + x.item.kv_head;
+	float *kept = far ? a.logits + room * a.rows * a.scratch_slots + x.cta_page * GPU_PAGE_SLOTS : (float *)(shared + plan.logits);
+	uint32_t stride = far ? a.scratch_slots : a.heat_floats;
 	bool adds = mma_heat_adds(x);
 	struct mma_quarter<NT> quarter;
 	struct mma_own<4> four = {};
@@ -365,7 +421,9 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 	__syncthreads();
 	mma_merge_warps(a, x, t);
 	if (RUN || x.cluster == 1u) {
-		if (x.heat && adds)
+		if (RUN && NT == 1 && D <= 128 && x.heat && adds && far)
+			mma_heat_far(a, x, t.end, kept, stride);
+		else if (x.heat && adds)
 			mma_heat_add<4>(a, x, t.end, kept, stride);
 		else if (x.heat)
 			mma_heat<4>(a, x, t.end, kept, stride, four);
@@ -400,7 +458,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	}
 	plan = mma_shared_plan(a.rows, a.head_dim, D, a.cluster, a.exact_q, a.heat_floats);
 	next = (struct cuda_item *)(shared + plan.item);
-	t = mma_tables_of(shared, plan, a, x);
+	t = mma_tables_of<RUN>(shared, plan, a, x);
 	if (x.cluster > 1u) {
 		if (threadIdx.x == 0)
 			mma_bar_new(t.bar, x.cluster * (t.even * 8u + mma_own_slice(a, x, t.slice) * 4u));
@@ -414,7 +472,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 		if (!waited && (x.item.n != 1u || r.feed >= r.end || r.feed == fresh || fed == r.stages)) {
 			mma_next();
 			mma_after();
-			mma_take<D, RUN>(a, x, t, k, next);
+			mma_take<TYPE, D, NT, RUN>(a, x, t, k, next, q);
 			waited = 1;
 		}
 		if (fed < r.stages)
@@ -425,8 +483,10 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 		__syncthreads();
 		if (RUN)
 			mma_ring_advance<TYPE, D, NT>(a, x, r, *next);
-		mma_load_queries<TYPE, D, NT>(a, x, t.out, plan.lower, shared, q);
-		__syncthreads();
+		if (!mma_direct<TYPE, NT, RUN>() || !a.direct_q) {
+			mma_load_queries<TYPE, D, NT>(a, x, t.out, plan.lower, shared, q);
+			__syncthreads();
+		}
 		mma_one_lane<TYPE, D, NT, RUN>(a, x, plan, t, shared, q, r, *next);
 		if (!RUN || !next->n)
 			return;
@@ -435,7 +495,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 		mma_begin<TYPE>(a, x);
 		next = (struct cuda_item *)(shared + plan.item) + (next == (struct cuda_item *)(shared + plan.item));
 		__syncthreads();	/* all are done with the last lane's outputs */
-		mma_take<D, RUN>(a, x, t, k, next);
+		mma_take<TYPE, D, NT, RUN>(a, x, t, k, next, q);
 	}
 }
 

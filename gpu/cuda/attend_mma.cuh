@@ -39,10 +39,12 @@ struct mma_args {
 	uint32_t cluster;		/* 1, 4 or 16 */
 	uint32_t at_once;		/* CTAs that run side by side */
 	uint32_t exact_q;		/* queries have more digits than a slot: they come as a sum of two */
+	uint32_t direct_q;		/* queries lie in memory as the products want them */
+	uint32_t by_group, by_vecs;	/* mma_inverse() of the group, and of a head's vectors of four */
 	struct gpu_tensor q, out;
 	float *lse;
 	float scale;			/* times log2(e) */
-	float *logits;			/* scratch: [tile][kv head][rows][scratch_slots] */
+	float *logits;			/* scratch: [tile][kv head][rows][scratch_slots]; if a CTA has whole lanes: [CTA][rows][scratch_slots] */
 	uint32_t scratch_slots;
 };
 
@@ -50,6 +52,10 @@ struct mma_args {
 struct mma_plan {
 	uint32_t item, part, end, by_warp, got, by_part, by_quarter, slices, out, lower, logits, ring;
 };
+
+/* n / d as a product, for n * d below 2^32: behind a lane's last page all is one chain of instructions, in which a division takes 100 cycles. */
+static __host__ __device__ __forceinline__ uint32_t mma_inverse(uint32_t d) { return d > 1u ? 0xffffffffu / d + 1u : 0u; }
+static __device__ __forceinline__ uint32_t mma_divide(uint32_t n, uint32_t inverse) { return inverse ? __umulhi(n, inverse) : n; }
 
 static __host__ __device__ __forceinline__ uint32_t mma_slice(uint32_t rows, uint32_t d, uint32_t cluster)	/* floats */
 {
@@ -294,14 +300,21 @@ template <int TYPE, int D, int NT> struct mma_queries {
 	uint32_t lower;			/* what is in shared memory; 0: nothing */
 };
 
+/* Where row r of the tile is in a tensor. */
+static __device__ __forceinline__ int64_t mma_row_at(const struct mma_args &a, const struct mma_lane &x, uint32_t r, int64_t stride)
+{
+	uint32_t pair = x.row0 + r, query = mma_divide(pair, a.by_group), head = x.item.kv_head * a.group + pair - query * a.group;
+
+	return ((int64_t)x.item.row + query) * stride + (int64_t)head * a.head_dim;
+}
+
 /* The tile's queries as float32 into shared memory, [row][D + 4]; channels that a head has not are zeros. Needs a barrier after it. */
 template <int D> static __device__ __forceinline__ void mma_fetch_queries(const struct mma_args &a, const struct mma_lane &x, float *to)
 {
 #pragma unroll 1
 	for (uint32_t e = threadIdx.x; e < x.n_rows * (D / 4u); e += MMA_THREADS) {
-		uint32_t r = e / (D / 4u), c = e % (D / 4u) * 4u, pair = x.row0 + r;
-		int64_t at = ((int64_t)x.item.row + pair / a.group) * a.q.stride +
-			     ((int64_t)x.item.kv_head * a.group + pair % a.group) * a.head_dim + c;
+		uint32_t r = e / (D / 4u), c = e % (D / 4u) * 4u;
+		int64_t at = mma_row_at(a, x, r, a.q.stride) + c;
 		float4 v = make_float4(0, 0, 0, 0);
 
 		if (c < a.head_dim) {
@@ -414,11 +427,36 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 		}
 #pragma unroll
 		for (uint32_t i = 0; i < 2; i++) {	/* column 2 t4 + i is loaded by the threads with g = 2 t4 + i */
-			uint32_t from_thread = (2u * x.t4 + i) * 4u, query = (x.row0 + nt * 8u + 2u * x.t4 + i) / a.group;
+			uint32_t from_thread = (2u * x.t4 + i) * 4u, query = mma_divide(x.row0 + nt * 8u + 2u * x.t4 + i, a.by_group);
 
 			q.scale[nt][i] = a.scale * (half ? 1.0f / __shfl_sync(0xffffffffu, by, from_thread) : 1.0f);
 			q.sum[nt][i] = TYPE == GPU_Q8 ? __shfl_sync(0xffffffffu, sum * by, from_thread) : 0.0f;
 			q.pos[nt][i] = x.item.pos + (int32_t)query;
+		}
+	}
+}
+
+/* The same from memory, for queries that come as K does, in bfloat16. */
+template <int D, int NT>
+static __device__ __forceinline__ void mma_direct_queries(const struct mma_args &a, const struct mma_lane &x,
+							  struct mma_queries<GPU_BF16, D, NT> &q)
+{
+	q.lower = 0;
+#pragma unroll
+	for (uint32_t nt = 0; nt < NT; nt++) {
+		int64_t at = mma_row_at(a, x, min(nt * 8u + x.g, x.n_rows - 1u), a.q.stride) + 2u * x.t4;
+		const uint32_t *row = (const uint32_t *)((const __nv_bfloat16 *)a.q.data + at);
+
+#pragma unroll
+		for (uint32_t j = 0; j < D / 16u; j++)
+#pragma unroll
+			for (uint32_t i = 0; i < 2; i++)
+				q.hi[nt][j][i] = j * 16u < a.head_dim ? row[j * 8u + i * 4u] : 0u;
+#pragma unroll
+		for (uint32_t i = 0; i < 2; i++) {
+			q.scale[nt][i] = a.scale;
+			q.sum[nt][i] = 0.0f;
+			q.pos[nt][i] = x.item.pos + (int32_t)mma_divide(x.row0 + nt * 8u + 2u * x.t4 + i, a.by_group);
 		}
 	}
 }

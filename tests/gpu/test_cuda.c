@@ -412,12 +412,12 @@ static void split_and_whole_lanes_give_the_same_bits(void **state)
 }
 
 /*
- * The same session once, 8 and 64 times in a step: 8 lanes, 64 and 512, which 16, 4 and 1 CTAs a lane read on a GPU of 132 multiprocessors. Every copy
- * must have the bits of the first.
+ * The same session once, 8, 64 and 40 times in a step: 8 lanes, 64, 512 and 320, which 16, 4, 1 and 1 CTAs a lane read on a GPU of 132
+ * multiprocessors. Every copy must have the bits of the first.
  */
 static void however_many_ctas_share_a_lane_the_bits_are_the_same(void **state)
 {
-	static const uint32_t copies[] = { 1, 8, 64 }, len[][3] = { { 2300, 2049, 1999 }, { 700, 40, 2048 }, { 16, 257, 1 } };
+	static const uint32_t copies[] = { 1, 8, 64, 40 }, len[][3] = { { 2300, 2049, 1999 }, { 700, 40, 2048 }, { 16, 257, 1 } };
 	enum { WIDTH = 8 * 4 * 128, COPIES = 64 };
 
 	(void)state;
@@ -448,7 +448,7 @@ static void however_many_ctas_share_a_lane_the_bits_are_the_same(void **state)
 		for (uint32_t i = 1; i < COPIES; i++)	/* one query for all */
 			assert_int_equal(gpu_copy(w->dev, w->stream, (float *)q.device.data + (size_t)i * WIDTH, q.device.data,
 						  WIDTH * sizeof(float)), 0);
-		for (unsigned c = 0; c < 3; c++) {
+		for (unsigned c = 0; c < 4; c++) {
 			for (uint32_t i = 0; i < copies[c]; i++) {
 				many[i] = seq[0];
 				many[i].row = i;
@@ -470,6 +470,64 @@ static void however_many_ctas_share_a_lane_the_bits_are_the_same(void **state)
 		world_tensor_free(w, &out);
 		gpu_step_free(w->dev, step);
 		world_free(w);
+	}
+}
+
+/*
+ * Lanes whose logits fit into shared memory beside lanes whose logits do not: outputs, and heat of several kinds, of six sessions in one step (360
+ * lanes, each read by one CTA of a GPU of 132 multiprocessors) and one after the other (60 lanes, each read by four). The second turn of each finds the
+ * first one's heat.
+ */
+static void short_and_long_lanes_give_the_same_heat(void **state)
+{
+	static const uint32_t n[] = { 1, 1, 1, 1, 1, 1 }, len[] = { 120, 520, 33, 520, 700, 16, 257, 900, 3300, 2300, 64 };
+	static const struct {
+		uint32_t group, type, n_heat, heat[GPU_MAX_HEAT];
+	} turn[] = {
+		{ 4, GPU_BF16, 1, { EVICT_HEAT_SUM } }, { 3, GPU_Q8, 2, { EVICT_HEAT_MAX, EVICT_HEAT_SQUARES } }, { 16, GPU_BF16, 1, { EVICT_HEAT_SUM } },
+	};
+	enum { KV = 60, SESSIONS = 6 };
+	struct oracle_seq oracle[WORLD_MAX_SESSIONS];
+
+	(void)state;
+	(void)device();
+	for (unsigned t = 0; t < sizeof(turn) / sizeof(turn[0]); t++) {
+		const struct world_spec spec = {
+			.shape = { .n_kv_heads = KV, .group = turn[t].group, .head_dim = 128, .slot_type = turn[t].type }, .n_layers = 1, .n_sessions = SESSIONS,
+			.window = 32, .max_slots = 3300, .n_heat = turn[t].n_heat, .heat = { turn[t].heat[0], turn[t].heat[1] }, .observe = 1,
+			.n_credit = 1, .seed = 91 + t, .places = 92,
+		};
+		const uint32_t width = KV * turn[t].group * 128;
+		struct world *w[2];
+		struct world_tensor q[2], out[2];
+
+		for (unsigned i = 0; i < 2; i++) {
+			struct gpu_seq seq[WORLD_MAX_SESSIONS];
+			uint32_t rows;
+
+			w[i] = world_new(&spec);
+			for (unsigned j = 0; j < SESSIONS; j++)
+				world_fill(w[i], j, len, sizeof(len) / sizeof(len[0]), 1);
+			world_put(w[i]);
+			rows = world_step(w[i], n, seq, oracle);
+			world_tensor_new(w[i], &q[i], rows, width, GPU_F32, 0, 2.0f);
+			world_tensor_new(w[i], &out[i], rows, width, GPU_F32, 0, 0.0f);
+			for (unsigned k = 0; k < (i ? 2u * SESSIONS : 2u); k++) {
+				assert_int_equal(gpu_step_set(w[i]->step, w[i]->stream, &spec.shape, w[i]->map, &seq[i ? k % SESSIONS : 0],
+							  i ? 1 : SESSIONS, 3300), 0);
+				assert_int_equal(gpu_attend(w[i]->step, w[i]->stream, 0, &q[i].device, &out[i].device, 0.0883883f, NULL), 0);
+			}
+			world_tensor_read(w[i], &out[i]);
+			world_pull(w[i]);
+		}
+		assert_memory_equal(out[0].host.data, out[1].host.data, out[0].bytes);
+		for (uint32_t s = 0; s < w[0]->n_slabs; s++)
+			assert_memory_equal(w[0]->actual[w[0]->slab_order[s]], w[1]->actual[w[1]->slab_order[s]], w[0]->slab[w[0]->slab_order[s]].bytes);
+		for (unsigned i = 0; i < 2; i++) {
+			world_tensor_free(w[i], &q[i]);
+			world_tensor_free(w[i], &out[i]);
+			world_free(w[i]);
+		}
 	}
 }
 
@@ -646,6 +704,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(two_processes_map_one_slab),
 		cmocka_unit_test(split_and_whole_lanes_give_the_same_bits),
 		cmocka_unit_test(however_many_ctas_share_a_lane_the_bits_are_the_same),
+		cmocka_unit_test(short_and_long_lanes_give_the_same_heat),
 		cmocka_unit_test(slots_written_in_the_step_before_are_seen),
 		cmocka_unit_test(nobody_changes_nothing_and_keeps_the_key),
 	};
