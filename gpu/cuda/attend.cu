@@ -82,11 +82,11 @@ static uint32_t far_slots(const struct cuda_mma *m, uint32_t live_max)
 }
 
 /*
- * About how many microseconds a layer takes with so many CTAs a lane: they run in rounds, each of which begins and ends; one CTA alone gets no
- * more than RATE_CTA out of the memory, two on a multiprocessor RATE_PAIR each (those of a pair end last where not all have one), a
- * multiprocessor's share of the whole is RATE_SM, or RATE_ONE of it where only one CTA fits. Heat from logits in scratch takes FAR_US a slot: half
- * of it is counted, since not every step takes heat. The numbers are an H100's, the lower three such that what was fastest on an H200 comes out;
- * only their ratios matter.
+ * About how many microseconds a layer takes with so many CTAs a lane: they run in rounds, each of which begins and ends; one CTA alone
+ * gets no more than RATE_CTA out of the memory, two on a multiprocessor RATE_PAIR each (those of a pair end last where not all have one), a
+ * multiprocessor's share of the whole is RATE_SM, or RATE_ONE of it where only one CTA fits. Heat from logits in scratch takes FAR_US a
+ * slot: half of it is counted, since not every step takes heat. The numbers are an H100's, the lower three such that what was fastest on an
+ * H200 comes out; only their ratios matter.
  */
 #define RATE_CTA 30e3	/* bytes a microsecond */
 #define RATE_SM 24e3

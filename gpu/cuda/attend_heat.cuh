@@ -148,11 +148,11 @@ static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, co
 	}
 }
 
-/* The same where the logits are in scratch, that is in the L2: many of them are asked for at once. The usual heat, four slots a thread. */
+/* The same where the logits are in scratch, that is in the L2: many are asked for at once. Four slots a thread, twice. */
 static __device__ __forceinline__ void mma_heat_far(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
 						    uint32_t stride)
 {
-	constexpr uint32_t N = 2u, heads = 4;	/* quads of slots, heads */
+	constexpr uint32_t N = 2u, heads = 4u;	/* four slots so often, and heads, at once */
 
 #pragma unroll 1
 	for (uint32_t i = threadIdx.x * 4u; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * 4u * N) {

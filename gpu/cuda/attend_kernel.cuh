@@ -10,7 +10,8 @@
 
 /* A strip is read: its sum over the warp, of columns h. Returns what q8 adds to its outputs. */
 template <int TYPE, int D, int NT>
-static __device__ __forceinline__ float mma_strip_sum(const struct mma_sum<D, NT> &s, const struct mma_more<NT> &more, int nt, int h, float &l)
+static __device__ __forceinline__ float mma_strip_sum(const struct mma_sum<D, NT> &s, const struct mma_more<NT> &more, int nt, int h,
+						      float &l)
 {
 	float add = more.offset[nt][h];
 
@@ -79,10 +80,10 @@ static __device__ __forceinline__ void mma_group_done(const struct mma_lane &x, 
 	mma_clear(group);
 }
 
-/* The only strip of a warp is its group and its quarter, too. Merged with nothing it would stay as it is, but for -0, which adding 0 makes 0, too. */
+/* The only strip of a warp is its group and its quarter, too: merged with nothing it would stay as it is, but for -0. */
 template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_strip_alone(const struct mma_lane &x, const struct mma_sum<D, NT> &s, const struct mma_more<NT> &more,
-						       struct mma_quarter<NT> &q)
+static __device__ __forceinline__ void mma_strip_alone(const struct mma_lane &x, const struct mma_sum<D, NT> &s,
+						       const struct mma_more<NT> &more, struct mma_quarter<NT> &q)
 {
 #pragma unroll
 	for (int nt = 0; nt < NT; nt++)
@@ -100,7 +101,8 @@ static __device__ __forceinline__ void mma_strip_alone(const struct mma_lane &x,
 				for (uint32_t i = 0; i < 2; i++) {
 					float o = s.o[nt][j][2u * i + h];
 
-					to[mma_out_channel<TYPE>(j, x.g, i)] = __fadd_rn(TYPE == GPU_Q8 ? __fmaf_rn(o, more.unit, add) : o, 0.0f);
+					o = TYPE == GPU_Q8 ? __fmaf_rn(o, more.unit, add) : o;
+					to[mma_out_channel<TYPE>(j, x.g, i)] = __fadd_rn(o, 0.0f);	/* -0 becomes 0 */
 				}
 		}
 	q.any = true;
