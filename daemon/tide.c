@@ -371,6 +371,9 @@ void tide_turn(struct session *s)
 		s->cap = 0;
 	if (s->tide.wish)
 		s->tide.slots = evict_tide_step(now > wish || !now ? wish : now, s->tide.wish, s->table.window, floor, wish);
+	/* While not one slab is free somebody may be waiting for just that 16th. */
+	if (s->tide.wish >= floor && s->tide.wish < s->tide.slots && s->tide.slots == now && !s->pool->n_free)
+		s->tide.slots = s->tide.wish;
 }
 
 uint32_t tide_cap(const struct session *s)
