@@ -97,12 +97,20 @@ bool queue_may_ahead(const struct session *s)
 	       !s->marks && !s->record && !budget_measures(s);
 }
 
-/* The client's words, for the device to write and to wait for. */
-static bool words_registered(struct client *c, struct pool *pool)
+/* The client's words, for the device to write and to wait for. A first wait, over at once, finds out whether the driver knows of waits. */
+static int register_words(struct client *c, const struct queue *q, struct pool *pool)
 {
-	if (!c->registered && gpu_register(pool->dev, c->shared, WIRE_SHARED_BYTES) == 0)
-		c->registered = pool->dev;
-	return c->registered;
+	uint64_t *const word[1] = { &c->shared->session[0].finished };
+	const uint64_t none = 0;
+	int rc;
+
+	if (c->registered)
+		return 0;
+	rc = gpu_register(pool->dev, c->shared, WIRE_SHARED_BYTES);
+	if (rc)
+		return rc;
+	c->registered = pool->dev;
+	return gpu_await(q->dev, q->stream, 1, word, &none);
 }
 
 bool queue_ahead(struct session *s)
@@ -124,10 +132,12 @@ bool queue_ahead(struct session *s)
 		return false;
 	}
 	rc = q->dev ? 0 : open_ahead(q, pool);
-	if (rc || !words_registered(c, pool)) {
+	if (!rc)
+		rc = register_words(c, q, pool);
+	if (rc) {
 		d->no_ahead = true;
 		log_line(LOG_WARN, "no_turns_ahead pool=%s because=\"%s\" hint=\"windows are handed over by the processor\"", pool->name,
-			 rc ? strerror(-rc) : "a client's words cannot be registered with the device");
+			 strerror(-rc));
 		return false;
 	}
 	q->client = c;
