@@ -105,7 +105,7 @@ int evict_resplit(const struct evict_split *split, const struct evict_split_in *
 	const uint32_t n = in->n_layers * in->n_kv_heads;
 	uint32_t *next = (uint32_t *)(void *)(work + n);
 	uint64_t in_force = 0, moved = 0;
-	int shrinks = 0, rests;
+	int shrinks = 0, whole = 0, rests;
 
 	evict_split(split, in, next, work);
 	rests = memcmp(next, target, n * sizeof(*next)) == 0;
@@ -113,8 +113,9 @@ int evict_resplit(const struct evict_split *split, const struct evict_split_in *
 	for (uint32_t i = 0; i < n; i++) {
 		in_force += budget[i];
 		shrinks |= next[i] < budget[i];
+		whole |= next[i] == in->ceiling && budget[i] < next[i];
 	}
-	if (in_force && shrinks && !rests) {
+	if (in_force && shrinks && !rests && !whole) {
 		evict_reshare(in, budget, work);
 		for (uint32_t i = 0; i < n; i++)
 			moved += next[i] > budget[i] ? next[i] - budget[i] : 0;

@@ -132,7 +132,8 @@ void evict_split(const struct evict_split *split, const struct evict_split_in *i
  *	nothing is in force yet (all budgets are 0), or
  *	it takes no slot from any lane, or
  *	at least a 32nd of the total would change lanes, or
- *	it is what it was at the last window's end (target): it has come to rest.
+ *	it is what it was at the last window's end (target): it has come to rest, or
+ *	a lane is to hold as many slots as there are tokens (in->ceiling): waiting would cost it what never comes back.
  * Else evict_reshare().
  * @budget: [lanes], in: in force, out: to be in force. @target: [lanes], kept between calls, zeros at first.
  * @work: [2 * lanes]. Returns 1 if the split's answer was taken.

@@ -548,6 +548,28 @@ static void a_new_split_waits_until_it_is_worth_the_moves(void **state)
 	assert_int_equal(sum_of(got, 4), 1210);
 }
 
+/* What is evicted while it waits never comes back. */
+static void a_lane_that_holds_all_tokens_waits_for_nothing(void **state)
+{
+	const struct evict_split headkv = split_of("head:beta=1");
+	struct evict_split_in in = { .n_layers = 1, .n_kv_heads = 4, .total = 4000, .floor = 50, .ceiling = 1500, .table = table };
+
+	(void)state;
+	memset(got, 0, sizeof(got));
+	memset(target, 0, sizeof(target));
+	table[0] = 3000.0f;
+	table[1] = 500.0f;
+	table[2] = 250.0f;
+	table[3] = 250.0f;
+	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);
+	assert_int_equal(got[0], 1500);
+	in.ceiling = 1532;
+	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);		/* 32 of 4000 */
+	assert_int_equal(got[0], 1532);
+	assert_true(got[1] < 1250 && got[2] < 625);
+	assert_int_equal(sum_of(got, 4), 4000);
+}
+
 static void splits_are_parsed_like_policies(void **state)
 {
 	struct evict_split split;
@@ -594,6 +616,7 @@ int main(void)
 		cmocka_unit_test(lanes_that_are_alike_get_the_same),
 		cmocka_unit_test(every_split_adds_up_for_anything),
 		cmocka_unit_test(a_new_split_waits_until_it_is_worth_the_moves),
+		cmocka_unit_test(a_lane_that_holds_all_tokens_waits_for_nothing),
 		cmocka_unit_test(splits_are_parsed_like_policies),
 	};
 
