@@ -242,13 +242,13 @@ def levers(rows, plots, link):
     if not by:
         return []
     n = max(len(c) for cells in by.values() for c in cells.values())
-    few = sorted({len(c) for cells in by.values() for c in cells.values() if c} - {n})
+    by = {at: {lever: c if len(c) == n else {} for lever, c in cells.items()} for at, cells in by.items()}
     out = ["## Rank, split, window and precision: each alone, and together", "",
-           "KL to the full cache in float32, over all tokens, relative to the base's on the same document: geometric mean over %d documents%s with its 95 %% interval, and the "
-           "document where it is worst; the base's row has its KL. Base: the best published-style rule (mean attention, newest half protected), equal lanes, bf16. Where "
+           "KL to the full cache in float32, over all tokens, relative to the base's on the same document: geometric mean over %d documents with its 95 %% interval, and the "
+           "document where it is worst; the base's row has its KL; what was not measured on all of them is left out. Base: the best published-style rule (mean attention, newest half protected), equal lanes, bf16. Where "
            "nothing else is said a lever has the base's slots; in the base's bytes q8 has 1.88 times as many. `window auto` is 8 and 15 tokens at 122 and 245 slots, and "
            "32, the base's, from 512 on: there it changes nothing. The table of `measured` is share/smollm2-135M.lanes, which saw none of the documents. How it was made, "
-           "and what failed: [quality-lanes.md](quality-lanes.md), [rule.md](rule.md)." % (n, " (%s where marked)" % ", ".join(map(str, few)) if few else ""), "",
+           "and what failed: [quality-lanes.md](quality-lanes.md), [rule.md](rule.md)." % n, "",
            "| levers | " + " | ".join("%d tokens, %d %% (%d slots)" % (t, p, t * p // 100) for t, p in sorted(by)) + " |", "|---|" + "---|" * len(by)]
     for lever in quality.LEVERS:
         line = []
@@ -258,7 +258,7 @@ def levers(rows, plots, link):
                 line.append(text_ci(*mean_ci([r["kl_all"] for r in cells.values()]), 4))
                 continue
             v = lever_ratio(by[at], lever)
-            line.append("%s; %.2f %s%s" % (text_ratio(v[:2]), v[2], v[3], " [%d]" % len(cells) if len(cells) < n else "") if v else "")
+            line.append("%s; %.2f %s" % (text_ratio(v[:2]), v[2], v[3]) if v else "")
         out.append("| %s | %s |" % (lever_name(*lever), " | ".join(line)))
     plot_levers(by, os.path.join(plots, "levers.svg"))
     return out + ["", "![levers](%slevers.svg)" % link, ""]
