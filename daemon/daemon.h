@@ -45,7 +45,7 @@ struct client;
  *
  * A claim is not a state: it is a bit in the shared word, and `claimed` here remembers that we set it.
  *
- * Ahead (CUDA, serve.c): the turn is enqueued behind a wait for the client's device, and the grant is published at once, for
+ * Ahead (CUDA, queue.c): the turn is enqueued behind a wait for the client's device, and the grant is published at once, for
  * windows whose work the client has behind a wait for our device. Until that has done the turn the session is `flying`, whatever its state: no
  * other turn begins, and what the turn frees is not free yet.
  * CLOSE while SESSION_DAEMON or flying: `closing`, and the session ends when the device is done.
@@ -304,7 +304,7 @@ const struct conf_session *change_asked(const struct session *s);	/* the setting
 int change_prepare(struct session *s, const struct conf_session *asked, char *why, size_t why_bytes);
 void change_amounts(struct session *s);				/* before a turn is planned: what it may plan with already */
 void change_reserve(struct session *s);				/* after: memory for the rest, or the change is off */
-void change_run(struct session *s, const struct queue *q);				/* behind the turn's select: on the device, and then here */
+void change_run(struct session *s, const struct queue *q);	/* behind the turn's select: on the device, and then here */
 void change_release(struct session *s);				/* after the turn: the blocks that it had before go back */
 
 /* --- turn.c */

@@ -157,33 +157,26 @@ static void publish_table(const struct queue *q, struct pool *pool, struct sessi
 /* The device shall begin when the client's has done what the turns are about; behind what the pool's own stream has been given, too. */
 static void await_client(const struct queue *q, struct pool *pool, const struct session *list)
 {
-	uint64_t *word[BATCH], value[BATCH];
+	uint64_t *word[WIRE_MAX_SESSIONS], value[WIRE_MAX_SESSIONS];
 	unsigned n = 0;
 
 	serve_must(gpu_order(q->dev, pool->stream, q->stream), "order", pool);
 	for (const struct session *s = list; s; s = s->next_due) {
 		word[n] = &s->client->shared->session[s->index].finished;	/* partner: the client's device, at step_end */
 		value[n++] = s->tokens;
-		if (n == BATCH || !s->next_due) {
-			serve_must(gpu_await(q->dev, q->stream, n, word, value), "await", pool);
-			n = 0;
-		}
 	}
+	serve_must(gpu_await(q->dev, q->stream, n, word, value), "await", pool);
 }
 
 /* The device says that it has done the batch: to the clients that wait for it, and to us. */
 static void say_done(struct queue *q, struct pool *pool, struct session *list)
 {
-	uint64_t *word[BATCH + 1], value[BATCH + 1];
+	uint64_t *word[WIRE_MAX_SESSIONS + 1], value[WIRE_MAX_SESSIONS + 1];
 	unsigned n = 0;
 
 	for (struct session *s = q->client ? list : NULL; s; s = s->next_due) {
 		word[n] = &s->client->shared->session[s->index].turned;		/* partner: the client's stream, at step_begin */
 		value[n++] = ++s->turn;
-		if (n == BATCH) {
-			serve_must(gpu_signal(q->dev, q->stream, n, word, value), "signal", pool);
-			n = 0;
-		}
 	}
 	word[n] = q->done;
 	value[n] = ++q->batches;
@@ -249,6 +242,7 @@ void serve_run(struct daemon *d, unsigned index)
 /* The device has done the session's turn. Returns whether memory has become free. */
 static bool turn_done(struct session *s, unsigned index)
 {
+	const bool granted = s->flying;		/* already, or as soon as the outbox is empty */
 	bool freed;
 
 	tide_learn(s);
@@ -259,31 +253,27 @@ static bool turn_done(struct session *s, unsigned index)
 	freed = s->freed || s->what & GPU_COMPACT || s->n_moves[0] || s->old_table_id != POOL_NO_ID;
 	s->freed = false;
 	turn_release(s);
-	if (s->flying) {
-		s->flying = s->ahead = false;
-		if (s->closing)
-			session_end(s);
-		return freed;
-	}
-	s->state = SESSION_PUBLISH;
+	s->flying = s->ahead = false;
+	if (!granted)
+		s->state = SESSION_PUBLISH;
 	if (s->closing) {
 		session_end(s);
-		return freed;
+	} else if (!granted) {
+		client_announce(s->client, index);
+		serve_publish(s);
 	}
-	client_announce(s->client, index);
-	serve_publish(s);
 	return freed;
 }
 
 /* Sessions that could not go ahead, because a batch was before them: nobody else may ever tell of them. */
 static void look_again(struct daemon *d, struct client *c)
 {
-	if (!c->gone && d->loop)
-		client_look(c);
-	for (unsigned i = 0; i < d->max_clients && d->ahead_refused && d->loop; i++)
-		if (d->client[i] && d->client[i] != c && !d->client[i]->gone)
-			client_look(d->client[i]);
+	const bool all = d->ahead_refused;	/* those that are refused now are for the next time */
+
 	d->ahead_refused = false;
+	for (unsigned i = 0; i < d->max_clients && d->loop; i++)
+		if (d->client[i] && (all || d->client[i] == c) && !d->client[i]->gone)
+			client_look(d->client[i]);
 }
 
 void serve_done(struct daemon *d, unsigned index)

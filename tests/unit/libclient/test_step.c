@@ -294,17 +294,23 @@ static void grant_ahead(struct rig *r, uint32_t tokens)
 	fake_grant(&r->f, 0, tokens);
 }
 
+/* A rig whose sessions have used their first window up, and whose daemon grants only what the test has it grant. */
+static void rig_used_up(struct rig *r, unsigned sessions)
+{
+	rig_up(r, sessions, 0);
+	__atomic_store_n(&r->f.no_grants, true, __ATOMIC_RELEASE);
+	step(r, 8);
+	assert_int_equal(wire_load64(&r->f.shared->session[0].launched), 8);
+	settle(r);
+}
+
 static void a_step_waits_for_the_turn_that_its_window_was_granted_on(void **state)
 {
 	struct rig r = { .f.window = 8 };
 	pthread_t t;
 
 	(void)state;
-	rig_up(&r, 2, 0);
-	__atomic_store_n(&r.f.no_grants, true, __ATOMIC_RELEASE);
-	step(&r, 8);
-	assert_int_equal(wire_load64(&r.f.shared->session[0].launched), 8);
-	settle(&r);
+	rig_used_up(&r, 2);
 	fake_grant(&r.f, 1, 8);
 	grant_ahead(&r, 8);
 	assert_int_equal(pthread_create(&t, NULL, late_turn, &r), 0);
@@ -331,10 +337,7 @@ static void death_lets_a_waiting_stream_through(void **state)
 	pthread_t t;
 
 	(void)state;
-	rig_up(&r, 1, 0);
-	__atomic_store_n(&r.f.no_grants, true, __ATOMIC_RELEASE);
-	step(&r, 8);
-	settle(&r);
+	rig_used_up(&r, 1);
 	grant_ahead(&r, 8);
 	assert_int_equal(pthread_create(&t, NULL, late_hangup, &r), 0);
 	(void)ebb_step_begin(r.batch, &(uint32_t){ 1 }, 5000);	/* it returns; what, depends on who is first */
