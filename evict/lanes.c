@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define KIND "ebbd-lanes"
+#define OLD_WINDOW 32u		/* of tables that do not say */
 #define HEAD_LINE "a first line of \"" KIND " 1 LAYERS KV_HEADS\""
 #define MAX_WORDS (EVICT_MAX_CURVE + 4)
 #define MAX_LANES 65536u	/* of a session */
@@ -159,32 +160,41 @@ static int read_budgets(const struct line *line, struct evict_lanes *head, struc
 	return head->n_budgets ? 0 : complain(why, line, 1, "numbers of slots, whole and rising");
 }
 
+static int read_count(const struct line *line, const char *allowed, uint32_t *out, struct evict_sentence *why)
+{
+	if (whole(line, 1, out) || !*out)
+		return complain(why, line, 1, allowed);
+	return line->words > 2 ? complain(why, line, 2, "the end of the line") : 0;
+}
+
 /* One line between the first and the lanes. 1: it is one. */
 static int read_about(const struct line *line, const char *model, struct evict_lanes *head, struct evict_sentence *why)
 {
 	int rc = -EINVAL;
 
-	if (!is_word(line, "model") && !is_word(line, "tokens") && !is_word(line, "budgets"))
+	if (!is_word(line, "model") && !is_word(line, "tokens") && !is_word(line, "window") && !is_word(line, "budgets"))
 		return 0;
 	if ((is_word(line, "model") && *head->model) || (is_word(line, "tokens") && head->tokens) ||
-	    (is_word(line, "budgets") && head->n_budgets))
-		return complain(why, line, 0, "model, tokens and budgets once each, and this one has been");
+	    (is_word(line, "window") && head->window) || (is_word(line, "budgets") && head->n_budgets))
+		return complain(why, line, 0, "model, tokens, window and budgets once each, and this one has been");
 	if (is_word(line, "model"))
 		rc = read_model(line, model, head, why);
 	else if (is_word(line, "budgets"))
 		rc = read_budgets(line, head, why);
-	else if (whole(line, 1, &head->tokens) || !head->tokens)
-		complain(why, line, 1, "the tokens of the texts that were measured, a whole number from 1");
+	else if (is_word(line, "tokens"))
+		rc = read_count(line, "the tokens of the texts that were measured, a whole number from 1", &head->tokens, why);
 	else
-		rc = line->words > 2 ? complain(why, line, 2, "the end of the line") : 0;
+		rc = read_count(line, "the window under which budgets were measured, a whole number from 1", &head->window, why);
 	return rc ? rc : 1;
 }
 
 /* Before the first lane, which is in `line`. */
-static int check_about(const struct evict_lanes *head, const struct line *line, struct evict_sentence *why)
+static int check_about(struct evict_lanes *head, const struct line *line, struct evict_sentence *why)
 {
 	char allowed[80];
 
+	if (!head->window)
+		head->window = OLD_WINDOW;
 	if (!head->n_budgets || head->tokens > head->budget[head->n_budgets - 1])
 		return 0;
 	snprintf(allowed, sizeof(allowed), "a line \"tokens N\" above the lanes, N more than the last budget, %u",

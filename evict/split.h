@@ -46,6 +46,7 @@ struct evict_lanes {
 	uint32_t n_layers, n_kv_heads;
 	char model[EVICT_MODEL];	/* whose lanes they are; "": it does not say */
 	uint32_t tokens;		/* of the texts that the losses were measured on: a lane of so many slots loses nothing */
+	uint32_t window;		/* slots of each budget that the window's own tokens took there */
 	uint32_t n_budgets;		/* losses per lane; 0: none */
 	uint32_t budget[EVICT_MAX_CURVE];	/* slots, rising, below tokens */
 };

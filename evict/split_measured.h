@@ -4,7 +4,8 @@
  * beyond them, log marginal is linear in log slots. The one marginal loss at which the lanes' slots, between floor and ceiling, add up
  * is found by halving.
  *
- * Losses were measured on texts of `tokens` tokens. On a text t times as long the curves are stretched by t^scale.
+ * Losses were measured on texts of `tokens` tokens. On a text t times as long the curves are stretched by t^scale. What a lane can keep is its
+ * slots without those of the coming window's own tokens: a curve that was measured under another window moves by the difference.
  */
 #ifndef EVICT_SPLIT_MEASURED_H
 #define EVICT_SPLIT_MEASURED_H
@@ -17,6 +18,7 @@
 struct measured {
 	uint32_t n;
 	float at[EVICT_MAX_CURVE];	/* log2 slots, rising */
+	double more;			/* slots that the window takes beyond the one of the table, or less */
 };
 
 /* log2 of the slots at which the lane's marginal loss is 2^y. Neighbours differ: log marginals fall with a slope of -1/2 or steeper. */
@@ -36,7 +38,7 @@ static double measured_total(const struct measured *m, const struct evict_split_
 	double total = 0.0;
 
 	for (uint32_t lane = 0; lane < split_lanes(in); lane++) {
-		const double slots = (double)evict_exp2(measured_slots(m, in->curve + (size_t)lane * EVICT_MAX_CURVE, y));
+		const double slots = (double)evict_exp2(measured_slots(m, in->curve + (size_t)lane * EVICT_MAX_CURVE, y)) + m->more;
 
 		work[lane] = slots < in->floor ? in->floor : slots > in->ceiling ? in->ceiling : slots;
 		total += work[lane];
@@ -47,7 +49,7 @@ static double measured_total(const struct measured *m, const struct evict_split_
 static struct measured measured_of(const struct evict_split *split, const struct evict_split_in *in)
 {
 	const float stretch = split->param[0] * (evict_log2((float)in->ceiling) - evict_log2((float)in->lanes->tokens));
-	struct measured m = { .n = in->lanes->n_budgets };
+	struct measured m = { .n = in->lanes->n_budgets, .more = (double)in->window - (double)in->lanes->window };
 
 	for (uint32_t i = 0; i < m.n; i++)
 		m.at[i] = evict_curve_at(in->lanes, i) + stretch;

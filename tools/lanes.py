@@ -82,7 +82,7 @@ def main():
                     break
                 time.sleep(0.05)
             code = subprocess.call([os.path.join(BIN, "ebb-llama"), "-m", MODEL, "--socket", sock, "--calibrate", "-o", OUT, "--progress",
-                                    "--policy", "h2o:age=1", "-t", str(min(os.cpu_count() or 1, 8))] + texts(work))
+                                    "-t", str(min(os.cpu_count() or 1, 8))] + texts(work))
         finally:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait(timeout=30)

@@ -12,8 +12,9 @@
 
 #define SAMPLES 6u
 #define MAX_BUDGETS 8u
-#define LEAST_BUDGET 40u	/* sinks, a window, and a few to choose */
-#define DEFAULT_BUDGETS "64,160,400,1000"
+#define LEAST_BUDGET 24u	/* sinks, a window, and a few to choose */
+#define DEFAULT_BUDGETS "24,40,64,100,160,400,1000"
+#define STEP 8u			/* tokens of a step of the restricted sessions, and their window: as short as small budgets have it */
 #define READ_WORK 40.0			/* of reading a text, in layers of one alternative's worth: for the time that is left */
 #define OUTPUT_WORK 4.0
 
@@ -28,7 +29,7 @@ struct calibrate {
 	double *loss;			/* [n_texts][n_lanes][n_budgets]; NAN: not yet measured */
 	struct probe *probe;
 	float *att;			/* [n_budgets][n_layers][n_samples][32][n_heads * head_dim]: restricted */
-	float *q, *k, *v, *out;		/* [n_budgets * 32][...]: of a step */
+	float *q, *k, *v, *out;		/* [n_budgets * STEP][...]: of a step */
 	double work, done;		/* in all; in this run */
 	double skipped;
 	uint64_t start_ns;
@@ -78,8 +79,10 @@ static uint64_t mix(uint64_t hash, const void *bytes, size_t n)
 static uint64_t key_of(const struct calibrate *c)
 {
 	const uint64_t size = gguf_size(c->run->file);
+	const uint32_t window = STEP;
 	uint64_t hash = mix(14695981039346656037u, &size, sizeof(size));
 
+	hash = mix(hash, &window, sizeof(window));
 	hash = mix(hash, c->budget, sizeof(c->budget));
 	hash = mix(hash, c->sample, sizeof(c->sample));
 	hash = mix(hash, c->run->cli->settings, strlen(c->run->cli->settings));
@@ -247,7 +250,7 @@ static int open_sessions(struct calibrate *c, struct ebb_batch *batch, struct eb
 		};
 
 		snprintf(settings, sizeof(settings), "%s split=uniform slots=f32 prefill=chunked window=%u budget=%u floor=%u",
-			 run->cli->settings, PROBE_WINDOW, c->budget[i], c->budget[i]);
+			 run->cli->settings, STEP, c->budget[i], c->budget[i]);
 		err = ebb_session_open(run->ebb, &o, &session[i]);
 		if (!err)
 			err = ebb_batch_join(batch, session[i]);
@@ -258,13 +261,13 @@ static int open_sessions(struct calibrate *c, struct ebb_batch *batch, struct eb
 }
 
 /* One layer of a step: every session gets the same rows. */
-static int step_layer(struct calibrate *c, struct ebb_batch *batch, uint32_t layer, uint32_t window)
+static int step_layer(struct calibrate *c, struct ebb_batch *batch, uint32_t layer, uint32_t first)
 {
-	const size_t q = (size_t)PROBE_WINDOW * c->m->n_heads * c->m->head_dim, kv = (size_t)PROBE_WINDOW * c->m->n_kv_heads * c->m->head_dim;
+	const size_t q_dims = (size_t)c->m->n_heads * c->m->head_dim, q = STEP * q_dims, kv = (size_t)STEP * c->m->n_kv_heads * c->m->head_dim;
 	const struct ebb_tensor tk = { .data = c->k }, tv = { .data = c->v }, tq = { .data = c->q }, out = { .data = c->out };
 	int err;
 
-	probe_rows(c->probe, layer, window, c->q, c->k, c->v);
+	probe_rows(c->probe, layer, first, STEP, c->q, c->k, c->v);
 	for (uint32_t i = 1; i < c->n_budgets; i++) {
 		memcpy(c->q + i * q, c->q, q * sizeof(float));
 		memcpy(c->k + i * kv, c->k, kv * sizeof(float));
@@ -274,27 +277,28 @@ static int step_layer(struct calibrate *c, struct ebb_batch *batch, uint32_t lay
 	if (!err)
 		err = ebb_attend(batch, layer, &tq, &out, c->m->attn_scale, NULL);
 	for (uint32_t s = 0; s < c->n_samples && !err; s++)
-		for (uint32_t i = 0; i < c->n_budgets && c->sample[s] == window; i++)
-			memcpy(c->att + (((size_t)i * c->m->n_layers + layer) * c->n_samples + s) * q, c->out + i * q, q * sizeof(float));
+		for (uint32_t i = 0; i < c->n_budgets && c->sample[s] == first / PROBE_WINDOW; i++)
+			memcpy(c->att + ((((size_t)i * c->m->n_layers + layer) * c->n_samples + s) * PROBE_WINDOW + first % PROBE_WINDOW) * q_dims,
+			       c->out + i * q, q * sizeof(float));
 	return err;
 }
 
-static int step(struct calibrate *c, struct ebb_batch *batch, uint32_t window)
+static int step(struct calibrate *c, struct ebb_batch *batch, uint32_t first)
 {
 	uint32_t n[MAX_BUDGETS];
 	int err;
 
 	for (uint32_t i = 0; i < c->n_budgets; i++)
-		n[i] = PROBE_WINDOW;
+		n[i] = STEP;
 	err = ebb_step_begin(batch, n, -1);
 	for (uint32_t i = 0; i < c->n_budgets && !err; i++)
-		if (n[i] != PROBE_WINDOW) {
+		if (n[i] != STEP) {
 			cli_error("the pool %s is short: a step of %u tokens was granted %u; calibrate when it has room", c->run->pool.name,
-				  PROBE_WINDOW, n[i]);
+				  STEP, n[i]);
 			return -ENOSPC;
 		}
 	for (uint32_t layer = 0; layer < c->m->n_layers && !err; layer++)
-		err = step_layer(c, batch, layer, window);
+		err = step_layer(c, batch, layer, first);
 	if (!err)
 		err = ebb_step_end(batch);
 	if (err)
@@ -305,7 +309,7 @@ static int step(struct calibrate *c, struct ebb_batch *batch, uint32_t window)
 static int restrict_lanes(struct calibrate *c)
 {
 	struct ebb_batch_options options = { .pool = c->run->pool.name, .max_sessions = c->n_budgets,
-					     .max_rows = c->n_budgets * PROBE_WINDOW };
+					     .max_rows = c->n_budgets * STEP };
 	struct ebb_session *session[MAX_BUDGETS] = { NULL };
 	struct ebb_batch *batch = NULL;
 	int err = ebb_batch_new(c->run->ebb, &options, &batch);
@@ -314,8 +318,8 @@ static int restrict_lanes(struct calibrate *c)
 		cli_error("%s", ebb_error(c->run->ebb));
 	else
 		err = open_sessions(c, batch, session);
-	for (uint32_t window = 0; window < c->tokens / PROBE_WINDOW && !err; window++)
-		err = step(c, batch, window);
+	for (uint32_t first = 0; first < c->tokens && !err; first += STEP)
+		err = step(c, batch, first);
 	for (uint32_t i = 0; i < c->n_budgets; i++)
 		if (session[i])
 			ebb_session_close(session[i]);
@@ -380,7 +384,8 @@ static int write_table(const struct calibrate *c, const char *path)
 		"# texts of %u tokens, under %s. Per lane: layer, KV head, value, and for each of the budgets KL(full cache || this lane\n"
 		"# alone held to so many slots) in nats. The value is the loss at the smallest budget.\n", c->n_texts, c->tokens,
 		*c->run->cli->settings ? c->run->cli->settings : "the daemon's defaults");
-	fprintf(file, "ebbd-lanes 1 %u %u\nmodel %s\ntokens %u\nbudgets", c->m->n_layers, c->m->n_kv_heads, c->run->model_name, c->tokens);
+	fprintf(file, "ebbd-lanes 1 %u %u\nmodel %s\ntokens %u\nwindow %u\nbudgets", c->m->n_layers, c->m->n_kv_heads, c->run->model_name,
+		c->tokens, STEP);
 	for (uint32_t i = 0; i < c->n_budgets; i++)
 		fprintf(file, " %u", c->budget[i]);
 	fputc('\n', file);
@@ -402,15 +407,15 @@ static int write_table(const struct calibrate *c, const char *path)
 
 static int make_arrays(struct calibrate *c)
 {
-	const size_t q = (size_t)PROBE_WINDOW * c->m->n_heads * c->m->head_dim, kv = (size_t)PROBE_WINDOW * c->m->n_kv_heads * c->m->head_dim;
+	const size_t q = (size_t)c->m->n_heads * c->m->head_dim, kv = (size_t)c->m->n_kv_heads * c->m->head_dim;
 	const size_t all = (size_t)c->n_texts * c->n_lanes * c->n_budgets;
 
 	c->loss = malloc(all * sizeof(*c->loss));
-	c->att = malloc((size_t)c->n_budgets * c->m->n_layers * c->n_samples * q * sizeof(*c->att));
-	c->q = malloc(c->n_budgets * q * sizeof(float));
-	c->out = malloc(c->n_budgets * q * sizeof(float));
-	c->k = malloc(c->n_budgets * kv * sizeof(float));
-	c->v = malloc(c->n_budgets * kv * sizeof(float));
+	c->att = malloc((size_t)c->n_budgets * c->m->n_layers * c->n_samples * PROBE_WINDOW * q * sizeof(*c->att));
+	c->q = malloc(c->n_budgets * STEP * q * sizeof(float));
+	c->out = malloc(c->n_budgets * STEP * q * sizeof(float));
+	c->k = malloc(c->n_budgets * STEP * kv * sizeof(float));
+	c->v = malloc(c->n_budgets * STEP * kv * sizeof(float));
 	if (!c->loss || !c->att || !c->q || !c->out || !c->k || !c->v)
 		return -ENOMEM;
 	for (size_t i = 0; i < all; i++)

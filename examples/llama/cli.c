@@ -61,7 +61,7 @@ static const struct option_row rows[] = {
 	  "measure what each lane of the model is worth on the texts that are named: a table of lanes, in --output" },
 	{ "output", "FILE", 'o', TEXT, AT(output), 0, 0, NULL, "of --calibrate: the table; FILE.part holds what is measured until then" },
 	{ "budgets", "LIST", 0, TEXT, AT(budgets), 0, 0, NULL,
-	  "of --calibrate: slots that a lane is restricted to, rising, with commas (64,160,400,1000)" },
+	  "of --calibrate: slots that a lane is restricted to, rising, with commas (24,40,64,100,160,400,1000)" },
 	{ "ids", NULL, 0, FLAG, AT(ids), 0, 0, NULL, "print the prompt's token ids, one a line, and exit" },
 	{ "all", NULL, 0, FLAG, AT(all), 0, 0, NULL, "print the texts of all sequences, not only the first" },
 	{ "json", NULL, 0, FLAG, AT(json), 0, 0, NULL, "print one JSON object at the end instead of text" },

@@ -341,15 +341,15 @@ void probe_read(struct probe *p, const int32_t *ids)
 	team_run(p->team, read_predictions, &a);
 }
 
-void probe_rows(const struct probe *p, uint32_t layer, uint32_t window, float *q, float *k, float *v)
+void probe_rows(const struct probe *p, uint32_t layer, uint32_t first, uint32_t n, float *q, float *k, float *v)
 {
-	const uint32_t d = p->model->head_dim, first = window * PROBE_WINDOW;
+	const uint32_t d = p->model->head_dim;
 
-	memcpy(q, p->queries + ((size_t)layer * p->tokens + first) * p->q_dims, PROBE_WINDOW * p->q_dims * sizeof(*q));
+	memcpy(q, p->queries + ((size_t)layer * p->tokens + first) * p->q_dims, (size_t)n * p->q_dims * sizeof(*q));
 	for (uint32_t head = 0; head < p->model->n_kv_heads; head++) {
 		const float *keys = keys_of(p, layer, head), *values = values_of(p, layer, head);
 
-		for (uint32_t r = 0; r < PROBE_WINDOW; r++)
+		for (uint32_t r = 0; r < n; r++)
 			for (uint32_t c = 0; c < d; c++) {
 				const uint32_t token = first + r;
 

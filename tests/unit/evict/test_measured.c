@@ -37,7 +37,8 @@ static void make_table(uint64_t *random, uint32_t n)
 {
 	static const uint32_t budget[BUDGETS + 1] = { 64, 160, 400, 1000, 2048 };
 	char text[8192], why[200];
-	int at = snprintf(text, sizeof(text), "ebbd-lanes 1 %u 1\ntokens 2048\nbudgets 64 160 400 1000\n", n);
+	int at = snprintf(text, sizeof(text), "ebbd-lanes 1 %u 1\ntokens 2048\nwindow %u\nbudgets 64 160 400 1000\n", n,
+			  8 + world_below(random, 25));
 
 	for (uint32_t i = 0; i < n; i++) {
 		const double size = pow(10.0, -(double)world_below(random, 6)), fall = 0.2 + 0.3 * world_below(random, 8);
@@ -75,12 +76,13 @@ static double minorant(const double *l, uint32_t k)
 	return least;
 }
 
-/* log2 of the marginal loss of a lane at so many slots. */
-static double marginal(uint32_t lane, double slots)
+/* log2 of the marginal loss of a lane at so many slots, if the window's own tokens take `window` of them. */
+static double marginal(uint32_t lane, double slots, uint32_t window)
 {
 	double x[BUDGETS], y[BUDGETS];
 	uint32_t k = 0;
 
+	slots += (double)about.window - window;
 	for (uint32_t i = 0; i < BUDGETS; i++) {
 		x[i] = 0.5 * (log2(budget_at(i)) + log2(budget_at(i + 1)));
 		y[i] = log2(fmax((minorant(loss[lane], i) - minorant(loss[lane], i + 1)) / (budget_at(i + 1) - budget_at(i)), 1e-30));
@@ -103,7 +105,7 @@ static void one_slot_more_saves_the_same_everywhere(void **state)
 		const uint32_t n = 1 + world_below(&random, MOST), floor = 36 + world_below(&random, 40);
 		const uint32_t ceiling = floor + world_below(&random, 3000);
 		struct evict_split_in in = { .n_layers = n, .n_kv_heads = 1, .floor = floor, .ceiling = ceiling, .table = table,
-					     .lanes = &about, .curve = curve };
+					     .lanes = &about, .curve = curve, .window = 8 + world_below(&random, 25) };
 
 		in.total = (uint64_t)n * floor + world_below(&random, n * (ceiling - floor) + 1);
 		make_table(&random, n);
@@ -112,9 +114,10 @@ static void one_slot_more_saves_the_same_everywhere(void **state)
 			sum += got[i];
 			assert_true(got[i] >= floor && got[i] <= ceiling);
 			for (uint32_t k = 0; k < n; k++)	/* but for rounding */
-				if (got[i] > floor && got[k] + 2 <= ceiling && marginal(k, got[k] + 2.0) > marginal(i, got[i] - 2.0) + 1e-3)
+				if (got[i] > floor && got[k] + 2 <= ceiling &&
+				    marginal(k, got[k] + 2.0, in.window) > marginal(i, got[i] - 2.0, in.window) + 1e-3)
 					fail_msg("EBB_TEST_SEED=%llu: lane %u of %u slots would miss less than %u of %u gains: %f, %f", (unsigned long long)seed,
-						 i, got[i], k, got[k], marginal(i, got[i] - 2.0), marginal(k, got[k] + 2.0));
+						 i, got[i], k, got[k], marginal(i, got[i] - 2.0, in.window), marginal(k, got[k] + 2.0, in.window));
 		}
 		assert_int_equal(sum, in.total);
 		in.total = in.total + n <= (uint64_t)n * ceiling ? in.total + n : (uint64_t)n * ceiling;
@@ -131,12 +134,17 @@ static void figures_of_a_case_by_hand(void **state)
 				   "0 0 1 0.0625 0.03125 0.015625 0.0078125\n1 0 1 0.015625 0.0078125 0.00390625 0.001953125\n";
 	const struct evict_split split = split_of("measured");
 	struct evict_split_in in = { .n_layers = 2, .n_kv_heads = 1, .total = 450, .floor = 32, .ceiling = 4096, .table = table,
-				     .lanes = &about, .curve = curve };
+				     .lanes = &about, .curve = curve, .window = 32 };
 
 	(void)state;
 	assert_int_equal(evict_lanes_parse(text, strlen(text), 2, 1, NULL, &about, table, curve, NULL, 0), 0);
 	evict_split(&split, &in, got, work);
 	assert_true(got[0] == 300 && got[1] == 150);
+	in.total = 466;
+	in.window = 40;		/* the table does not say, so it was 32: eight slots of each lane more are the window's */
+	evict_split(&split, &in, got, work);
+	assert_true(got[0] == 308 && got[1] == 158);
+	in.window = 32;
 	in.total = 90;
 	evict_split(&split, &in, got, work);
 	assert_true(got[0] == 58 && got[1] == 32);	/* the floor */
@@ -155,6 +163,7 @@ static void on_half_the_text_half_the_slots_mean_the_same(void **state)
 
 	(void)state;
 	make_table(&random, MOST);
+	in.window = about.window;
 	evict_split(&stretched, &in, got, work);
 	in.total /= 2;
 	in.ceiling /= 2;
