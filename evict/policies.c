@@ -292,14 +292,15 @@ const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 	},
 	[EVICT_ebb] = {
 		.name = "ebb",
-		.text = "mean attention, which counts the more the farther it came, times the size of the value",
+		.text = "mean attention, which counts the more the farther it came, times the size of the value; spares what stands out",
 		.source = "ebbd's own: docs/rule.md",
 		.heat = { EVICT_HEAT_SUM },
-		.trait = { EVICT_VALUE_L2 },
-		.n_params = 1,
+		.trait = { EVICT_VALUE_L2, EVICT_KEY_NORM },
+		.n_params = 2,
 		.param = {
 			{ .name = "far", .unit = "tokens", .type = EVICT_INTEGER, .text = "from farther away attention counts no more",
 			  .def = 512.0f, .min = 1.0f, .max = 1e6f },
+			{ .name = "spare", .text = "share that is spared for long values and short keys", .def = 0.3f, .max = 0.9f },
 		},
 	},
 };

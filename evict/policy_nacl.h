@@ -26,8 +26,9 @@ EVICT_FN float evict_nacl_figure(const struct evict_rule *rule, const struct evi
 	return slot->credit[0];
 }
 
-EVICT_FN float evict_nacl_share(const struct evict_rule *rule)
+EVICT_FN float evict_nacl_share(const struct evict_rule *rule, const struct evict_lane *lane)
 {
+	(void)lane;
 	return 1.0f - rule->param[EVICT_NACL_RANDOM];
 }
 

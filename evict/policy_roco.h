@@ -29,8 +29,9 @@ EVICT_FN float evict_roco_figure(const struct evict_rule *rule, const struct evi
 	return evict_sqrt(evict_max(slot->credit[1] / (evict_group(rule) * evict_seen(lane, slot)) - mean * mean, 0.0f));
 }
 
-EVICT_FN float evict_roco_share(const struct evict_rule *rule)
+EVICT_FN float evict_roco_share(const struct evict_rule *rule, const struct evict_lane *lane)
 {
+	(void)lane;
 	return rule->param[EVICT_ROCO_SPARE];
 }
 

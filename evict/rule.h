@@ -50,12 +50,12 @@ enum evict_heat {
 	X(raas, 1, 1, 0) X(lazy, 1, 2, 0) X(nacl, 1, 1, 0) X(l2norm, 0, 0, 1)			\
 	X(vatp, 1, 1, 1) X(keydiff, 0, 0, 1) X(lagkv, 0, 0, 1) X(expected, 1, 2, 1)		\
 	X(cam, 1, 1, 0) X(d2o, 1, 1, 0)								\
-	X(look_m, 1, 1, 0) X(vl_cache, 1, 1, 0) X(csp, 1, 1, 0) X(ebb, 1, 1, 1)
+	X(look_m, 1, 1, 0) X(vl_cache, 1, 1, 0) X(csp, 1, 1, 0) X(ebb, 1, 1, 2)
 
 /* Those that also have a figure over the heat, a figure before the ranking, a cut by it, a pooled value. */
 #define EVICT_WITH_HEAT_FIGURE(X) X(keyformer) X(gkv)
-#define EVICT_WITH_FIGURE(X) X(roco) X(rkv) X(gkv) X(nacl)
-#define EVICT_WITH_CUT(X) X(roco) X(nacl)
+#define EVICT_WITH_FIGURE(X) X(roco) X(rkv) X(gkv) X(nacl) X(ebb)
+#define EVICT_WITH_CUT(X) X(roco) X(nacl) X(ebb)
 #define EVICT_WITH_POOL(X) X(snapkv) X(rkv) X(gkv)
 
 /* Those that rank by place (no pooled value then), those that look at the tag of a slot, and those that collect no heat from queries up to the last
@@ -439,10 +439,11 @@ EVICT_FN float evict_figure(const struct evict_rule *rule, const struct evict_la
 	}
 }
 
-EVICT_FN float evict_share(const struct evict_rule *rule)	/* 0 .. 1 */
+EVICT_FN float evict_share(const struct evict_rule *rule, const struct evict_lane *lane)	/* 0 .. 1 */
 {
+	(void)lane;
 	switch (rule->policy) {
-#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_share(rule);
+#define EVICT_CASE(name) case EVICT_##name: return evict_##name##_share(rule, lane);
 	EVICT_WITH_CUT(EVICT_CASE)
 #undef EVICT_CASE
 	default: return 0.0f;

@@ -300,7 +300,7 @@ static __device__ uint64_t lane_cut(const struct lane_ctx &x, struct shared_stat
 		mine += leaves;
 	}
 	(void)block_scan(sh, mine, &count);
-	spared = (uint32_t)(evict_share(&x.turn.rule) * (float)count);
+	spared = (uint32_t)(evict_share(&x.turn.rule, &x.as_lane) * (float)count);
 	if (!spared)
 		return ~0ull;
 	return spared >= count ? 0ull : nth_key(sh, st.key, n, count - spared + 1u);

@@ -326,7 +326,7 @@ static uint64_t lane_cut(const struct selection *s, uint32_t n, const float *val
 		if (may_leave(s, pos))
 			key[count++] = evict_place(value[i], pos);
 	}
-	spared = (uint32_t)(evict_share(&s->turn->rule) * (float)count);
+	spared = (uint32_t)(evict_share(&s->turn->rule, &s->lane) * (float)count);
 	if (!spared)
 		return UINT64_MAX;
 	return spared >= count ? 0 : nth_key(key, key + s->live, count, count - spared + 1u, &before);

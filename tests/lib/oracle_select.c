@@ -316,7 +316,7 @@ static uint64_t cut_of(const struct lane_turn *t, uint32_t n)
 
 		free_slots += tier(t, &view) == 0;
 	}
-	spared = (uint32_t)(evict_share(&t->turn->rule) * (float)free_slots);
+	spared = (uint32_t)(evict_share(&t->turn->rule, &t->view) * (float)free_slots);
 	if (!spared)
 		return UINT64_MAX;
 	if (spared == free_slots)
