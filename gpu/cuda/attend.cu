@@ -142,7 +142,7 @@ int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned 
 	int rc = 0;
 
 	for (uint32_t cluster = 1; cluster <= (d->major >= 9 ? 16u : 1u); cluster *= 4u) {
-		struct cuda_mma m = { cluster, 0, 0, (uint32_t)(pairs < tile_rows ? pairs : tile_rows), 0, pairs <= tile_rows, 0 };
+		struct cuda_mma m = { cluster, 0, 0, (uint32_t)(pairs < tile_rows ? pairs : tile_rows), 0, 0, pairs <= tile_rows, 0 };
 		uint32_t ctas = fit(d, shape, live_max, &m);
 		double t = ctas ? estimate(d, lanes, lane_bytes, cluster, ctas, far_slots(&m, live_max)) : 0.0;
 
@@ -156,9 +156,13 @@ int cuda_mma_plan(struct cuda_step *st, const struct gpu_shape *shape, unsigned 
 	}
 	if (!found)
 		return -ENOTSUP;
-	if (far_slots(out, live_max)) {	/* room for a CTA's lane, if it has whole ones, else for each lane */
-		uint64_t rooms = out->single && out->cluster == 1u && lanes > out->at_once ? out->at_once : lanes;
+	out->tiles = n_tiles;
+	if (far_slots(out, live_max)) {	/* room for what runs side by side: the lanes of a launch, or where CTAs run on, one a CTA */
+		uint64_t rooms = out->at_once / out->cluster > shape->n_kv_heads ? out->at_once / out->cluster : shape->n_kv_heads;
 
+		if (!out->single && rooms / shape->n_kv_heads < n_tiles)
+			out->tiles = (uint32_t)(rooms / shape->n_kv_heads);
+		rooms = rooms < lanes && (!out->single || out->cluster == 1u) ? rooms : lanes;
 		rc = cuda_grow((void **)&st->logits, &st->logits_bytes, rooms * out->rows * scratch_slots(live_max) * sizeof(float));
 	}
 	lanes = (uint64_t)(out->single ? n_tiles : n_seqs) * shape->n_kv_heads;
@@ -281,13 +285,12 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 			      const struct gpu_tensor *out, float scale, float *lse)
 {
 	const struct gpu_shape *sh = &st->shape;
+	cudaError_t e = cudaSuccess;
 	struct mma_args a = {};
 
 	a.view = st->view;
 	a.n_units = st->mma.single ? st->n_tiles : st->n_seqs;
 	a.item = st->item + (size_t)layer * a.n_units * sh->n_kv_heads;
-	a.tile = st->mma.single ? NULL : st->tile;
-	a.n_tiles = st->n_tiles;
 	a.n_kv_heads = sh->n_kv_heads;
 	a.group = sh->group;
 	a.head_dim = sh->head_dim;
@@ -306,7 +309,12 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.scale = scale * 1.4426950408889634f;
 	a.logits = st->logits;
 	a.scratch_slots = scratch_slots(st->live_max);
-	return launch(sh->slot_type, a, cuda_early(st), s, NULL);
+	for (uint32_t first = 0; e == cudaSuccess && first < st->n_tiles; first += st->mma.tiles) {	/* more than one only with a.tile */
+		a.tile = st->mma.single ? NULL : st->tile + first;
+		a.n_tiles = st->n_tiles - first < st->mma.tiles ? st->n_tiles - first : st->mma.tiles;
+		e = launch(sh->slot_type, a, first ? false : cuda_early(st), s, NULL);
+	}
+	return e;
 }
 
 int cuda_attend(struct gpu_step *step, gpu_stream stream, uint32_t layer, const struct gpu_tensor *q,

@@ -96,6 +96,7 @@ struct cuda_mma {
 	uint32_t shared_bytes, heat_floats;	/* of a CTA; of a row of logits in it, 0: they go to scratch */
 	uint32_t rows;			/* pairs of the largest tile */
 	uint32_t at_once;		/* CTAs that run side by side on the whole device */
+	uint32_t tiles;			/* of a launch at most: as many as scratch has room for the logits of */
 	int single;			/* no session has more than one tile */
 	int ordered;			/* the longest lanes come first; only if single */
 };

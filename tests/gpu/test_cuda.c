@@ -689,6 +689,27 @@ static void nobody_changes_nothing_and_keeps_the_key(void **state)
 	}
 }
 
+/* Sessions of eight tiles each over lanes of up to 256K slots: a room for each tile and KV head would be 279 GB. */
+static void scratch_does_not_grow_with_the_tiles_of_a_step(void **state)
+{
+	enum { SESSIONS = 260, TOKENS = 32 };
+	const struct gpu_shape shape = { .n_kv_heads = 8, .group = 4, .head_dim = 128, .slot_type = GPU_BF16 };
+	static struct gpu_seq seq[SESSIONS];
+	struct gpu_device *dev = device();
+	struct gpu_step *step;
+	struct gpu_map *map;
+
+	(void)state;
+	for (uint32_t i = 0; i < SESSIONS; i++)	/* of nobody: what is asked for depends on their numbers alone */
+		seq[i] = (struct gpu_seq){ .row = i * TOKENS, .n = TOKENS };
+	assert_int_equal(gpu_map_new(dev, 1, 30, &map), 0);
+	assert_int_equal(gpu_step_new(dev, SESSIONS, SESSIONS * TOKENS, &step), 0);
+	assert_int_equal(gpu_step_set(step, NULL, &shape, map, seq, SESSIONS, 1u << 18), 0);
+	assert_int_equal(gpu_sync(dev, NULL), 0);
+	gpu_step_free(dev, step);
+	gpu_map_free(dev, map);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -707,6 +728,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(short_and_long_lanes_give_the_same_heat),
 		cmocka_unit_test(slots_written_in_the_step_before_are_seen),
 		cmocka_unit_test(nobody_changes_nothing_and_keeps_the_key),
+		cmocka_unit_test(scratch_does_not_grow_with_the_tiles_of_a_step),
 	};
 
 	if (argc == 2 && strcmp(argv[1], "import") == 0)

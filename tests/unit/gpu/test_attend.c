@@ -123,14 +123,16 @@ static void check_outputs(struct world *w, struct layer *l, const struct oracle_
 	free(row_used);
 }
 
-/* One step of all sessions over all layers: append, attend, compare. */
-static void step_and_check(struct world *w, const uint32_t *n, uint32_t in_type, uint32_t out_type, uint32_t pad)
+/* One step of all sessions over all layers: append, attend, compare. live_max: another bound on the lanes; 0: what the world says. */
+static void bounded_step_and_check(struct world *w, const uint32_t *n, uint32_t in_type, uint32_t out_type, uint32_t pad, uint32_t live_max)
 {
 	struct gpu_seq seq[WORLD_MAX_SESSIONS];
 	struct oracle_seq oracle[WORLD_MAX_SESSIONS];
 	const uint32_t rows = world_step(w, n, seq, oracle);
 	const float scale = 1.0f / sqrtf((float)w->spec.shape.head_dim);
 
+	if (live_max)
+		assert_int_equal(gpu_step_set(w->step, w->stream, &w->spec.shape, w->map, seq, w->spec.n_sessions, live_max), 0);
 	for (uint32_t layer = 0; layer < w->spec.n_layers; layer++) {
 		struct layer l;
 
@@ -145,6 +147,11 @@ static void step_and_check(struct world *w, const uint32_t *n, uint32_t in_type,
 		w->session[i].pos += (int32_t)n[i];
 	}
 	world_check(w, 2e-4, 2e-6);
+}
+
+static void step_and_check(struct world *w, const uint32_t *n, uint32_t in_type, uint32_t out_type, uint32_t pad)
+{
+	bounded_step_and_check(w, n, in_type, out_type, pad, 0);
 }
 
 static struct world_spec spec_of(uint32_t slot_type, uint32_t dim, uint32_t group, unsigned number)
@@ -235,6 +242,29 @@ static void many_queries_over_long_lanes_agree_with_the_oracle(void **state)
 			step_and_check(w, n, i % 3 == 2 ? GPU_F32 : type == GPU_F16 ? GPU_F16 : GPU_BF16, (i / 2) % 3, i % 2 ? 8 : 0);
 			world_free(w);
 		}
+	}
+}
+
+/* More tiles than scratch has room for, so several launches: 8 lanes of 57 (75) tiles, and of one whose heat attend takes itself. */
+static void tiles_over_lanes_that_may_be_very_long_agree_with_the_oracle(void **state)
+{
+	static const uint32_t n[3] = { 300, 0, 2 }, first[] = { 0, 1, 130 };
+
+	(void)state;
+	for (uint32_t type = GPU_F16; type < world_types(); type++) {
+		struct world_spec spec = spec_of(type, type == GPU_Q8 ? 64 : 192, type == GPU_Q8 ? 3 : 2, 26);
+		struct world *w;
+
+		spec.shape.n_kv_heads = 8;
+		spec.n_layers = 1;
+		spec.n_heat = 1;
+		spec.heat[0] = EVICT_HEAT_SUM;
+		w = world_new(&spec);
+		for (unsigned i = 0; i < 3; i++)
+			world_fill(w, i, first, 3, n[i]);
+		world_put(w);
+		bounded_step_and_check(w, n, GPU_BF16, GPU_F32, 0, 100000);
+		world_free(w);
 	}
 }
 
@@ -418,6 +448,7 @@ static int run(void)
 		cmocka_unit_test(every_group_works_at_the_commonest_head_sizes),
 		cmocka_unit_test(a_long_prefill_chunk_agrees_with_the_oracle),
 		cmocka_unit_test(many_queries_over_long_lanes_agree_with_the_oracle),
+		cmocka_unit_test(tiles_over_lanes_that_may_be_very_long_agree_with_the_oracle),
 		cmocka_unit_test(every_kind_of_heat_is_taken_from_every_kth_query_only),
 		cmocka_unit_test(out_depends_on_nothing_but_its_inputs),
 		cmocka_unit_test(large_logits_neither_overflow_nor_vanish),
