@@ -39,6 +39,40 @@ static __device__ __forceinline__ void wg_copy4(uint32_t dst, const void *src)
 	asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(dst), "l"(src) : "memory");
 }
 
+/*
+ * A barrier in shared memory that opens once `count` threads have come, and again after as many more: its phases are numbered from 0, and
+ * whoever waits says whether for an even or an odd one. Whoever waits for an odd one at first does not wait.
+ */
+static __device__ __forceinline__ void wg_bar_new(uint32_t bar, uint32_t count)
+{
+	asm volatile("mbarrier.init.shared.b64 [%0], %1;" :: "r"(bar), "r"(count) : "memory");
+}
+
+static __device__ __forceinline__ void wg_bar_arrive(uint32_t bar)
+{
+	asm volatile("{\n.reg .b64 s;\nmbarrier.arrive.shared.b64 s, [%0];\n}" :: "r"(bar) : "memory");
+}
+
+/* The same, as soon as the thread's copies so far are there. */
+static __device__ __forceinline__ void wg_bar_copied(uint32_t bar)
+{
+	asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" :: "r"(bar) : "memory");
+}
+
+static __device__ __forceinline__ void wg_bar_wait(uint32_t bar, uint32_t odd)
+{
+	uint32_t done;
+
+	do
+#if __CUDA_ARCH__ >= 900
+		asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+#else
+		asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+#endif
+			     : "=r"(done) : "r"(bar), "r"(odd) : "memory");
+	while (!done);
+}
+
 /* Until at most N of the thread's groups of copies are under way. */
 template <int N>
 static __device__ __forceinline__ void wg_wait_copies(void) { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
