@@ -44,7 +44,7 @@ struct mma_args {
 	struct gpu_tensor q, out;
 	float *lse;
 	float scale;			/* times log2(e) */
-	float *logits;			/* scratch: [tile][kv head][rows][scratch_slots]; if a CTA has whole lanes: [CTA][rows][scratch_slots] */
+	float *logits;			/* scratch: [tile of the launch][kv head][rows][scratch_slots]; if a CTA has whole lanes: [CTA][rows][scratch_slots] */
 	uint32_t scratch_slots;
 };
 

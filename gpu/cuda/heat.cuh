@@ -14,7 +14,7 @@ struct heat_args {
 	int observed;			/* 1: the table's observe says which queries count; 0: the last `last` of each session */
 	uint32_t last;
 	uint32_t done_pairs;		/* sessions of up to so many (query, head) pairs have their heat already */
-	uint32_t heads, stages;		/* heat_mma.cu: of a group, padded to a power of two; of queries in shared memory */
+	uint32_t stages;		/* heat_mma.cu: of queries in shared memory */
 	uint32_t both, vectors;		/* queries come as a sum of two, see cuda_exact_queries(); four of a row lie where one load gets them */
 };
 

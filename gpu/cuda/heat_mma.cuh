@@ -6,126 +6,108 @@
 #include "gpu/cuda/attend_mma.cuh"
 #include "gpu/cuda/wgmma.cuh"
 
-#define HEAT_WARPS 4u
-#define HEAT_THREADS (HEAT_WARPS * 32u)
-#define HEAT_PAIRS 64u		/* of a stage */
-#define HEAT_COLUMNS 32u	/* of a product: 8 a thread */
+#define HEAT_PAIRS 64u		/* of a tile of queries, and of a product: 16 a thread */
+#define HEAT_CONVERTED 2u	/* stages where queries are converted on their way */
+#define HEAT_COLUMNS 32u	/* half of a product's: 8 a thread, one behind the other */
 
 template <int TYPE, int D> struct heat_size {
 	static constexpr bool half = TYPE != GPU_BF16, q8 = TYPE == GPU_Q8;
-	static constexpr uint32_t parts = D <= 128 ? 2u : 1u;	/* 16 slots each, of a warp */
-	static constexpr uint32_t slots = HEAT_WARPS * 16u * parts, owned = 16u * parts;
+	static constexpr uint32_t threads = D <= 128 ? 512u : 256u, warps = threads / 32u;
+	static constexpr uint32_t slots = warps * GPU_PAGE_SLOTS;	/* a page a warp */
+	static constexpr uint32_t tiles = D <= 128 ? 2u : 1u;	/* of a stage, of queries that are copied as they are; else one */
 	static constexpr uint32_t steps = D / 16u, pieces = D / 8u, panels = (D + WG_PANEL - 1u) / WG_PANEL;
-	static constexpr uint32_t key_panel = slots * WG_ROW, query_panel = HEAT_PAIRS * WG_ROW;
-	static constexpr uint32_t queries = panels * query_panel;	/* bytes of a stage */
+	static constexpr uint32_t query_panel = HEAT_PAIRS * WG_ROW, queries = panels * query_panel;	/* bytes: of a panel, of a tile */
+	static constexpr uint32_t copies = HEAT_PAIRS * 8u / threads;	/* rows of a tile that a thread copies a piece of each panel of */
 };
 
-/* The slots of a thread's rows of a product: their keys (fragments), q8 parameters, positions. */
+/*
+ * The slots of a thread's rows of a product, g and g + 8 of the warp's page: their keys (fragments), q8 parameters, positions; and the
+ * page's last position.
+ */
 template <int TYPE, int D> struct heat_slots {
-	uint32_t k[heat_size<TYPE, D>::parts][D / 16][4];
-	float2 param[2u * heat_size<TYPE, D>::parts];
-	int32_t pos[2u * heat_size<TYPE, D>::parts];
+	uint32_t k[D / 16][4];
+	float2 param[2];
+	int32_t pos[2], most;
 };
 
-/* Logits or probabilities of the warp's slots and 32 pairs. */
-template <int TYPE, int D> struct heat_product {
-	float c[heat_size<TYPE, D>::parts][4][4];
+/* Logits or probabilities of the warp's slots and a tile's pairs. */
+struct heat_product {
+	float c[HEAT_PAIRS / 8u][4];
 };
 
 /* What a thread knows of its work. */
 struct heat_work {
 	struct tile_ctx x;
-	uint32_t slot0;			/* of the CTA */
+	uint32_t slot0;			/* of the warp */
 	uint32_t first, every, n;	/* queries that count: those with index first + i * every in the step, i < n */
 	uint32_t shift;			/* a query has room for 1 << shift heads */
 	uint32_t warp, thread, g, t4;
-	uint32_t shared, queries, stage_bytes;	/* addresses of shared memory and of the stages in it */
-	float *meta, *gather;		/* [stages][3][HEAT_PAIRS]: lse, scale, sum of channels; the warp's sums for the owners */
-	const int32_t *pos;
+	uint32_t queries, tile_bytes, bars;	/* shared addresses of tiles and barriers; bytes of a tile, see heat_args.both */
+	float *meta;			/* [3][HEAT_CONVERTED][HEAT_PAIRS]: lse, scale, sum of channels; or [tiles][HEAT_PAIRS]: lse */
 };
 
 /* --- shared memory ------------------------------------------------------------------------------------------------------------- */
 
 struct heat_plan {
-	uint32_t queries, meta, pos, param, least, bytes;	/* the keys, and later what owners gather, are at 0 */
+	uint32_t meta, least, bars, bytes;	/* the stages are at 0 */
 };
 
-/* Floats from one query's sums to the next: so that threads of a warp write to different banks. */
-static __host__ __device__ constexpr uint32_t heat_stride(uint32_t heads) { return 32u + (heads >= 8u ? 8u : heads); }
-static __host__ __device__ constexpr uint32_t heat_gather(uint32_t heads) { return 2u * (HEAT_COLUMNS / heads) * heat_stride(heads); }
-
-template <int TYPE, int D>
-static __host__ __device__ __forceinline__ struct heat_plan heat_plan_of(uint32_t heads, uint32_t stages, uint32_t both)
+/* A stage of queries that are copied as they are has several tiles. */
+template <int TYPE, int D, bool DIRECT>
+static __host__ __device__ __forceinline__ struct heat_plan heat_plan_of(uint32_t stages, uint32_t both)
 {
 	using size = heat_size<TYPE, D>;
-	uint32_t keys = size::panels * size::key_panel, gather = HEAT_WARPS * heat_gather(heads) * 4u;
+	uint32_t tiles = stages * (DIRECT ? size::tiles : 1u);
 	struct heat_plan p;
 
-	p.queries = ((keys > gather ? keys : gather) + 1023u) / 1024u * 1024u;
-	p.meta = p.queries + stages * (both ? 2u : 1u) * size::queries;
-	p.pos = p.meta + stages * 3u * HEAT_PAIRS * 4u;
-	p.param = p.pos + size::slots * 4u;
-	p.least = p.param + (size::q8 ? size::slots * 8u : 0u);
-	p.bytes = p.least + HEAT_WARPS * 4u;
+	p.meta = tiles * (both ? 2u : 1u) * size::queries;
+	p.least = p.meta + tiles * (DIRECT ? 1u : 3u) * HEAT_PAIRS * 4u;
+	p.bars = p.least + size::warps * 4u;
+	p.bytes = p.bars + stages * 2u * 8u;
 	return p;
 }
 
 /* --- keys ------------------------------------------------------------------------------------------------------------------------ */
 
-/* 16 int8 as float16 into two pieces. */
-static __device__ __forceinline__ void heat_unpack(uint4 raw, uint4 (&to)[2])
+/* Two neighbouring channels of a row of slots as 16-bit numbers. */
+template <int TYPE> static __device__ __forceinline__ uint32_t heat_key(const char *row, uint32_t c)
 {
-	const uint32_t w[4] = { raw.x, raw.y, raw.z, raw.w };
-	uint32_t out[8];
+	if (TYPE != GPU_Q8)
+		return *(const uint32_t *)(row + c * 2u);
+	__half2 h = __floats2half2_rn((float)((const int8_t *)row)[c], (float)((const int8_t *)row)[c + 1u]);
 
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		uint32_t even, odd;
-
-		mma_from_int8(w[i], even, odd);
-		out[2 * i] = __byte_perm(even, odd, 0x5410);
-		out[2 * i + 1] = __byte_perm(even, odd, 0x7632);
-	}
-	to[0] = make_uint4(out[0], out[1], out[2], out[3]);
-	to[1] = make_uint4(out[4], out[5], out[6], out[7]);
+	return *(uint32_t *)&h;
 }
 
-/* The slots' keys and positions on their way to shared memory; what is not there becomes zeros, and a position that no query sees. */
+/* The warp's keys, and what belongs to the thread's slots; what is not there becomes zeros, and a position that no query sees. */
 template <int TYPE, int D>
-static __device__ __forceinline__ void heat_fetch_keys(const struct heat_args &a, const struct heat_work &w, char *shared, int32_t *pos,
-						       float2 *param)
+static __device__ __forceinline__ void heat_load_slots(const struct heat_args &a, const struct heat_work &w,
+						       struct heat_slots<TYPE, D> &slots)
 {
 	using size = heat_size<TYPE, D>;
-	constexpr uint32_t per = size::q8 ? 16u : 8u, vecs = D / per;
-	uint32_t have = a.t.head_dim / per;
+	uint32_t row_bytes = a.t.head_dim * (size::q8 ? 1u : 2u);
+	const char *page = w.slot0 < w.x.live ? cuda_page(a.t.view, w.x.t, w.x.lane, w.slot0) : NULL;
+	const char *block = w.slot0 < w.x.live ? cuda_block(a.t.view, w.x.t, w.x.lane, w.slot0) : NULL;
 
-#pragma unroll 4
-	for (uint32_t e = threadIdx.x; e < size::slots * vecs; e += HEAT_THREADS) {
-		uint32_t s = e / vecs, c = e % vecs, slot = w.slot0 + s;
-		const char *page = slot < w.x.live && c < have ? cuda_page(a.t.view, w.x.t, w.x.lane, slot) : NULL;
-		const char *from = page + (size_t)(slot % GPU_PAGE_SLOTS * have + c) * 16u;
-
-		if (size::q8) {
-			uint4 raw = page ? *(const uint4 *)from : make_uint4(0, 0, 0, 0), to[2];
-
-			heat_unpack(raw, to);
 #pragma unroll
-			for (uint32_t i = 0; i < 2; i++)
-				*(uint4 *)(shared + (2u * c + i) / 8u * size::key_panel + wg_piece(s, (2u * c + i) % 8u)) = to[i];
-		} else {
-			wg_copy16(w.shared + c / 8u * size::key_panel + wg_piece(s, c % 8u), page ? from : (const char *)a.lse, page != NULL);
-		}
-	}
-	if (threadIdx.x < size::slots) {
-		uint32_t slot = w.slot0 + threadIdx.x;
-		const char *page = slot < w.x.live ? cuda_page(a.t.view, w.x.t, w.x.lane, slot) : NULL;
-		const char *block = slot < w.x.live ? cuda_block(a.t.view, w.x.t, w.x.lane, slot) : NULL;
+	for (uint32_t h = 0; h < 2; h++) {
+		uint32_t r = w.g + 8u * h;
+		bool there = w.slot0 + r < w.x.live;
 
-		pos[threadIdx.x] = block ? ((const int32_t *)block)[slot % GPU_BLOCK_SLOTS] : INT32_MAX;
-		if (size::q8)
-			param[threadIdx.x] = page ? __half22float2(((const __half2 *)(page + gpu_page_params(TYPE, a.t.head_dim)))[slot % GPU_PAGE_SLOTS])
-						  : make_float2(0.0f, 0.0f);
+		slots.pos[h] = block && there ? ((const int32_t *)block)[w.slot0 % GPU_BLOCK_SLOTS + r] : INT32_MAX;
+		slots.param[h] = make_float2(0.0f, 0.0f);
+		if (size::q8 && page && there)
+			slots.param[h] = __half22float2(((const __half2 *)(page + gpu_page_params(TYPE, a.t.head_dim)))[r]);
+#pragma unroll
+		for (uint32_t j = 0; j < size::steps; j++)
+#pragma unroll
+			for (uint32_t i = 0; i < 2; i++) {
+				uint32_t c = 16u * j + 8u * i + 2u * w.t4;
+
+				slots.k[j][2u * i + h] = page && there && c < a.t.head_dim ? heat_key<TYPE>(page + r * row_bytes, c) : 0u;
+			}
 	}
+	slots.most = __reduce_max_sync(0xffffffffu, max(slots.pos[0], slots.pos[1]));
 }
 
 /* --- queries --------------------------------------------------------------------------------------------------------------------- */
@@ -149,29 +131,31 @@ static __device__ __forceinline__ bool heat_row(const struct heat_args &a, const
 
 static __device__ __forceinline__ float *heat_meta(const struct heat_work &w, uint32_t stage, uint32_t which)
 {
-	return w.meta + (stage * 3u + which) * HEAT_PAIRS;
+	return w.meta + (which * HEAT_CONVERTED + stage) * HEAT_PAIRS;
 }
 
-/* What a thread copies of every tile: four rows of a stage, the log-sum-exp of one pair. Of tile 0, and how far it is to the next one. */
-struct heat_source {
-	const char *from[4], *lse;
+/* What a thread copies of every tile: pieces of rows, the log-sum-exp of one pair. Of tile 0, and how far it is to the next one. */
+template <int TYPE, int D> struct heat_source {
+	const char *from[heat_size<TYPE, D>::copies], *lse;
 	int64_t next, next_lse;
-	uint32_t query[4], query_lse;	/* NOBODY: there is no such head */
+	uint32_t query[heat_size<TYPE, D>::copies], query_lse;	/* NOBODY: there is no such head */
 };
 
 #define NOBODY (1u << 31)
 
-static __device__ __forceinline__ struct heat_source heat_source_of(const struct heat_args &a, const struct heat_work &w)
+template <int TYPE, int D>
+static __device__ __forceinline__ struct heat_source<TYPE, D> heat_source_of(const struct heat_args &a, const struct heat_work &w)
 {
+	using size = heat_size<TYPE, D>;
 	uint32_t per = HEAT_PAIRS >> w.shift, heads = a.t.n_kv_heads * a.t.group, head;
-	struct heat_source s;
+	struct heat_source<TYPE, D> s;
 	int64_t row;
 
 	s.next = (int64_t)per * w.every * a.t.q.stride * 2;
 	s.next_lse = (int64_t)per * w.every * heads * 4;
 #pragma unroll
-	for (uint32_t i = 0; i < 4; i++) {
-		uint32_t p = heat_pair(threadIdx.x / 8u + i * (HEAT_PAIRS / 4u));
+	for (uint32_t i = 0; i < size::copies; i++) {
+		uint32_t p = heat_pair(threadIdx.x / 8u + i * (size::threads / 8u));
 
 		(void)heat_row(a, w, 0, p, &row, &head);
 		s.query[i] = head < (w.x.head + 1u) * a.t.group ? p >> w.shift : NOBODY;
@@ -183,29 +167,30 @@ static __device__ __forceinline__ struct heat_source heat_source_of(const struct
 	return s;
 }
 
-/* The log-sum-exp of a tile's pairs; infinity takes a pair out. */
-static __device__ __forceinline__ void heat_fetch_lse(const struct heat_work &w, const struct heat_source &s, uint32_t tile, uint32_t stage)
-{
-	float *to = heat_meta(w, stage, 0) + threadIdx.x;
+static __device__ const float heat_nobody = INFINITY;	/* a log-sum-exp that takes a pair out */
 
-	if (threadIdx.x >= HEAT_PAIRS)
-		return;
-	if (tile * (HEAT_PAIRS >> w.shift) + s.query_lse < w.n)
-		wg_copy4(mma_shared(to), s.lse + tile * s.next_lse);
-	else
-		*to = __int_as_float(0x7f800000);
+/* The log-sum-exps of a tile's pairs. */
+template <int TYPE, int D>
+static __device__ __forceinline__ void heat_fetch_lse(const struct heat_work &w, const struct heat_source<TYPE, D> &s, uint32_t tile,
+						      uint32_t stage)
+{
+	bool there = tile * (HEAT_PAIRS >> w.shift) + s.query_lse < w.n;
+
+	if (threadIdx.x < HEAT_PAIRS)
+		wg_copy4(mma_shared(heat_meta(w, stage, 0) + threadIdx.x), there ? s.lse + tile * s.next_lse : (const char *)&heat_nobody);
 }
 
 /* Queries of the slots' own type, as they are. Eight threads have a row. */
 template <int TYPE, int D>
-static __device__ __forceinline__ void heat_copy_queries(const struct heat_args &a, const struct heat_work &w, const struct heat_source &s,
-							 uint32_t tile, uint32_t stage)
+static __device__ __forceinline__ void heat_copy_queries(const struct heat_args &a, const struct heat_work &w,
+							 const struct heat_source<TYPE, D> &s, uint32_t tile, uint32_t stage)
 {
 	using size = heat_size<TYPE, D>;
-	uint32_t to = w.queries + stage * w.stage_bytes + wg_piece(threadIdx.x / 8u, threadIdx.x % 8u), query = tile * (HEAT_PAIRS >> w.shift);
+	uint32_t to = w.queries + stage * w.tile_bytes + wg_piece(threadIdx.x / 8u, threadIdx.x % 8u);
+	uint32_t query = tile * (HEAT_PAIRS >> w.shift);
 
 #pragma unroll
-	for (uint32_t i = 0; i < 4; i++) {
+	for (uint32_t i = 0; i < size::copies; i++) {
 		const char *from = s.from[i] + tile * s.next;
 		bool there = query + s.query[i] < w.n;
 
@@ -214,8 +199,8 @@ static __device__ __forceinline__ void heat_copy_queries(const struct heat_args 
 			bool in = k * 8u + threadIdx.x % 8u < a.t.head_dim / 8u;
 
 			if (D % WG_PANEL == 0 || k * 8u + threadIdx.x % 8u < size::pieces)
-				wg_copy16(to + k * size::query_panel + i * (HEAT_PAIRS / 4u) * WG_ROW, there && in ? from + k * WG_ROW : (const char *)a.lse,
-					  there && in);
+				wg_copy16(to + k * size::query_panel + i * (size::threads / 8u) * WG_ROW,
+					  there && in ? from + k * WG_ROW : (const char *)a.lse, there && in);
 		}
 	}
 }
@@ -246,9 +231,9 @@ template <int QTYPE> static __device__ __forceinline__ float4 heat_load4(const s
 			   cuda_load(q.data, q.type, at + 3));
 }
 
-/* Rows r0, r0 + HEAT_WARPS, ... of a stage, each over the warp; so many that their loads overlap. */
+/* Rows r0, r0 + the CTA's warps, ... of a stage, each over the warp; so many that their loads overlap. */
 template <int D> struct heat_rows {
-	static constexpr uint32_t chunks = (D + 127u) / 128u, n = 8u / chunks;
+	static constexpr uint32_t chunks = (D + 127u) / 128u, n = 4u;
 
 	float4 v[n][chunks];
 };
@@ -261,7 +246,7 @@ static __device__ __forceinline__ void heat_load_rows(const struct heat_args &a,
 	for (uint32_t i = 0; i < q.n; i++) {
 		uint32_t head;
 		int64_t row;
-		bool there = heat_row(a, w, tile, heat_pair(r0 + i * HEAT_WARPS), &row, &head);
+		bool there = heat_row(a, w, tile, heat_pair(r0 + i * (blockDim.x / 32u)), &row, &head);
 
 #pragma unroll
 		for (uint32_t k = 0; k < q.chunks; k++) {
@@ -280,7 +265,7 @@ static __device__ __forceinline__ void heat_convert_row(const struct heat_args &
 							float4 (&v)[heat_rows<D>::chunks], char *shared)
 {
 	using size = heat_size<TYPE, D>;
-	char *to = shared + (w.queries - w.shared) + stage * w.stage_bytes;
+	char *to = shared + stage * w.tile_bytes;
 	float sum = 0.0f, by = 1.0f;
 	uint32_t top = 0;
 
@@ -320,7 +305,7 @@ static __device__ __forceinline__ void heat_convert_queries(const struct heat_ar
 	struct heat_rows<D> q;
 
 #pragma unroll 1
-	for (uint32_t r0 = w.warp; r0 < HEAT_PAIRS; r0 += HEAT_WARPS * q.n) {
+	for (uint32_t r0 = w.warp; r0 < HEAT_PAIRS; r0 += heat_size<TYPE, D>::warps * q.n) {
 		switch (a.vectors ? (int)a.t.q.type : ANY_TYPE) {
 		case GPU_F32: heat_load_rows<D, GPU_F32>(a, w, tile, r0, q); break;
 		case GPU_F16: heat_load_rows<D, GPU_F16>(a, w, tile, r0, q); break;
@@ -329,7 +314,7 @@ static __device__ __forceinline__ void heat_convert_queries(const struct heat_ar
 		}
 #pragma unroll
 		for (uint32_t i = 0; i < q.n; i++)
-			heat_convert_row<TYPE, D>(a, w, stage, r0 + i * HEAT_WARPS, q.v[i], shared);
+			heat_convert_row<TYPE, D>(a, w, stage, r0 + i * heat_size<TYPE, D>::warps, q.v[i], shared);
 	}
 }
 

@@ -149,7 +149,7 @@ int cuda_heat(struct cuda_step *st, cudaStream_t s, uint32_t layer, const struct
 {
 	struct heat_args a = { { st->view, st->seq, st->tile, st->shape.n_kv_heads, st->shape.group, st->shape.head_dim,
 				 layer, st->live_max, *q, scale },
-			       lse, 0, observed, last, done_pairs, 0, 0, 0, 0 };
+			       lse, 0, observed, last, done_pairs, 0, 0, 0 };
 
 	if (observed && st->kept_rows) {
 		kept_kernel<<<dim3(st->n_tiles * (st->kept_slots / GPU_BLOCK_SLOTS), a.t.n_kv_heads), GPU_BLOCK_SLOTS, 0, s>>>(
