@@ -172,7 +172,8 @@ int gpu_append(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct
  * Adds heat (tables' n_heat, heat[], observe). Call gpu_append for the layer first: queries see their own tokens.
  * @q, @out: [rows][n_kv_heads * group][head_dim]. @lse: [rows][n_kv_heads * group] natural-log sum of exp, or NULL.
  * out does not depend, bit for bit, on whether heat is taken, on threads, on page ids, or on the other sessions
- * of the step. Heat is float32, added in a fixed order: for a slot, queries in order, and heads in order within a query.
+ * of the step. Heat is float32, added in a fixed order: for a slot, queries in order, and heads in order within a query. A
+ * GPU that takes it from many queries has four sums a slot, of fixed queries each, and adds those.
  */
 int gpu_attend(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q, const struct gpu_tensor *out,
 	       float scale, float *lse);
