@@ -138,6 +138,7 @@ struct gpu_seq {
 	uint32_t used;		/* tokens of the window appended before this step */
 	int32_t pos;		/* position of the step's first token */
 	int32_t heat_from;	/* queries at lower positions add no heat, whatever the table says */
+	uint32_t newest;	/* no live slot has a later position than the step's last token. Attend may then do without positions */
 };
 
 /* Rows of a caller's tensor: row r, head h, channel c at data[r * stride + h * head_dim + c] (elements). */

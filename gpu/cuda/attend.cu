@@ -301,6 +301,7 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.at_once = st->mma.at_once;
 	a.exact_q = sh->slot_type == GPU_Q8 || cuda_exact_queries(sh->slot_type, q->type);	/* q8: see struct mma_queries */
 	a.direct_q = sh->slot_type == GPU_BF16 && q->type == GPU_BF16 && (uintptr_t)q->data % 4u == 0 && q->stride % 2 == 0;
+	a.newest = (uint32_t)st->newest;
 	a.by_group = mma_inverse(sh->group);
 	a.by_vecs = mma_inverse(sh->head_dim / 4u);
 	a.q = *q;
@@ -309,6 +310,8 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.scale = scale * 1.4426950408889634f;
 	a.logits = st->logits;
 	a.scratch_slots = scratch_slots(st->live_max);
+	a.far_depth = st->mma.rows * st->mma.heat_floats / ((sh->group < MMA_FAR_HEADS ? sh->group : MMA_FAR_HEADS) * MMA_FAR_SLOTS);
+	a.far_depth = a.far_depth < MMA_MAX_STAGES ? a.far_depth : MMA_MAX_STAGES;
 	for (uint32_t first = 0; e == cudaSuccess && first < st->n_tiles; first += st->mma.tiles) {	/* more than one only with a.tile */
 		a.tile = st->mma.single ? NULL : st->tile + first;
 		a.n_tiles = st->n_tiles - first < st->mma.tiles ? st->n_tiles - first : st->mma.tiles;

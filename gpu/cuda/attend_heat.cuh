@@ -17,6 +17,11 @@ static __device__ __forceinline__ float *mma_heat_at(const struct mma_args &a, c
 	return block ? (float *)block + GPU_BLOCK_SLOTS + slot % GPU_BLOCK_SLOTS : NULL;
 }
 
+static __device__ __forceinline__ void mma_shared_float4(uint32_t at, float (&v)[4])
+{
+	asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3]) : "r"(at) : "memory");
+}
+
 /* N neighbouring floats: 4, or 1. */
 template <int N> static __device__ __forceinline__ void mma_get(const float *from, float (&to)[N])
 {
@@ -122,75 +127,107 @@ template <int N> static __device__ __forceinline__ void mma_red(float *at, const
 			asm volatile("red.global.add.f32 [%0], %1;" :: "l"(at + i), "f"(v[i]) : "memory");
 }
 
-/* As mma_heat(), which it has the bits of, but for numbers below 2^-126. */
+/* What a thread's N slots receive, given their logits of one head after the other. */
+template <int N> static __device__ __forceinline__ void mma_add_head(float2 end, const float (&logit)[N], float (&sum)[N])
+{
+#pragma unroll
+	for (int j = 0; j < N; j++)
+		sum[j] = __fadd_rn(sum[j], __fmul_rn(mma_exp2(__fsub_rn(logit[j], end.x)), end.y));
+}
+
+/* As mma_heat(), which it has the bits of, but for numbers below 2^-126. at: where the heat of the thread's first slots is. */
 template <int N>
 static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, const struct mma_lane &x, const float2 *end,
-						    const float *kept, uint32_t stride)
+						    const float *kept, uint32_t stride, float *at)
 {
 #pragma unroll 1
 	for (uint32_t i = threadIdx.x * N; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * N) {
-		float *at = mma_heat_at(a, x, i), sum[N] = {}, logit[N];
+		float *ahead = mma_heat_at(a, x, i + MMA_THREADS * N), sum[N] = {}, logit[N];
 
 #pragma unroll 4
 		for (uint32_t h = 0; h < a.group; h++) {
-			float2 e = end[h];
-
 			mma_get<N>(kept + i + h * stride, logit);
-#pragma unroll
-			for (int j = 0; j < N; j++)
-				sum[j] = __fadd_rn(sum[j], __fmul_rn(mma_exp2(__fsub_rn(logit[j], e.x)), e.y));
+			mma_add_head<N>(end[h], logit, sum);
 		}
 #pragma unroll
 		for (int j = 0; j < N; j++)	/* no head saw the slot: not the last one either */
 			sum[j] = logit[j] == __int_as_float(0xff800000) ? logit[j] : sum[j];
 		if (at)
 			mma_red<N>(at, sum);
+		at = ahead;
 	}
 }
 
-/* The same where the logits are in scratch, that is in the L2: many are asked for at once. Four slots a thread, twice. */
-static __device__ __forceinline__ void mma_heat_far(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
-						    uint32_t stride)
+/*
+ * The same where the logits are in scratch, that is in the L2: they pass through the shared memory that shorter lanes' logits have, a few heads
+ * of MMA_FAR_SLOTS slots at a time. A thread copies what it adds up itself, so nobody waits for anybody else.
+ */
+struct mma_far {
+	uint32_t at, heads, depth;	/* the thread's place in shared memory; heads at a time; how often they fit */
+	uint32_t slot, head;		/* what to ask for next */
+};
+
+static __device__ __forceinline__ struct mma_far mma_far_new(const struct mma_args &a, const char *room)
 {
-	constexpr uint32_t N = 2u, heads = 4u;	/* four slots so often, and heads, at once */
+	struct mma_far f;
+
+	f.heads = min(a.group, MMA_FAR_HEADS);
+	f.depth = a.far_depth;
+	f.at = mma_shared(room) + threadIdx.x * 16u;
+	f.slot = threadIdx.x * 4u;
+	f.head = 0;
+	return f;
+}
+
+static __device__ __forceinline__ void mma_far_feed(const struct mma_args &a, const struct mma_lane &x, const float *kept, uint32_t stride,
+						    uint32_t stage, struct mma_far &f)
+{
+	const float *from = kept + f.slot + f.head * stride;
+	uint32_t to = f.at + stage * f.heads * MMA_FAR_SLOTS * 4u;
+
+#pragma unroll
+	for (uint32_t k = 0; k < MMA_FAR_HEADS; k++)
+		if (f.head + k < a.group && f.slot < x.cta_pages * GPU_PAGE_SLOTS)
+			asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to + k * MMA_FAR_SLOTS * 4u), "l"(from + k * stride)
+				     : "memory");
+	mma_commit();
+	f.head += MMA_FAR_HEADS;
+	if (f.head >= a.group) {
+		f.head = 0;
+		f.slot += MMA_FAR_SLOTS;
+	}
+}
+
+static __device__ __forceinline__ void mma_heat_far(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
+						    uint32_t stride, float *at, struct mma_far f)
+{
+	uint32_t stage = 0;
 
 #pragma unroll 1
-	for (uint32_t i = threadIdx.x * 4u; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_THREADS * 4u * N) {
-		float sum[N][4] = {}, logit[N][heads][4];
-		float *at[N];
-
-#pragma unroll
-		for (uint32_t u = 0; u < N; u++)
-			at[u] = mma_heat_at(a, x, i + u * MMA_THREADS * 4u);
+	for (uint32_t s = 0; s < f.depth; s++)
+		mma_far_feed(a, x, kept, stride, s, f);
 #pragma unroll 1
-		for (uint32_t h = 0; h < a.group; h += heads) {
-#pragma unroll
-			for (uint32_t u = 0; u < N; u++)
-#pragma unroll
-				for (uint32_t k = 0; k < heads; k++)
-					if (at[u] && h + k < a.group)
-						mma_get<4>(kept + i + u * MMA_THREADS * 4u + (h + k) * stride, logit[u][k]);
-#pragma unroll
-			for (uint32_t k = 0; k < heads; k++) {
-				float2 e = end[min(h + k, a.group - 1u)];
+	for (uint32_t i = threadIdx.x * 4u; i < x.cta_pages * GPU_PAGE_SLOTS; i += MMA_FAR_SLOTS) {
+		float *ahead = mma_heat_at(a, x, i + MMA_FAR_SLOTS), sum[4] = {}, logit[4];
 
+#pragma unroll 1
+		for (uint32_t h = 0; h < a.group; h += MMA_FAR_HEADS) {
+			mma_wait(f.depth);
 #pragma unroll
-				for (uint32_t u = 0; u < N; u++)
-#pragma unroll
-					for (int j = 0; j < 4; j++) {
-						float p = __fmul_rn(mma_exp2(__fsub_rn(logit[u][k][j], e.x)), e.y);
-
-						sum[u][j] = h + k < a.group ? __fadd_rn(sum[u][j], p) : sum[u][j];
-						/* no head saw the slot: not the last one either */
-						if (h + k + 1u == a.group && logit[u][k][j] == __int_as_float(0xff800000))
-							sum[u][j] = logit[u][k][j];
-					}
-			}
+			for (uint32_t k = 0; k < MMA_FAR_HEADS; k++)
+				if (h + k < a.group) {
+					mma_shared_float4(f.at + (stage * f.heads + k) * MMA_FAR_SLOTS * 4u, logit);
+					mma_add_head<4>(end[h + k], logit, sum);
+				}
+			mma_far_feed(a, x, kept, stride, stage, f);
+			stage = stage + 1u < f.depth ? stage + 1u : 0u;
 		}
 #pragma unroll
-		for (uint32_t u = 0; u < N; u++)
-			if (at[u])
-				mma_red<4>(at[u], sum[u]);
+		for (int j = 0; j < 4; j++)	/* no head saw the slot: not the last one either */
+			sum[j] = logit[j] == __int_as_float(0xff800000) ? logit[j] : sum[j];
+		if (at)
+			mma_red<4>(at, sum);
+		at = ahead;
 	}
 }
 

@@ -286,7 +286,6 @@ static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, co
 {
 	uint32_t pairs = t.even / 2u, vecs = a.head_dim / 4u;
 
-	mma_cluster_wait();		/* everyone's barrier is ready */
 #pragma unroll 1
 	for (uint32_t i = threadIdx.x; i < x.cluster * pairs; i += MMA_THREADS) {
 		uint32_t to = mma_divide(i, t.by_pairs), r = (i - to * pairs) * 2u;
@@ -391,7 +390,7 @@ static __device__ __forceinline__ void mma_take(const struct mma_args &a, const 
 template <int TYPE, int D, int NT, bool RUN>
 static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_plan &plan,
 						    const struct mma_tables &t, char *shared, const struct mma_queries<TYPE, D, NT> &q,
-						    struct mma_ring &r, const struct cuda_item &next)
+						    struct mma_ring &r, const struct cuda_item &next, float *heat_at)
 {
 	bool far = RUN ? x.cta_pages * GPU_PAGE_SLOTS > a.heat_floats : !a.heat_floats;
 	size_t room = RUN ? blockIdx.x : (size_t)x.tile * a.n_kv_heads + x.item.kv_head;
@@ -410,7 +409,9 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 		quarter.l[nt][0] = quarter.l[nt][1] = 0.0f;
 	}
 	mma_read_lane<TYPE, D, NT, RUN>(a, x, q, r, x.heat ? kept : NULL, stride, next, quarter);
-	if (x.heat && !adds && x.cluster == 1u)
+	if (RUN && x.heat && adds)
+		heat_at = mma_heat_at(a, x, threadIdx.x * 4u);
+	else if (x.heat && !adds && x.cluster == 1u)
 		four = mma_look<4>(a, x, threadIdx.x * 4u);
 	else if (x.heat && !adds)
 		one = mma_look<1>(a, x, threadIdx.x);
@@ -423,10 +424,10 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 	__syncthreads();
 	mma_merge_warps(a, x, t);
 	if (RUN || x.cluster == 1u) {
-		if (RUN && NT == 1 && D <= 128 && x.heat && adds && far)
-			mma_heat_far(a, x, t.end, kept, stride);
+		if (RUN && NT == 1 && D <= 128 && x.heat && adds && far && a.far_depth)
+			mma_heat_far(a, x, t.end, kept, stride, heat_at, mma_far_new(a, shared + plan.logits));
 		else if (x.heat && adds)
-			mma_heat_add<4>(a, x, t.end, kept, stride);
+			mma_heat_add<4>(a, x, t.end, kept, stride, heat_at);
 		else if (x.heat)
 			mma_heat<4>(a, x, t.end, kept, stride, four);
 		mma_write_alone<D>(a, x, t);
@@ -436,7 +437,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 	mma_merge_parts(a, x, t);
 	mma_write_slice(a, x, t);
 	if (x.heat && adds)
-		mma_heat_add<1>(a, x, t.part, kept, stride);
+		mma_heat_add<1>(a, x, t.part, kept, stride, heat_at);
 	else if (x.heat)
 		mma_heat<1>(a, x, t.part, kept, stride, one);
 }
@@ -452,6 +453,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	struct mma_tables t;
 	struct mma_ring r;
 	struct mma_lane x;
+	float *heat_at = NULL;
 	uint32_t k, fresh;
 
 	if (!mma_open<TYPE, RUN>(a, x, k)) {
@@ -473,6 +475,10 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	for (uint32_t fed = 0, waited = 0; fed <= r.stages; fed++) {
 		if (!waited && (x.item.n != 1u || r.feed >= r.end || r.feed == fresh || fed == r.stages)) {
 			mma_next();
+			if (!RUN && x.heat && mma_heat_adds(x))
+				heat_at = mma_heat_at(a, x, threadIdx.x * (x.cluster == 1u ? 4u : 1u));
+			if (!RUN && x.cluster > 1u)
+				mma_cluster_wait();	/* everyone's barrier is ready */
 			mma_after();
 			mma_take<TYPE, D, NT, RUN>(a, x, t, k, next, q);
 			waited = 1;
@@ -489,7 +495,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 			mma_load_queries<TYPE, D, NT>(a, x, t.out, plan.lower, shared, q);
 			__syncthreads();
 		}
-		mma_one_lane<TYPE, D, NT, RUN>(a, x, plan, t, shared, q, r, *next);
+		mma_one_lane<TYPE, D, NT, RUN>(a, x, plan, t, shared, q, r, *next, heat_at);
 		if (!RUN || !next->n)
 			return;
 		x.item = *next;

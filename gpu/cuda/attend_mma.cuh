@@ -16,7 +16,7 @@
  * Heat: the logits stay in shared memory (or scratch) until the lane's log-sum-exp is known; then each slot has one owner, who adds up the
  * heads in order, and the queries in order.
  *
- * Memory traffic: K, V and positions once; logits none (or 8 bytes a pair and slot, L2); heat 8 bytes a slot and array.
+ * Memory traffic: K, V and positions (unless every query sees every slot) once; logits none (or 8 bytes a pair and slot, L2); heat 8 bytes a slot and array.
  */
 #ifndef GPU_CUDA_ATTEND_MMA_CUH
 #define GPU_CUDA_ATTEND_MMA_CUH
@@ -26,6 +26,8 @@
 #define MMA_WARPS 4u
 #define MMA_THREADS (MMA_WARPS * 32u)
 #define MMA_MAX_STAGES 6u
+#define MMA_FAR_SLOTS (MMA_THREADS * 4u)	/* slots and heads whose logits are fetched from scratch at a time */
+#define MMA_FAR_HEADS 4u
 #define MMA_NOTHING -1e30f	/* maximum of no slots: finite, so that differences are numbers */
 
 struct mma_args {
@@ -46,6 +48,8 @@ struct mma_args {
 	float scale;			/* times log2(e) */
 	float *logits;			/* scratch: [tile of the launch][kv head][rows][scratch_slots]; if a CTA has whole lanes: [CTA][rows][scratch_slots] */
 	uint32_t scratch_slots;
+	uint32_t newest;		/* every query sees every live slot: positions are not read */
+	uint32_t far_depth;		/* how often a few heads of some slots fit where logits have room: mma_heat_far(). 0: not at all */
 };
 
 /* Shared memory of a CTA, byte offsets. Behind `ring` come the stages, as many as fit. */
@@ -264,8 +268,8 @@ template <int TYPE, bool RUN> static __device__ __forceinline__ bool mma_open(co
 	x.thread = threadIdx.x % 32u;
 	x.g = x.thread / 4u;
 	x.t4 = x.thread % 4u;
-	x.cluster = a.cluster;
-	x.rank = mma_cluster_rank();
+	x.cluster = RUN ? 1u : a.cluster;
+	x.rank = RUN ? 0u : mma_cluster_rank();
 	x.row0 = 0;
 	k = 0;
 	if (a.tile) {
@@ -299,6 +303,12 @@ template <int TYPE, int D, int NT> struct mma_queries {
 	int32_t pos[NT][2];
 	uint32_t lower;			/* what is in shared memory; 0: nothing */
 };
+
+/* The position of row r's query; not below any where nobody asks. */
+static __device__ __forceinline__ int32_t mma_pos(const struct mma_args &a, const struct mma_lane &x, uint32_t r)
+{
+	return a.newest ? INT32_MAX : x.item.pos + (int32_t)mma_divide(x.row0 + r, a.by_group);
+}
 
 /* Where row r of the tile is in a tensor. */
 static __device__ __forceinline__ int64_t mma_row_at(const struct mma_args &a, const struct mma_lane &x, uint32_t r, int64_t stride)
@@ -427,11 +437,11 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 		}
 #pragma unroll
 		for (uint32_t i = 0; i < 2; i++) {	/* column 2 t4 + i is loaded by the threads with g = 2 t4 + i */
-			uint32_t from_thread = (2u * x.t4 + i) * 4u, query = mma_divide(x.row0 + nt * 8u + 2u * x.t4 + i, a.by_group);
+			uint32_t from_thread = (2u * x.t4 + i) * 4u;
 
 			q.scale[nt][i] = a.scale * (half ? 1.0f / __shfl_sync(0xffffffffu, by, from_thread) : 1.0f);
 			q.sum[nt][i] = TYPE == GPU_Q8 ? __shfl_sync(0xffffffffu, sum * by, from_thread) : 0.0f;
-			q.pos[nt][i] = x.item.pos + (int32_t)query;
+			q.pos[nt][i] = mma_pos(a, x, nt * 8u + 2u * x.t4 + i);
 		}
 	}
 }
@@ -456,7 +466,7 @@ static __device__ __forceinline__ void mma_direct_queries(const struct mma_args 
 		for (uint32_t i = 0; i < 2; i++) {
 			q.scale[nt][i] = a.scale;
 			q.sum[nt][i] = 0.0f;
-			q.pos[nt][i] = x.item.pos + (int32_t)mma_divide(x.row0 + nt * 8u + 2u * x.t4 + i, a.by_group);
+			q.pos[nt][i] = mma_pos(a, x, nt * 8u + 2u * x.t4 + i);
 		}
 	}
 }

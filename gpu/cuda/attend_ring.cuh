@@ -30,6 +30,8 @@ static __device__ __forceinline__ void mma_ring_look(const struct mma_args &a, c
 	if (p >= r.end)
 		return;
 	r.page = cuda_at(a.view, r.ids[p]);
+	if (a.newest)
+		return;
 	block = cuda_at(a.view, r.blocks[p / (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS)]);
 	r.pos = block ? block + p % (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS) * 64u : NULL;
 	r.page = block ? r.page : NULL;
@@ -93,7 +95,7 @@ static __device__ __forceinline__ void mma_ring_feed_one(const struct mma_args &
 	if (r.feed < r.end) {
 		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stage, live;
 		const char *page = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i);
-		const char *pos = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
+		const char *pos = a.newest ? NULL : (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
 
 		live = min(r.live - r.feed * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS);
 		if (!page) {
@@ -113,7 +115,7 @@ static __device__ __forceinline__ void mma_ring_feed_one(const struct mma_args &
 					   row % GPU_PAGE_SLOTS < live, r.policy);
 			}
 		}
-		if (x.thread < 4u)
+		if (!a.newest && x.thread < 4u)
 			mma_copy16(dst + size::pos + x.thread * 16u, pos + x.thread * 16u, live > 0, r.policy);
 		else if (size::q8 && x.thread < 12u)
 			mma_copy16(dst + size::params + (x.thread - 4u) * 16u,
@@ -154,16 +156,16 @@ static __device__ __forceinline__ void mma_ring_copy_rest(const struct mma_args 
 	const char *page = second ? last : first;
 
 	there = there && page;
-	if (x.thread < 4u * size::pages)
+	if (!a.newest && x.thread < 4u * size::pages)
 		mma_copy16(dst + size::pos + i * 16u, there ? pos + i * 16u : (const char *)a.item, there, r.policy);
-	else if (size::q8 && x.thread < 12u * size::pages)
+	else if (size::q8 && x.thread >= 4u * size::pages && x.thread < 12u * size::pages)
 		mma_copy16(dst + size::params + i * 16u, there ? page + gpu_page_params(TYPE, a.head_dim) + i % 8u * 16u : (const char *)a.item,
 			   there, r.policy);
 }
 
 /* The same where all is there. */
 template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_ring_copy_all(const struct mma_lane &x, const struct mma_ring &r, uint32_t dst,
+static __device__ __forceinline__ void mma_ring_copy_all(const struct mma_args &a, const struct mma_lane &x, const struct mma_ring &r, uint32_t dst,
 							 const char *const (&page)[mma_size<TYPE, D, NT>::pages], const char *pos)
 {
 	using size = mma_size<TYPE, D, NT>;
@@ -175,7 +177,7 @@ static __device__ __forceinline__ void mma_ring_copy_all(const struct mma_lane &
 		mma_ring_copy<TYPE, D, NT>(x, r, dst + u * size::page, page[u]);
 	if (!size::q8 || x.thread >= params)
 		from = pos + (x.thread - params) * 16u;
-	if (x.thread < params + 4u * size::pages)
+	if (x.thread < params + (a.newest ? 0u : 4u * size::pages))
 		mma_copy16_all(dst + size::params + x.thread * 16u, from, r.policy);
 }
 
@@ -187,13 +189,13 @@ static __device__ __forceinline__ void mma_ring_feed_two(const struct mma_args &
 
 	if (r.feed < r.end) {
 		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stage, live = r.live - r.feed * GPU_PAGE_SLOTS;
-		const char *pos = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
+		const char *pos = a.newest ? NULL : (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
 		const char *page[2];
 
 		page[0] = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i);
 		page[1] = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i + 1u);
 		if (a.head_dim == D && live >= 2u * GPU_PAGE_SLOTS && page[0] && page[1]) {
-			mma_ring_copy_all<TYPE, D, NT>(x, r, dst, page, pos);
+			mma_ring_copy_all<TYPE, D, NT>(a, x, r, dst, page, pos);
 		} else {
 #pragma unroll
 			for (uint32_t u = 0; u < 2; u++)

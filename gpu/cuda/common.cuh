@@ -124,6 +124,7 @@ struct cuda_step {
 	unsigned n_seqs, n_tokens, n_tiles, n_wide;
 	int few_rows, many_rows;	/* are there tiles of at most CUDA_FEW_ROWS rows, and of more? */
 	uint32_t live_max;
+	int newest;			/* one query a session, and no live slot is later: see struct gpu_seq */
 	uint64_t pairs, tile_pairs;	/* (query, head) pairs of the largest session, and of the largest that has tiles */
 	uint32_t n_splits;		/* > 1: a CTA takes one chunk and combine() merges; 1: a CTA takes all chunks */
 	struct cuda_mma mma;		/* slots other than float32 */

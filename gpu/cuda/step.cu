@@ -253,7 +253,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	struct cuda_step *st = (struct cuda_step *)step;
 	struct cuda_device *d = cuda_dev(step->dev);
 	uint64_t n_tokens = 0, n_tiles = 0, n_wide = 0, n_rows = 0, most = 0, tile_most = 0, wide;
-	int few = 0, many = 0;
+	int few = 0, many = 0, newest = 1;
 	struct cuda_lease lease;
 	uint32_t n_splits = 1, tile_rows = cuda_tile_rows(shape);
 	struct cuda_mma mma = {};
@@ -270,6 +270,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		uint64_t rest = pairs % tile_rows;	/* rows of the last tile, if it is not full */
 
 		n_tokens += seq[i].n;
+		newest &= !seq[i].n || !seq[i].table || (seq[i].n == 1u && seq[i].newest);
 		n_rows = seq[i].n && end > n_rows ? end : n_rows;
 		most = pairs > most ? pairs : most;
 		if (pairs > wide) {
@@ -316,6 +317,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	st->mma = mma;
 	st->few_rows = few;
 	st->many_rows = many;
+	st->newest = newest;
 	st->first = 1;
 	st->key = hash(st);
 	return cuda_mma_items(st, cuda_stream(s));

@@ -378,7 +378,7 @@ static void make_step(struct bench *b)
 	b->out = (struct gpu_tensor){ (char *)b->io.base + bytes, GPU_BF16, width };
 	must(gpu_step_new(dev, sh->sessions, rows, &b->step), "step");
 	for (uint32_t i = 0; i < sh->sessions; i++)
-		b->seq.push_back({ b->table[i], i * sh->n, sh->n, 0, (int32_t)(sh->live - sh->n), 0 });
+		b->seq.push_back({ b->table[i], i * sh->n, sh->n, 0, (int32_t)(sh->live - sh->n), 0, 1 });
 	must(gpu_step_set(b->step, stream, &b->gs, map, b->seq.data(), sh->sessions, b->longest), "step_set");
 }
 
