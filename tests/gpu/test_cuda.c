@@ -485,6 +485,7 @@ static void short_and_long_lanes_give_the_same_heat(void **state)
 		uint32_t group, type, n_heat, heat[GPU_MAX_HEAT];
 	} turn[] = {
 		{ 4, GPU_BF16, 1, { EVICT_HEAT_SUM } }, { 3, GPU_Q8, 2, { EVICT_HEAT_MAX, EVICT_HEAT_SQUARES } }, { 16, GPU_BF16, 1, { EVICT_HEAT_SUM } },
+		{ 7, GPU_BF16, 1, { EVICT_HEAT_SUM } }, { 1, GPU_F16, 1, { EVICT_HEAT_SUM } },
 	};
 	enum { KV = 60, SESSIONS = 6 };
 	struct oracle_seq oracle[WORLD_MAX_SESSIONS];

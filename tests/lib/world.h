@@ -29,6 +29,7 @@ struct world_spec {
 	uint32_t n_heat, heat[GPU_MAX_HEAT], observe, n_credit;
 	uint64_t seed;			/* of contents */
 	uint64_t places;		/* of page ids and slabs */
+	uint32_t untold;		/* 1: steps do not say that no slot is later than their queries */
 	float spread;			/* size of K and V; 0: 1 */
 	int max_rows;			/* of a step; 0: 1024 */
 };

@@ -3,6 +3,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -79,6 +80,19 @@ uint32_t world_live_max(const struct world *w, const uint32_t *n)
 	return most;
 }
 
+/* No live slot is later than the step's last token: what attend may be told. */
+static bool is_newest(const struct world_session *s, uint32_t n)
+{
+	for (uint32_t l = 0; l < s->model.table.n_lanes; l++) {
+		const struct oracle_lane *lane = &s->model.lane[l];
+
+		for (uint32_t at = 0; at < gpu_live(lane->head, s->used); at++)
+			if (lane->slot[at].pos > s->pos + (int32_t)n - 1)
+				return false;
+	}
+	return true;
+}
+
 uint32_t world_step(struct world *w, const uint32_t *n, struct gpu_seq *seq, struct oracle_seq *oracle)
 {
 	uint32_t rows = 1;	/* row 0 is nobody's */
@@ -87,6 +101,7 @@ uint32_t world_step(struct world *w, const uint32_t *n, struct gpu_seq *seq, str
 		struct world_session *s = &w->session[i];
 
 		seq[i] = (struct gpu_seq){ .table = s->table, .row = rows, .n = n[i], .used = s->used, .pos = s->pos };
+		seq[i].newest = !w->spec.untold && is_newest(s, n[i]);
 		oracle[i] = (struct oracle_seq){ .session = &s->model, .row = rows, .n = n[i], .used = s->used, .pos = s->pos };
 		/* In half of the steps, heat from some of the queries only: from all, the later half, none. */
 		if (w->spec.seed % 2)

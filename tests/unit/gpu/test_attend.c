@@ -368,7 +368,7 @@ static void independent(uint32_t slot_type, uint32_t dim, uint32_t group, const 
 		.n_layers = 1, .n_sessions = 3, .window = 32, .max_slots = 2500, .n_heat = 1, .heat = { EVICT_HEAT_SUM }, .observe = 1,
 		.n_credit = 1, .seed = 70, .places = 71,
 	};
-	struct world_spec cold = spec, elsewhere = spec, two = spec;
+	struct world_spec cold = spec, elsewhere = spec, two = spec, untold = spec;
 	struct bits base = run_step(&spec, n, 1, 0), other;
 
 	cold.n_heat = 0;
@@ -378,6 +378,10 @@ static void independent(uint32_t slot_type, uint32_t dim, uint32_t group, const 
 	elsewhere.places = 12346;	/* even: other garbage behind the slots, too */
 	other = run_step(&elsewhere, n, 1, 0);
 	compare_bits(&base, &other, 1, "page ids or what lies in unused slots");
+	bits_free(&other);
+	untold.untold = 1;
+	other = run_step(&untold, n, 1, 0);
+	compare_bits(&base, &other, 1, "whether positions are read");
 	bits_free(&other);
 	two.n_heat = 2;
 	two.heat[1] = EVICT_HEAT_SQUARES;
