@@ -442,9 +442,10 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 		mma_heat<1>(a, x, t.part, kept, stride, one);
 }
 
-template <int TYPE, int D, int NT, bool RUN>
+template <int TYPE, int D, int NT, int WAY>
 static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid_constant__ struct mma_args a)
 {
+	constexpr bool RUN = WAY == MMA_RUN;
 	using size = mma_size<TYPE, D, NT>;
 	extern __shared__ __align__(128) char shared[];
 	struct mma_queries<TYPE, D, NT> q;
@@ -456,7 +457,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	float *heat_at = NULL;
 	uint32_t k, fresh;
 
-	if (!mma_open<TYPE, RUN>(a, x, k)) {
+	if (!mma_open<TYPE, WAY>(a, x, k)) {
 		mma_after();
 		return;
 	}
@@ -468,7 +469,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 			mma_bar_new(t.bar, x.cluster * (t.even * 8u + mma_own_slice(a, x, t.slice) * 4u));
 		mma_cluster_arrive();
 	}
-	mma_ring_new<TYPE, D, NT>(a, x, shared, a.tile || x.item.any_heat ? plan.ring : plan.logits, r);
+	mma_ring_new<TYPE, D, NT>(a, x, shared, (WAY == MMA_ANY && a.tile) || x.item.any_heat ? plan.ring : plan.logits, r);
 	fresh = size::pages == 2u ? x.item.fresh_page & ~1u : x.item.fresh_page;
 	/* Ahead of the kernel before: only pages that it cannot have written. That is the step's own append, if anything. */
 #pragma unroll 1
@@ -509,27 +510,27 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 
 /* --- launches -------------------------------------------------------------------------------------------------------------------- */
 
-template <int TYPE, int D, int NT, bool RUN> static cudaError_t mma_configure(uint32_t shared_bytes, uint32_t cluster)
+template <int TYPE, int D, int NT, int WAY> static cudaError_t mma_configure(uint32_t shared_bytes, uint32_t cluster)
 {
-	cudaError_t e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT, RUN>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+	cudaError_t e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT, WAY>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
 
 	if (e == cudaSuccess && cluster > 8u)
-		e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT, RUN>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+		e = cudaFuncSetAttribute(mma_kernel<TYPE, D, NT, WAY>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 	return e;
 }
 
 /* With max_clusters: ask how many clusters run at once, launch nothing. */
-template <int TYPE, int D, int NT, bool RUN>
+template <int TYPE, int D, int NT, int WAY>
 static cudaError_t mma_launch_as(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
 {
 	cudaLaunchAttribute at[2];
 	cudaLaunchConfig_t c = {};
-	cudaError_t e = mma_configure<TYPE, D, NT, RUN>(a.shared_bytes, a.cluster);
+	cudaError_t e = mma_configure<TYPE, D, NT, WAY>(a.shared_bytes, a.cluster);
 
 	if (e != cudaSuccess)
 		return e;
 	c.gridDim = dim3(a.n_tiles * a.n_kv_heads * a.cluster);
-	if (RUN && c.gridDim.x > a.at_once)
+	if (WAY == MMA_RUN && c.gridDim.x > a.at_once)
 		c.gridDim.x = a.at_once;
 	c.blockDim = dim3(MMA_THREADS);
 	c.dynamicSmemBytes = a.shared_bytes;
@@ -542,20 +543,24 @@ static cudaError_t mma_launch_as(const struct mma_args &a, bool early, cudaStrea
 		c.numAttrs++;
 	}
 	if (max_clusters)
-		return cudaOccupancyMaxActiveClusters(max_clusters, mma_kernel<TYPE, D, NT, RUN>, &c);
+		return cudaOccupancyMaxActiveClusters(max_clusters, mma_kernel<TYPE, D, NT, WAY>, &c);
 	if (early) {
 		at[c.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
 		at[c.numAttrs].val.programmaticStreamSerializationAllowed = 1;
 		c.numAttrs++;
 	}
-	return cudaLaunchKernelEx(&c, mma_kernel<TYPE, D, NT, RUN>, a);
+	return cudaLaunchKernelEx(&c, mma_kernel<TYPE, D, NT, WAY>, a);
 }
 
 template <int TYPE, int D, int NT>
 static cudaError_t mma_launch_one(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
 {
-	return a.cluster == 1u && !a.tile ? mma_launch_as<TYPE, D, NT, true>(a, early, s, max_clusters)
-					  : mma_launch_as<TYPE, D, NT, false>(a, early, s, max_clusters);
+	if (!a.tile && a.cluster == 1u)
+		return mma_launch_as<TYPE, D, NT, MMA_RUN>(a, early, s, max_clusters);
+	if constexpr (NT == 1 && D <= 128)
+		if (!a.tile && a.cluster == 16u)
+			return mma_launch_as<TYPE, D, NT, MMA_SIXTEEN>(a, early, s, max_clusters);
+	return mma_launch_as<TYPE, D, NT, MMA_ANY>(a, early, s, max_clusters);
 }
 
 /* 16 columns only where registers last: heads of up to 128 channels. */

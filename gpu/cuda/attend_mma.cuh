@@ -259,20 +259,27 @@ template <int TYPE> static __device__ __forceinline__ void mma_begin(const struc
 	x.heat = mma_takes_heat(a, x);
 }
 
+/*
+ * Kernels of their own, by how lanes are shared out: one CTA a lane, which runs on; 16 a lane, where a step takes microseconds and the
+ * instructions of other ways would only be in the way; all the others.
+ */
+enum mma_way { MMA_RUN, MMA_SIXTEEN, MMA_ANY };
+
 /* Find the first lane. False when there is none. Reads what item_kernel left, long before. k: as for mma_next_item(). */
-template <int TYPE, bool RUN> static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x, uint32_t &k)
+template <int TYPE, int WAY> static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x, uint32_t &k)
 {
+	constexpr bool RUN = WAY == MMA_RUN;
 	uint32_t i = blockIdx.x / a.cluster;
 
 	x.warp = threadIdx.x / 32u;
 	x.thread = threadIdx.x % 32u;
 	x.g = x.thread / 4u;
 	x.t4 = x.thread % 4u;
-	x.cluster = RUN ? 1u : a.cluster;
+	x.cluster = RUN ? 1u : WAY == MMA_SIXTEEN ? 16u : a.cluster;
 	x.rank = RUN ? 0u : mma_cluster_rank();
 	x.row0 = 0;
 	k = 0;
-	if (a.tile) {
+	if (WAY == MMA_ANY && a.tile) {
 		x.tile = i % a.n_tiles;
 		x.row0 = a.tile[x.tile].row0;
 		i = i / a.n_tiles * a.n_units + a.tile[x.tile].seq;
@@ -282,7 +289,7 @@ template <int TYPE, bool RUN> static __device__ __forceinline__ bool mma_open(co
 		x.item = a.item[i];
 	if (!x.item.n)
 		return false;
-	if (!a.tile)
+	if (WAY != MMA_ANY || !a.tile)
 		x.tile = x.item.tile;
 	mma_begin<TYPE>(a, x);
 	return true;

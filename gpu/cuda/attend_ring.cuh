@@ -117,7 +117,7 @@ static __device__ __forceinline__ void mma_ring_feed_one(const struct mma_args &
 		}
 		if (!a.newest && x.thread < 4u)
 			mma_copy16(dst + size::pos + x.thread * 16u, pos + x.thread * 16u, live > 0, r.policy);
-		else if (size::q8 && x.thread < 12u)
+		else if (size::q8 && x.thread >= 4u && x.thread < 12u)
 			mma_copy16(dst + size::params + (x.thread - 4u) * 16u,
 				   page + gpu_page_params(TYPE, a.head_dim) + (x.thread - 4u) * 16u, live > 0, r.policy);
 		r.ahead++;
