@@ -131,12 +131,12 @@ static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, c
 			mma_wait(r.stages);
 			__syncwarp();
 			if constexpr (size::q8 || size::pages == 2u)
-				mma_stage<TYPE, D, NT>(x, q, r.at + r.stage * size::stage, x.item.live - p * GPU_PAGE_SLOTS, { kept, kept_stride },
+				mma_stage<TYPE, D, NT>(x, q, r.at + r.stage * size::stride(x.bare), x.item.live - p * GPU_PAGE_SLOTS, { kept, kept_stride },
 						       (p - x.cta_page) * GPU_PAGE_SLOTS, p == s * x.per_strip, strip, more);
 			else
-				mma_page<TYPE, D, NT>(x, q, r.at + r.stage * size::stage,
+				mma_page<TYPE, D, NT>(x, q, r.at + r.stage * size::stride(x.bare),
 						      min(x.item.live - p * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS),
-						      kept ? kept + (p - x.cta_page) * GPU_PAGE_SLOTS : NULL, kept_stride, strip);
+						      kept ? kept + (p - x.cta_page) * GPU_PAGE_SLOTS : NULL, kept_stride, p == s * x.per_strip, strip);
 			__syncwarp();
 			mma_ring_pass<TYPE, D, NT, RUN>(a, x, r, next);
 		}
@@ -386,13 +386,20 @@ static __device__ __forceinline__ void mma_take(const struct mma_args &a, const 
 		mma_next_item(a, x.thread, k, word, next);
 }
 
+/* Are the logits of a CTA's whole lane too long for shared memory? */
+static __device__ __forceinline__ bool mma_is_far(const struct mma_args &a, const struct mma_lane &x)
+{
+	return x.cta_pages * GPU_PAGE_SLOTS > a.heat_floats;
+}
+
 /* The lane that x describes: its pages into the warps' parts, merged, written, its heat added. */
-template <int TYPE, int D, int NT, bool RUN>
+template <int TYPE, int D, int NT, int WAY>
 static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_plan &plan,
 						    const struct mma_tables &t, char *shared, const struct mma_queries<TYPE, D, NT> &q,
 						    struct mma_ring &r, const struct cuda_item &next, float *heat_at)
 {
-	bool far = RUN ? x.cta_pages * GPU_PAGE_SLOTS > a.heat_floats : !a.heat_floats;
+	constexpr bool RUN = mma_runs(WAY);
+	bool far = WAY == MMA_SIXTEEN ? false : RUN ? mma_is_far(a, x) : !a.heat_floats;
 	size_t room = RUN ? blockIdx.x : (size_t)x.tile * a.n_kv_heads + x.item.kv_head;
 	float *kept = far ? a.logits + room * a.rows * a.scratch_slots + x.cta_page * GPU_PAGE_SLOTS : (float *)(shared + plan.logits);
 	uint32_t stride = far ? a.scratch_slots : a.heat_floats;
@@ -445,7 +452,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 template <int TYPE, int D, int NT, int WAY>
 static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid_constant__ struct mma_args a)
 {
-	constexpr bool RUN = WAY == MMA_RUN;
+	constexpr bool RUN = mma_runs(WAY);
 	using size = mma_size<TYPE, D, NT>;
 	extern __shared__ __align__(128) char shared[];
 	struct mma_queries<TYPE, D, NT> q;
@@ -496,7 +503,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 			mma_load_queries<TYPE, D, NT>(a, x, t.out, plan.lower, shared, q);
 			__syncthreads();
 		}
-		mma_one_lane<TYPE, D, NT, RUN>(a, x, plan, t, shared, q, r, *next, heat_at);
+		mma_one_lane<TYPE, D, NT, WAY>(a, x, plan, t, shared, q, r, *next, heat_at);
 		if (!RUN || !next->n)
 			return;
 		x.item = *next;
@@ -530,7 +537,7 @@ static cudaError_t mma_launch_as(const struct mma_args &a, bool early, cudaStrea
 	if (e != cudaSuccess)
 		return e;
 	c.gridDim = dim3(a.n_tiles * a.n_kv_heads * a.cluster);
-	if (WAY == MMA_RUN && c.gridDim.x > a.at_once)
+	if (mma_runs(WAY) && c.gridDim.x > a.at_once)
 		c.gridDim.x = a.at_once;
 	c.blockDim = dim3(MMA_THREADS);
 	c.dynamicSmemBytes = a.shared_bytes;
@@ -556,9 +563,10 @@ template <int TYPE, int D, int NT>
 static cudaError_t mma_launch_one(const struct mma_args &a, bool early, cudaStream_t s, int *max_clusters)
 {
 	if (!a.tile && a.cluster == 1u)
-		return mma_launch_as<TYPE, D, NT, MMA_RUN>(a, early, s, max_clusters);
+		return a.newest ? mma_launch_as<TYPE, D, NT, MMA_RUN_NEWEST>(a, early, s, max_clusters)
+				: mma_launch_as<TYPE, D, NT, MMA_RUN>(a, early, s, max_clusters);
 	if constexpr (NT == 1 && D <= 128)
-		if (!a.tile && a.cluster == 16u)
+		if (!a.tile && a.cluster == 16u && a.newest && a.heat_floats)
 			return mma_launch_as<TYPE, D, NT, MMA_SIXTEEN>(a, early, s, max_clusters);
 	return mma_launch_as<TYPE, D, NT, MMA_ANY>(a, early, s, max_clusters);
 }

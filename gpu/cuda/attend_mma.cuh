@@ -124,6 +124,9 @@ template <int TYPE, int D, int NT> struct mma_size {
 	static constexpr uint32_t pos = params + (q8 ? pages * 128u : 0u), stage = mma_stage_bytes(row, q8);
 	static constexpr uint32_t steps = D / (q8 ? 32u : 16u);		/* of the products K q^T */
 
+	/* From one stage to the next; bare: without positions. */
+	static __host__ __device__ constexpr uint32_t stride(bool bare) { return bare ? pos : stage; }
+
 	/* Piece c of row r lies where piece c ^ place(r) of an unchanged row would. */
 	static __device__ __forceinline__ uint32_t place(uint32_t r) { return r % 8u / (8u / turn); }
 };
@@ -157,6 +160,8 @@ struct mma_lane {
 	uint32_t first, end;		/* strips of the warp */
 	uint32_t cta_page, cta_pages;	/* first page of the CTA, and how many */
 	bool heat;
+	bool newest;			/* every query sees every live slot: positions are not read */
+	bool bare;			/* and stages of the ring have no room for them */
 	uint32_t warp, thread, g, t4;	/* thread = 4 g + t4 */
 	uint32_t cluster, rank;
 };
@@ -260,15 +265,17 @@ template <int TYPE> static __device__ __forceinline__ void mma_begin(const struc
 }
 
 /*
- * Kernels of their own, by how lanes are shared out: one CTA a lane, which runs on; 16 a lane, where a step takes microseconds and the
- * instructions of other ways would only be in the way; all the others.
+ * Kernels of their own, so that the others' instructions are not in the way: one CTA a lane, which runs on, with positions and without; 16 CTAs
+ * a lane, without positions and with logits in shared memory, if at all; all that is left.
  */
-enum mma_way { MMA_RUN, MMA_SIXTEEN, MMA_ANY };
+enum mma_way { MMA_RUN, MMA_RUN_NEWEST, MMA_SIXTEEN, MMA_ANY };
+
+static __host__ __device__ constexpr bool mma_runs(int way) { return way == MMA_RUN || way == MMA_RUN_NEWEST; }
 
 /* Find the first lane. False when there is none. Reads what item_kernel left, long before. k: as for mma_next_item(). */
 template <int TYPE, int WAY> static __device__ __forceinline__ bool mma_open(const struct mma_args &a, struct mma_lane &x, uint32_t &k)
 {
-	constexpr bool RUN = WAY == MMA_RUN;
+	constexpr bool RUN = mma_runs(WAY);
 	uint32_t i = blockIdx.x / a.cluster;
 
 	x.warp = threadIdx.x / 32u;
@@ -278,6 +285,8 @@ template <int TYPE, int WAY> static __device__ __forceinline__ bool mma_open(con
 	x.cluster = RUN ? 1u : WAY == MMA_SIXTEEN ? 16u : a.cluster;
 	x.rank = RUN ? 0u : mma_cluster_rank();
 	x.row0 = 0;
+	x.bare = WAY == MMA_RUN_NEWEST || WAY == MMA_SIXTEEN;
+	x.newest = x.bare || (WAY == MMA_ANY && a.newest);
 	k = 0;
 	if (WAY == MMA_ANY && a.tile) {
 		x.tile = i % a.n_tiles;
@@ -314,7 +323,7 @@ template <int TYPE, int D, int NT> struct mma_queries {
 /* The position of row r's query; not below any where nobody asks. */
 static __device__ __forceinline__ int32_t mma_pos(const struct mma_args &a, const struct mma_lane &x, uint32_t r)
 {
-	return a.newest ? INT32_MAX : x.item.pos + (int32_t)mma_divide(x.row0 + r, a.by_group);
+	return x.newest ? INT32_MAX : x.item.pos + (int32_t)mma_divide(x.row0 + r, a.by_group);
 }
 
 /* Where row r of the tile is in a tensor. */

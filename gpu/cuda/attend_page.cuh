@@ -159,7 +159,7 @@ static __device__ __forceinline__ bool mma_new_top(float top, float &m, float &b
 /* One page: logits, the maximum moves, probabilities, outputs. */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
-						uint32_t live, float *kept, uint32_t kept_stride, struct mma_sum<D, NT> &s)
+						uint32_t live, float *kept, uint32_t kept_stride, bool first, struct mma_sum<D, NT> &s)
 {
 	float c[NT][4], by[NT][2];
 	uint32_t b[NT][2];
@@ -179,7 +179,7 @@ static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const 
 			}
 			moves |= mma_new_top(top, s.m[nt][h], by[nt][h]);
 		}
-	if (__any_sync(0xffffffffu, moves)) {
+	if (!first && __any_sync(0xffffffffu, moves)) {	/* the sums of no slots are zeros */
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++) {
 #pragma unroll

@@ -30,7 +30,7 @@ static __device__ __forceinline__ void mma_ring_look(const struct mma_args &a, c
 	if (p >= r.end)
 		return;
 	r.page = cuda_at(a.view, r.ids[p]);
-	if (a.newest)
+	if (x.newest)
 		return;
 	block = cuda_at(a.view, r.blocks[p / (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS)]);
 	r.pos = block ? block + p % (GPU_BLOCK_SLOTS / GPU_PAGE_SLOTS) * 64u : NULL;
@@ -93,9 +93,9 @@ static __device__ __forceinline__ void mma_ring_feed_one(const struct mma_args &
 	using size = mma_size<TYPE, D, NT>;
 
 	if (r.feed < r.end) {
-		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stage, live;
+		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stride(x.bare), live;
 		const char *page = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i);
-		const char *pos = a.newest ? NULL : (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
+		const char *pos = x.newest ? NULL : (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
 
 		live = min(r.live - r.feed * GPU_PAGE_SLOTS, GPU_PAGE_SLOTS);
 		if (!page) {
@@ -115,7 +115,7 @@ static __device__ __forceinline__ void mma_ring_feed_one(const struct mma_args &
 					   row % GPU_PAGE_SLOTS < live, r.policy);
 			}
 		}
-		if (!a.newest && x.thread < 4u)
+		if (!x.newest && x.thread < 4u)
 			mma_copy16(dst + size::pos + x.thread * 16u, pos + x.thread * 16u, live > 0, r.policy);
 		else if (size::q8 && x.thread >= 4u && x.thread < 12u)
 			mma_copy16(dst + size::params + (x.thread - 4u) * 16u,
@@ -156,7 +156,7 @@ static __device__ __forceinline__ void mma_ring_copy_rest(const struct mma_args 
 	const char *page = second ? last : first;
 
 	there = there && page;
-	if (!a.newest && x.thread < 4u * size::pages)
+	if (!x.newest && x.thread < 4u * size::pages)
 		mma_copy16(dst + size::pos + i * 16u, there ? pos + i * 16u : (const char *)a.item, there, r.policy);
 	else if (size::q8 && x.thread >= 4u * size::pages && x.thread < 12u * size::pages)
 		mma_copy16(dst + size::params + i * 16u, there ? page + gpu_page_params(TYPE, a.head_dim) + i % 8u * 16u : (const char *)a.item,
@@ -165,7 +165,7 @@ static __device__ __forceinline__ void mma_ring_copy_rest(const struct mma_args 
 
 /* The same where all is there. */
 template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_ring_copy_all(const struct mma_args &a, const struct mma_lane &x, const struct mma_ring &r, uint32_t dst,
+static __device__ __forceinline__ void mma_ring_copy_all(const struct mma_lane &x, const struct mma_ring &r, uint32_t dst,
 							 const char *const (&page)[mma_size<TYPE, D, NT>::pages], const char *pos)
 {
 	using size = mma_size<TYPE, D, NT>;
@@ -177,7 +177,7 @@ static __device__ __forceinline__ void mma_ring_copy_all(const struct mma_args &
 		mma_ring_copy<TYPE, D, NT>(x, r, dst + u * size::page, page[u]);
 	if (!size::q8 || x.thread >= params)
 		from = pos + (x.thread - params) * 16u;
-	if (x.thread < params + (a.newest ? 0u : 4u * size::pages))
+	if (x.thread < params + (x.newest ? 0u : 4u * size::pages))
 		mma_copy16_all(dst + size::params + x.thread * 16u, from, r.policy);
 }
 
@@ -188,14 +188,14 @@ static __device__ __forceinline__ void mma_ring_feed_two(const struct mma_args &
 	using size = mma_size<TYPE, D, NT>;
 
 	if (r.feed < r.end) {
-		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stage, live = r.live - r.feed * GPU_PAGE_SLOTS;
-		const char *pos = a.newest ? NULL : (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
+		uint32_t i = (r.feed - r.first) % 32u, dst = r.at + s * size::stride(x.bare), live = r.live - r.feed * GPU_PAGE_SLOTS;
+		const char *pos = x.newest ? NULL : (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.pos, i);
 		const char *page[2];
 
 		page[0] = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i);
 		page[1] = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)r.page, i + 1u);
 		if (a.head_dim == D && live >= 2u * GPU_PAGE_SLOTS && page[0] && page[1]) {
-			mma_ring_copy_all<TYPE, D, NT>(a, x, r, dst, page, pos);
+			mma_ring_copy_all<TYPE, D, NT>(x, r, dst, page, pos);
 		} else {
 #pragma unroll
 			for (uint32_t u = 0; u < 2; u++)
@@ -272,15 +272,15 @@ static __device__ __forceinline__ void mma_ring_new(const struct mma_args &a, co
 	using size = mma_size<TYPE, D, NT>;
 	uint32_t pieces = a.head_dim * (size::q8 ? 1u : 2u) / 16u;
 
-	r.stages = min((a.shared_bytes - at) / (MMA_WARPS * size::stage), MMA_MAX_STAGES);
-	at += x.warp * r.stages * size::stage;
+	r.stages = min((a.shared_bytes - at) / (MMA_WARPS * size::stride(x.bare)), MMA_MAX_STAGES);
+	at += x.warp * r.stages * size::stride(x.bare);
 	r.at = mma_shared(shared) + at;
 	r.stage = r.ahead = 0;
 	r.into_next = 1;	/* as if the lane before had turned to it */
 	r.policy = mma_read_once();
 	for (uint32_t s = x.thread; pieces < size::pieces && s < r.stages * size::pages * 32u; s += 32u)
 		for (uint32_t c = pieces; c < size::pieces; c++)
-			*(uint4 *)(shared + at + s / (size::pages * 32u) * size::stage + s % (size::pages * 32u) * size::row +
+			*(uint4 *)(shared + at + s / (size::pages * 32u) * size::stride(x.bare) + s % (size::pages * 32u) * size::row +
 				   (c ^ size::place(s)) * 16u) = make_uint4(0, 0, 0, 0);
 	__syncwarp();
 	mma_ring_turn(a, x, r, x.item, min(x.first * x.per_strip, x.pages), min(x.end * x.per_strip, x.pages));
