@@ -277,6 +277,7 @@ static int describe(struct ebb_batch *b, const uint32_t *n)
 		if (used > s->max_tokens)
 			return ebbi_broken(s->ebb, "session %u: its window begins after its tokens", s->index);
 		rc = s->ebb->local ? 0 : find_table(s);
+		/* Tokens come in order, so no slot is later than the last of them. */
 		b->seq[b->n_seqs] = (struct gpu_seq){ s->table, row, b->take[i], (uint32_t)used, (int32_t)s->begun,
 						  (int32_t)wire_load32(&s->words->heat_from), 1 };
 		b->active[b->n_seqs] = s;

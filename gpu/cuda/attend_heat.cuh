@@ -159,8 +159,8 @@ static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, co
 }
 
 /*
- * The same where the logits are in scratch, that is in the L2: they pass through the shared memory that shorter lanes' logits have, a few heads
- * of MMA_FAR_SLOTS slots at a time. A thread copies what it adds up itself, so nobody waits for anybody else.
+ * The same where the logits are in scratch, that is in the L2: they pass through the shared memory that shorter lanes' logits have, a few
+ * heads of MMA_FAR_SLOTS slots at a time. A thread copies what it adds up itself, so nobody waits for anybody else.
  */
 struct mma_far {
 	uint32_t at, heads, depth;	/* the thread's place in shared memory; heads at a time; how often they fit */
@@ -198,8 +198,26 @@ static __device__ __forceinline__ void mma_far_feed(const struct mma_args &a, co
 	}
 }
 
-static __device__ __forceinline__ void mma_heat_far(const struct mma_args &a, const struct mma_lane &x, const float2 *end, const float *kept,
-						    uint32_t stride, float *at, struct mma_far f)
+/* What a warp has read of the logits in scratch need not go to memory when it leaves the L2. 128 bytes are 8 neighbouring threads'. */
+static __device__ __forceinline__ void mma_far_forget(const struct mma_args &a, const struct mma_lane &x, const float *kept,
+						      uint32_t stride)
+{
+	uint32_t chunks = (x.cta_pages * GPU_PAGE_SLOTS + MMA_FAR_SLOTS - 1u) / MMA_FAR_SLOTS;
+
+	__syncwarp();
+#pragma unroll 1
+	for (uint32_t h = 0; h < a.group; h++)
+#pragma unroll 1
+		for (uint32_t i = x.thread; i < chunks * 4u; i += 32u) {
+			uint32_t slot = i / 4u * MMA_FAR_SLOTS + x.warp * 128u + i % 4u * 32u;
+
+			if (slot < x.cta_pages * GPU_PAGE_SLOTS)
+				asm volatile("discard.global.L2 [%0], 128;" :: "l"(kept + h * stride + slot) : "memory");
+		}
+}
+
+static __device__ __forceinline__ void mma_heat_far(const struct mma_args &a, const struct mma_lane &x, const float2 *end,
+						    const float *kept, uint32_t stride, float *at, struct mma_far f)
 {
 	uint32_t stage = 0;
 
@@ -229,6 +247,7 @@ static __device__ __forceinline__ void mma_heat_far(const struct mma_args &a, co
 			mma_red<4>(at, sum);
 		at = ahead;
 	}
+	mma_far_forget(a, x, kept, stride);
 }
 
 /* Heat of the CTA's slots, N a thread. ahead: of the thread's first. */

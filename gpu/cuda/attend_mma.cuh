@@ -16,7 +16,8 @@
  * Heat: the logits stay in shared memory (or scratch) until the lane's log-sum-exp is known; then each slot has one owner, who adds up the
  * heads in order, and the queries in order.
  *
- * Memory traffic: K, V and positions (unless every query sees every slot) once; logits none (or 8 bytes a pair and slot, L2); heat 8 bytes a slot and array.
+ * Memory traffic: K, V and positions (unless every query sees every slot) once; logits none (or 8 bytes a pair and slot, L2); heat 8 bytes
+ * a slot and array.
  */
 #ifndef GPU_CUDA_ATTEND_MMA_CUH
 #define GPU_CUDA_ATTEND_MMA_CUH
@@ -265,8 +266,8 @@ template <int TYPE> static __device__ __forceinline__ void mma_begin(const struc
 }
 
 /*
- * Kernels of their own, so that the others' instructions are not in the way: one CTA a lane, which runs on, with positions and without; 16 CTAs
- * a lane, without positions and with logits in shared memory, if at all; all that is left.
+ * Kernels of their own, so that the others' instructions are not in the way: one CTA a lane, which runs on, with positions and without; 16
+ * CTAs a lane, without positions and with logits in shared memory, if at all; all that is left.
  */
 enum mma_way { MMA_RUN, MMA_RUN_NEWEST, MMA_SIXTEEN, MMA_ANY };
 
@@ -360,6 +361,50 @@ template <int D> static __device__ __forceinline__ void mma_fetch_queries(const 
 	}
 }
 
+/* On its way while a lane is merged and written: of the CTA's next lane, four numbers of its queries; of the one behind it, a word. */
+struct mma_ahead {
+	uint2 q;
+	uint32_t word;
+};
+
+/* Is a lane's query a vector of four a thread at most, of the usual kind? */
+template <int D> static __device__ __forceinline__ bool mma_one_vector(const struct mma_args &a, const struct cuda_item &item)
+{
+	return item.n * a.group * (D / 4u) <= MMA_THREADS && a.head_dim == D && a.q.type == GPU_BF16 && a.q.stride % 4 == 0 &&
+	       (uintptr_t)a.q.data % 8u == 0;
+}
+
+template <int D>
+static __device__ __forceinline__ struct mma_ahead mma_look_ahead(const struct mma_args &a, const struct mma_lane &x, uint32_t k,
+								  const struct cuda_item &next)
+{
+	struct mma_ahead ahead = {};
+
+	if (x.warp == MMA_WARPS - 1u)
+		ahead.word = mma_next_word(a, x.thread, k + 1u);
+	if (next.n && mma_one_vector<D>(a, next) && threadIdx.x < next.n * a.group * (D / 4u)) {
+		uint32_t r = threadIdx.x / (D / 4u), c = threadIdx.x % (D / 4u) * 4u, query = mma_divide(r, a.by_group);
+		uint32_t head = next.kv_head * a.group + r - query * a.group;
+		int64_t at = ((int64_t)next.row + query) * a.q.stride + (int64_t)head * D + c;
+
+		ahead.q = *(const uint2 *)((const __nv_bfloat16 *)a.q.data + at);
+	}
+	return ahead;
+}
+
+/* As mma_fetch_queries(), of what mma_look_ahead() asked for. */
+template <int D>
+static __device__ __forceinline__ void mma_fetched_queries(const struct mma_args &a, const struct mma_lane &x,
+							   const struct mma_ahead &ahead, float *to)
+{
+	float2 lo = __bfloat1622float2(*(const __nv_bfloat162 *)&ahead.q.x), hi = __bfloat1622float2(*(const __nv_bfloat162 *)&ahead.q.y);
+
+	if (!mma_one_vector<D>(a, x.item))
+		mma_fetch_queries<D>(a, x, to);
+	else if (threadIdx.x < x.n_rows * (D / 4u))
+		*(float4 *)(to + threadIdx.x / (D / 4u) * (D + 4u) + threadIdx.x % (D / 4u) * 4u) = make_float4(lo.x, lo.y, hi.x, hi.y);
+}
+
 /* Where a thread's four numbers of k-step j are. */
 static __device__ __forceinline__ uint32_t mma_channel(uint32_t j, uint32_t t4, uint32_t i)
 {
@@ -386,32 +431,52 @@ static __device__ __forceinline__ void mma_query_bytes(const float *from, float 
 	byte[2] = __byte_perm(__byte_perm(w[0], w[1], 0x0062), __byte_perm(w[2], w[3], 0x0062), 0x5410);
 }
 
-/* A column's query for K of int8. to: for the lowest bytes, of k-step 0; NULL: another warp puts them. */
+/*
+ * A column's query for K of int8: a warp splits every fourth k-step for all of them. to: where the lowest bytes of k-step 0 go, then the
+ * middle ones, `set` bytes behind them; high: where the uppermost go.
+ */
 template <int D>
-static __device__ __forceinline__ void mma_split_query(const float *row, float by, uint32_t t4, char *to, uint32_t (&hi)[D / 16][2])
+static __device__ __forceinline__ void mma_split_query(const struct mma_lane &x, const float *row, float by, char *to, uint32_t set,
+						       char *high)
 {
 #pragma unroll
-	for (uint32_t j = 0; j < D / 32u; j++) {
-		uint32_t byte[2][3];
+	for (uint32_t j = x.warp; j < D / 32u; j += MMA_WARPS) {
+		uint32_t first[3], second[3], at = (j * 32u + x.thread) * 8u;
 
+		mma_query_bytes(row + j * 32u + 4u * x.t4, by, first);
+		mma_query_bytes(row + j * 32u + 16u + 4u * x.t4, by, second);
+		*(uint2 *)(to + at) = make_uint2(first[0], second[0]);
+		*(uint2 *)(to + set + at) = make_uint2(first[1], second[1]);
+		*(uint2 *)(high + at) = make_uint2(first[2], second[2]);
+	}
+}
+
+/* What mma_split_query() made of all columns. */
+template <int D, int NT>
+static __device__ __forceinline__ void mma_gather_query(const struct mma_lane &x, const char *middle, const char *high,
+							uint32_t (&hi)[NT][D / 16][2])
+{
+	__syncthreads();
 #pragma unroll
-		for (uint32_t i = 0; i < 2; i++) {
-			mma_query_bytes(row + j * 32u + i * 16u + 4u * t4, by, byte[i]);
-			hi[j][i] = byte[i][2];
-			hi[D / 32u + j][i] = byte[i][1];
-		}
-		if (to)
-			*(uint2 *)(to + j * 256u) = make_uint2(byte[0][0], byte[1][0]);
+	for (uint32_t i = 0; i < NT * (D / 32u); i++) {
+		uint2 h = *(const uint2 *)(high + (i * 32u + x.thread) * 8u), m = *(const uint2 *)(middle + (i * 32u + x.thread) * 8u);
+
+		hi[i / (D / 32u)][i % (D / 32u)][0] = h.x;
+		hi[i / (D / 32u)][i % (D / 32u)][1] = h.y;
+		hi[i / (D / 32u)][D / 32u + i % (D / 32u)][0] = m.x;
+		hi[i / (D / 32u)][D / 32u + i % (D / 32u)][1] = m.y;
 	}
 }
 
 /* Fragments from the queries in shared memory. lower: its place in there. */
 template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a, const struct mma_lane &x, const float *from, uint32_t lower,
+static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a, const struct mma_lane &x, float *from, uint32_t lower,
 							char *shared, struct mma_queries<TYPE, D, NT> &q)
 {
 	constexpr bool half = mma_size<TYPE, D, NT>::half, q8 = TYPE == GPU_Q8;
 	constexpr uint32_t digits = q8 ? 22u : 14u, least = q8 ? 24u : 20u;
+
+	char *high = (char *)(from + a.rows * (D + 4u));	/* behind the queries as float32 */
 
 	q.lower = a.exact_q ? mma_shared(shared) + lower : 0u;
 #pragma unroll
@@ -421,10 +486,13 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 		float sum = 0.0f, by = 1.0f;
 
 		if (half) {	/* float16 has a small range, and bytes hold integers: bring the row's largest number near 2^digits */
-#pragma unroll 4
-			for (uint32_t c = x.t4; c < D; c += 4u) {
-				top = max(top, __float_as_uint(row[c]) & 0x7fffffffu);
-				sum += row[c];
+#pragma unroll
+			for (uint32_t c = 0; c < D; c += 16u) {
+				float4 v = *(const float4 *)(row + c + 4u * x.t4);
+
+				top = max(max(top, __float_as_uint(v.x) & 0x7fffffffu), __float_as_uint(v.y) & 0x7fffffffu);
+				top = max(max(top, __float_as_uint(v.z) & 0x7fffffffu), __float_as_uint(v.w) & 0x7fffffffu);
+				sum += v.x + v.y + (v.z + v.w);
 			}
 #pragma unroll
 			for (int d = 1; d < 4; d <<= 1) {
@@ -436,7 +504,7 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 			by = __uint_as_float((253u + digits - top) << 23);
 		}
 		if constexpr (q8)
-			mma_split_query<D>(row, by, x.t4, x.warp ? NULL : shared + lower + (nt * (D / 32u) * 32u + x.thread) * 8u, q.hi[nt]);
+			mma_split_query<D>(x, row, by, shared + lower + nt * D * 8u, NT * D * 8u, high + nt * D * 8u);
 #pragma unroll
 		for (uint32_t j = 0; !q8 && j < D / 16u; j++) {
 			uint32_t lo[2];
@@ -454,12 +522,15 @@ static __device__ __forceinline__ void mma_load_queries(const struct mma_args &a
 #pragma unroll
 		for (uint32_t i = 0; i < 2; i++) {	/* column 2 t4 + i is loaded by the threads with g = 2 t4 + i */
 			uint32_t from_thread = (2u * x.t4 + i) * 4u;
+			uint32_t power = half ? __float_as_uint(__shfl_sync(0xffffffffu, by, from_thread)) : 0u;	/* of two */
 
-			q.scale[nt][i] = a.scale * (half ? 1.0f / __shfl_sync(0xffffffffu, by, from_thread) : 1.0f);
+			q.scale[nt][i] = half ? a.scale * __uint_as_float(0x7f000000u - power) : a.scale;
 			q.sum[nt][i] = TYPE == GPU_Q8 ? __shfl_sync(0xffffffffu, sum * by, from_thread) : 0.0f;
 			q.pos[nt][i] = mma_pos(a, x, nt * 8u + 2u * x.t4 + i);
 		}
 	}
+	if constexpr (q8)
+		mma_gather_query<D, NT>(x, shared + lower + NT * D * 8u, high, q.hi);
 }
 
 /* The same from memory, for queries that come as K does, in bfloat16. */

@@ -128,7 +128,7 @@ static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x,
 	mma_page_logits<TYPE, D, NT>(x, q, at, c);
 #pragma unroll
 	for (uint32_t i = 0; i < 2; i++) {
-		int32_t pos = __float_as_int(mma_shared_float(at + mma_size<TYPE, D, NT>::pos + (x.g + 8u * i) * 4u));
+		int32_t pos = x.bare ? 0 : __float_as_int(mma_shared_float(at + mma_size<TYPE, D, NT>::pos + (x.g + 8u * i) * 4u));
 
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++)
@@ -136,7 +136,7 @@ static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x,
 			for (int h = 0; h < 2; h++) {
 				float v = c[nt][2u * i + h];
 
-				c[nt][2u * i + h] = x.g + 8u * i < live && pos <= q.pos[nt][h] ? v * q.scale[nt][h] : none;
+				c[nt][2u * i + h] = x.g + 8u * i < live && (x.bare || pos <= q.pos[nt][h]) ? v * q.scale[nt][h] : none;
 			}
 	}
 }

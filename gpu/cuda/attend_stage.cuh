@@ -160,7 +160,7 @@ static __device__ __forceinline__ void mma_stage_logits(const struct mma_lane &x
 #pragma unroll
 		for (uint32_t i = 0; i < 2; i++) {
 			uint32_t slot = u * GPU_PAGE_SLOTS + x.g + 8u * i;
-			int32_t pos = (int32_t)mma_shared_word(at + size::pos + slot * 4u);
+			int32_t pos = x.bare ? 0 : (int32_t)mma_shared_word(at + size::pos + slot * 4u);
 
 #pragma unroll
 			for (int nt = 0; nt < NT; nt++)
@@ -170,7 +170,7 @@ static __device__ __forceinline__ void mma_stage_logits(const struct mma_lane &x
 
 					if constexpr (size::q8)
 						v = __fmaf_rn(par.k[u][i].x, v, __fmul_rn(par.k[u][i].y, q.sum[nt][h]));
-					c[u][nt][2u * i + h] = slot < live && pos <= q.pos[nt][h] ? v * q.scale[nt][h] : none;
+					c[u][nt][2u * i + h] = slot < live && (x.bare || pos <= q.pos[nt][h]) ? v * q.scale[nt][h] : none;
 				}
 		}
 }

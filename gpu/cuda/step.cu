@@ -247,17 +247,26 @@ uint64_t cuda_step_key(const struct gpu_step *step)
 	return ((const struct cuda_step *)step)->key;
 }
 
+/* Does every query see every live slot? */
+static int all_newest(const struct gpu_seq *seq, unsigned n_seqs)
+{
+	int all = 1;
+
+	for (unsigned i = 0; i < n_seqs; i++)
+		all &= !seq[i].n || !seq[i].table || (seq[i].n == 1u && seq[i].newest);
+	return all;
+}
+
 int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, const struct gpu_map *map,
 		  const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max)
 {
 	struct cuda_step *st = (struct cuda_step *)step;
 	struct cuda_device *d = cuda_dev(step->dev);
 	uint64_t n_tokens = 0, n_tiles = 0, n_wide = 0, n_rows = 0, most = 0, tile_most = 0, wide;
-	int few = 0, many = 0, newest = 1;
 	struct cuda_lease lease;
 	uint32_t n_splits = 1, tile_rows = cuda_tile_rows(shape);
 	struct cuda_mma mma = {};
-	int rc = cuda_use(step->dev), rc2;
+	int few = 0, many = 0, rc = cuda_use(step->dev), rc2;
 
 	if (rc)
 		return rc;
@@ -270,7 +279,6 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		uint64_t rest = pairs % tile_rows;	/* rows of the last tile, if it is not full */
 
 		n_tokens += seq[i].n;
-		newest &= !seq[i].n || !seq[i].table || (seq[i].n == 1u && seq[i].newest);
 		n_rows = seq[i].n && end > n_rows ? end : n_rows;
 		most = pairs > most ? pairs : most;
 		if (pairs > wide) {
@@ -317,7 +325,7 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 	st->mma = mma;
 	st->few_rows = few;
 	st->many_rows = many;
-	st->newest = newest;
+	st->newest = all_newest(seq, n_seqs);
 	st->first = 1;
 	st->key = hash(st);
 	return cuda_mma_items(st, cuda_stream(s));

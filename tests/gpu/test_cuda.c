@@ -370,7 +370,7 @@ static void two_processes_map_one_slab(void **state)
 
 /*
  * Many lanes: a CTA takes whole lanes, one after the other. One session alone: a CTA takes a chunk, the chunks are merged. The bits must
- * agree, also where a warp's part of a lane is nothing, or shorter than its ring, or as long.
+ * agree, also where a warp's part of a lane is nothing, or shorter than its ring, or as long, and where positions are read.
  */
 static void split_and_whole_lanes_give_the_same_bits(void **state)
 {
@@ -405,6 +405,14 @@ static void split_and_whole_lanes_give_the_same_bits(void **state)
 		world_tensor_read(w, &out);
 		assert_memory_equal((char *)out.host.data + seq[i].row * bytes, (char *)first + seq[i].row * bytes, bytes);
 	}
+	for (unsigned i = 0; i < 3; i++) {
+		assert_true(seq[i].newest);
+		seq[i].newest = 0;	/* then positions are read, by another kernel */
+	}
+	assert_int_equal(gpu_step_set(w->step, w->stream, &spec.shape, w->map, seq, 3, 1600), 0);
+	assert_int_equal(gpu_attend(w->step, w->stream, 0, &q.device, &out.device, 0.125f, NULL), 0);
+	world_tensor_read(w, &out);
+	assert_memory_equal(out.host.data, first, out.bytes);
 	free(first);
 	world_tensor_free(w, &q);
 	world_tensor_free(w, &out);
