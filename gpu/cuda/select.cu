@@ -223,11 +223,26 @@ static __device__ void fold_lane(struct lane_ctx &x, struct shared_state *sh, co
 		stats_end(x, sh);
 }
 
+/* The addresses of the lane's blocks are looked up once. */
+static __device__ __forceinline__ void know_blocks(struct lane_ctx &x, struct shared_state *sh)
+{
+	const uint32_t i = threadIdx.x, b = i % KNOWN_BLOCKS, n = min(gpu_blocks_for(x.live), KNOWN_BLOCKS);
+
+	if (i < 2u * KNOWN_BLOCKS && b < n)
+		sh->known[i] = cuda_at(x.view, (i < KNOWN_BLOCKS ? x.credit : x.block)[b]);
+	__syncthreads();
+	if (i == 0) {
+		x.known = sh->known;
+		x.n_known = n;
+	}
+	__syncthreads();
+}
+
 /* One lane, step by step. */
 template <bool ROWS>
 static __device__ void select_lane(const struct select_args &a, uint32_t turn, uint32_t lane, unsigned what, struct shared_state *sh)
 {
-	const struct lane_stage st = stage_at(a.stage + blockIdx.x * a.stage_bytes, a.stage_slots, a.stage_dim);
+	struct lane_stage st = stage_at(sh, a.stage + blockIdx.x * a.stage_bytes, a.stage_slots, a.stage_dim);
 	double removed = 0.0, named = 0.0, kept;
 	struct lane_ctx &x = sh->lane;
 
@@ -238,6 +253,9 @@ static __device__ void select_lane(const struct select_args &a, uint32_t turn, u
 	__syncthreads();
 	if (!sh->found)
 		return;
+	know_blocks(x, sh);
+	if (2u * x.live <= KEY_CACHE)	/* they are needed only while there are no keys */
+		st.key = sh->key;
 	if (what & GPU_SETTLE)
 		settle(x);
 	__syncthreads();
@@ -275,6 +293,7 @@ static __global__ void __launch_bounds__(THREADS, ROWS ? 2 : 3) select_kernel(co
 {
 	extern __shared__ __align__(16) char bytes[];
 
+	mma_after();
 	for (uint32_t i = blockIdx.x; i < *a.n_left; i += gridDim.x) {
 		const uint2 left = a.left[i];
 
@@ -291,20 +310,35 @@ static bool may_be_steady(const struct gpu_turn *turn, unsigned what)
 }
 
 /*
- * A CTA a turn: brings the lists from the host's memory, and the table's header. Plans cross the bus only where lanes have plans of their own.
+ * A CTA a turn: brings the lists from the host's memory, and what lanes of the turn have in common. Plans cross the bus only where lanes have plans
+ * of their own.
  */
 static __global__ void __launch_bounds__(THREADS)
 begin_kernel(const struct turn_args *from, const struct gpu_plan *plans, struct turn_args *turn, struct gpu_plan *plan, uint32_t *n_left)
 {
-	const struct turn_args *t = from + blockIdx.x;
-	const uint32_t first = t->first, n = t->n_lanes, head = sizeof(struct gpu_table) / 4u;
+	const uint32_t words = sizeof(*turn) / 4u, head = sizeof(struct gpu_table) / 4u;
+	__shared__ struct turn_args t;
 
-	for (uint32_t i = threadIdx.x; t->plans_differ && i < n; i += THREADS)
-		((uint4 *)plan)[first + i] = ((const uint4 *)plans)[first + i];
-	for (uint32_t i = threadIdx.x; i < sizeof(*t) / 4u; i += THREADS)
-		((uint32_t *)&turn[blockIdx.x])[i] = i < head ? ((const uint32_t *)t->priv)[i] : ((const uint32_t *)t)[i];
+	mma_next();
+	for (uint32_t i = threadIdx.x; i < words; i += THREADS)
+		((uint32_t *)&t)[i] = ((const uint32_t *)&from[blockIdx.x])[i];
+	__syncthreads();
+	for (uint32_t i = threadIdx.x; t.plans_differ && i < t.n_lanes; i += THREADS)
+		((uint4 *)plan)[t.first + i] = ((const uint4 *)plans)[t.first + i];
+	if (threadIdx.x < head)
+		((uint32_t *)&t.table)[threadIdx.x] = ((const uint32_t *)t.priv)[threadIdx.x];
+	__syncthreads();
+	if (threadIdx.x == 0) {
+		const int32_t newest = t.pos + (int32_t)t.appended - 1;
+
+		t.as_lane = evict_lane_at(&t.rule, 0, t.pos, t.appended, t.table.n_heat ? t.table.observe : 0, 0);
+		t.as_lane.tag = evict_mark_tag((uint32_t)newest < t.n_marks ? t.marks[newest] : 0u);
+	}
 	if (threadIdx.x + blockIdx.x == 0)
 		*n_left = 0;
+	__syncthreads();
+	for (uint32_t i = threadIdx.x; i < words; i += THREADS)
+		((uint32_t *)&turn[blockIdx.x])[i] = ((const uint32_t *)&t)[i];
 }
 
 /* A warp adds up the lanes of one session. */
@@ -380,7 +414,7 @@ static void fill(const struct lists *to, const struct gpu_turn *turn, unsigned n
 				       t->pos, t->rule, t->stats, { t->stats_heat[0], t->stats_heat[1] }, t->stats_near, t->lane_stats, t->marks,
 				       t->marks ? t->n_marks : 0u, t->n_kv_heads, t->live, evict_n_heat(policy), evict_n_credit(policy),
 				       policy_arrays(policy), evict_n_trait_once(&t->rule), may_be_steady(t, what), plans_differ(t),
-				       t->n_lanes ? t->plan[0] : (struct gpu_plan){} };
+				       t->n_lanes ? t->plan[0] : (struct gpu_plan){}, {} };
 
 		to->turn[i] = x;
 		if (x.plans_differ)
@@ -418,9 +452,27 @@ static int take_stage(struct cuda_device *d, cudaStream_t s, const struct gpu_tu
 	return cuda_scratch(d, s, *ctas * a->stage_bytes, (void **)&a->stage);
 }
 
-static void launch_steady(cudaStream_t s, struct select_args *a, const struct gpu_turn *turn, unsigned n, uint32_t victims)
+/* A kernel that begins while the one in front still runs, and waits for it itself. */
+static int launch_early(const struct cuda_device *d, cudaStream_t s, void (*kernel)(struct select_args), dim3 ctas, unsigned threads, size_t shared,
+			const struct select_args *a)
 {
-	uint32_t lanes = 0, arrays = 0, stats = 0, bytes;
+	cudaLaunchAttribute early;
+	cudaLaunchConfig_t c = {};
+
+	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+	early.val.programmaticStreamSerializationAllowed = 1;
+	c.gridDim = ctas;
+	c.blockDim = dim3(threads);
+	c.dynamicSmemBytes = shared;
+	c.stream = s;
+	c.attrs = &early;
+	c.numAttrs = d->major >= 9;
+	return cuda_errno(cudaLaunchKernelEx(&c, kernel, *a));
+}
+
+static int launch_steady(const struct cuda_device *d, cudaStream_t s, struct select_args *a, const struct gpu_turn *turn, unsigned n, uint32_t victims)
+{
+	uint32_t lanes = 0, arrays = 0, stats = 0;
 
 	for (unsigned i = 0; i < n; i++) {
 		lanes = max(lanes, turn[i].n_lanes);
@@ -428,21 +480,8 @@ static void launch_steady(cudaStream_t s, struct select_args *a, const struct gp
 		stats |= turn[i].stats;
 	}
 	a->ring = steady_ring(arrays);
-	bytes = a->ring + min(victims, STEADY_MAX) * 12u + steady_stats_bytes(stats);
-	if (stats & EVICT_STATS_SUMS)
-		steady_kernel<STEADY_SUMS><<<dim3(lanes, n), 32, bytes, s>>>(*a);
-	else if (stats)
-		steady_kernel<STEADY_COUNTS><<<dim3(lanes, n), 32, bytes, s>>>(*a);
-	else
-		steady_kernel<STEADY_NO_STATS><<<dim3(lanes, n), 32, bytes, s>>>(*a);
-}
-
-static void launch_left(cudaStream_t s, const struct select_args *a, bool rows, unsigned ctas)
-{
-	if (rows)
-		select_kernel<true><<<ctas, THREADS, sizeof(struct shared_state), s>>>(*a);
-	else
-		select_kernel<false><<<ctas, THREADS, sizeof(struct shared_state), s>>>(*a);
+	return launch_early(d, s, stats & EVICT_STATS_SUMS ? steady_kernel<STEADY_SUMS> : stats ? steady_kernel<STEADY_COUNTS> :
+			    steady_kernel<STEADY_NO_STATS>, dim3(lanes, n), 32, a->ring + steady_best(min(victims, STEADY_MAX)) + steady_stats_bytes(stats), a);
 }
 
 /* One launch: turns whose lists fit into a lease. victims: of a lane, at most. */
@@ -472,12 +511,12 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 	rc = take_stage(d, s, turn, n, &a, &ctas);
 	if (!rc)
 		begin_kernel<<<n, THREADS, 0, s>>>(host.turn, host.plan, dev.turn, dev.plan, dev.n_left);
-	if (!rc && lanes) {
-		launch_steady(s, &a, turn, n, victims);
-		launch_left(s, &a, rows, ctas);
-	}
 	if (!rc)
 		rc = cuda_errno(cudaGetLastError());
+	if (!rc && lanes)
+		rc = launch_steady(d, s, &a, turn, n, victims);
+	if (!rc && lanes)
+		rc = launch_early(d, s, rows ? select_kernel<true> : select_kernel<false>, dim3(ctas), THREADS, sizeof(struct shared_state), &a);
 	if (!rc && stats) {
 		stats_kernel<<<n, 32, 0, s>>>(a.turn, a.sums, stats);
 		rc = cuda_errno(cudaGetLastError());

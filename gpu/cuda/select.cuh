@@ -11,7 +11,7 @@
 #define NO_KEY (~0ull)		/* of a slot that is not there: after every real one */
 #define LIST 2048u		/* holes or survivors waiting to be paired: two rounds of four slots a thread, a power of two */
 
-/* One session, as uploaded; begin_kernel() adds the table's header. */
+/* One session, as uploaded; begin_kernel() adds what it finds in the table. */
 struct turn_args {
 	struct gpu_table table;
 	char *priv;
@@ -30,6 +30,7 @@ struct turn_args {
 	uint32_t may_be_steady;		/* the rule and the call let select_steady.cuh take lanes that keep all their slots */
 	uint32_t plans_differ;		/* each lane has its own, in the list; else all have this: */
 	struct gpu_plan plan;
+	struct evict_lane as_lane;	/* any of its lanes, but for its number and its slots. begin_kernel()'s, too */
 };
 
 struct sums {
@@ -45,10 +46,13 @@ struct lane_ctx {
 	uint32_t *next;
 	uint32_t lane, live, n_heat, n_credit;	/* n_credit: without traits */
 	uint32_t is_steady;		/* select_steady.cuh takes the lane */
+	char *const *known;		/* addresses of its first n_known credit blocks, and, KNOWN_BLOCKS behind them, heat blocks */
+	uint32_t n_known;
 	const float *pooled;		/* by slot: pooled values or places (select_staged.cuh); NULL: the policy has none */
 	struct evict_lane as_lane;
 };
 
+#define KNOWN_BLOCKS 32u
 #define COMPACT_RING 5120u	/* bytes of a warp's ring of rows (compact.cuh) */
 
 struct shared_state {
@@ -66,6 +70,7 @@ struct shared_state {
 	uint32_t warp[WARPS];
 	double sum[WARPS];
 	uint32_t found, below, n_found;
+	char *known[2u * KNOWN_BLOCKS];
 	struct lane_ctx lane;		/* once a CTA: a copy a thread would lie in memory. Thread 0 changes it, between barriers */
 };
 
@@ -80,12 +85,16 @@ static __device__ __forceinline__ void copy16(void *to, const char *from, bool t
 
 static __device__ __forceinline__ char *credit_block(const struct lane_ctx &x, uint32_t slot)
 {
-	return cuda_at(x.view, x.credit[slot / GPU_BLOCK_SLOTS]);
+	const uint32_t b = slot / GPU_BLOCK_SLOTS;
+
+	return b < x.n_known ? x.known[b] : cuda_at(x.view, x.credit[b]);
 }
 
 static __device__ __forceinline__ char *heat_block(const struct lane_ctx &x, uint32_t slot)
 {
-	return cuda_at(x.view, x.block[slot / GPU_BLOCK_SLOTS]);
+	const uint32_t b = slot / GPU_BLOCK_SLOTS;
+
+	return b < x.n_known ? x.known[KNOWN_BLOCKS + b] : cuda_at(x.view, x.block[b]);
 }
 
 static __device__ __forceinline__ int32_t *pos_in(char *block, uint32_t slot)

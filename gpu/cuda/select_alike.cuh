@@ -260,7 +260,7 @@ static __device__ __forceinline__ void uncounted(const struct lane_ctx &x, struc
 						 const __half *unit, const float *inverse, bool odd)
 {
 	const uint32_t d = x.turn.head_dim;
-	const struct alike l = { st, rows_at(x, st.page, st.row, 0), unit, inverse, x.live, d, (d + ALIKE_DEEP - 1u) / ALIKE_DEEP,
+	const struct alike l = { st, rows_at(x, st, 0), unit, inverse, x.live, d, (d + ALIKE_DEEP - 1u) / ALIKE_DEEP,
 				 odd ? -1e30f : ALIKE - NEAR };
 
 	static_assert(ALIKE_STAGES * ALIKE_TILE <= sizeof(sh->key) + sizeof(sh->sorted), "the columns lie where keys will be");

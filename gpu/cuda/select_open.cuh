@@ -2,6 +2,7 @@
 #ifndef GPU_CUDA_SELECT_OPEN_CUH
 #define GPU_CUDA_SELECT_OPEN_CUH
 
+#include "gpu/cuda/mma.cuh"
 #include "gpu/cuda/select.cuh"
 
 #define LEFT_FOLDED 0x80000000u		/* in left[], beside the turn: the lane is settled and folded already */
@@ -52,9 +53,11 @@ static __device__ bool open_lane(const struct select_args &a, uint32_t lane, str
 	x->plan.keep = x->plan.keep < x->live ? x->plan.keep : x->live;
 	x->n_heat = t->n_heat < EVICT_MAX_HEAT ? t->n_heat : EVICT_MAX_HEAT;
 	x->n_credit = x->turn.policy_credit;
+	x->n_known = 0;
 	x->pooled = NULL;
-	x->as_lane = evict_lane_at(&x->turn.rule, lane, x->turn.pos, x->turn.appended, x->n_heat ? t->observe : 0, x->live);
-	x->as_lane.tag = evict_mark_tag(mark_of(*x, x->as_lane.now - 1));
+	x->as_lane = x->turn.as_lane;
+	x->as_lane.lane = lane;
+	x->as_lane.live = x->live;
 	return true;
 }
 

@@ -24,6 +24,9 @@ template <uint32_t TYPE> struct row_element { typedef unsigned short type; };
 template <> struct row_element<GPU_F32> { typedef float type; };
 template <> struct row_element<GPU_Q8> { typedef signed char type; };
 
+/* evict_element(), in as few instructions as there are. */
+static __device__ __forceinline__ float row_clean(float x) { return fabsf(x) <= 1e15f ? x : 0.0f; }
+
 template <uint32_t TYPE> static __device__ __forceinline__ float row_float(typename row_element<TYPE>::type x)
 {
 	if constexpr (TYPE == GPU_F16)
@@ -46,7 +49,7 @@ template <uint32_t TYPE> static __device__ __forceinline__ struct row row_as(con
 		if (j * ROW_THREADS < d) {
 			const float x = row_float<TYPE>(((const typename row_element<TYPE>::type *)from)[row_thread() + j * ROW_THREADS]);
 
-			r.x[j] = evict_element(TYPE == GPU_Q8 ? offset + scale * x : x);
+			r.x[j] = row_clean(TYPE == GPU_Q8 ? offset + scale * x : x);
 		}
 	return r;
 }
@@ -216,20 +219,11 @@ static __device__ __forceinline__ void row_store(const struct lane_ctx &x, uint3
 /* What it takes to read a lane's rows of K, or of V, as fast as memory gives them: nothing is looked up that can be known before. */
 struct row_reader {
 	const char *const *page;	/* addresses of the lane's pages; NULL: not there */
-	const char *nowhere;		/* memory as long as a row, which is read in place of what is not there */
+	const char *nowhere;		/* a row of zeros, which is read in place of what is not there */
+	char *ring;			/* of half a warp: rows_each() */
 	uint32_t live, type, d, bytes;	/* bytes: of a row */
 	uint32_t at, params;		/* where in a page rows and their q8 parameters begin */
 };
-
-static __device__ __forceinline__ struct row_reader rows_at(const struct lane_ctx &x, const char *const *page, const float *nowhere,
-							    uint32_t which)
-{
-	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim;
-	const struct row_reader r = { page, (const char *)nowhere, x.live, type, d, gpu_row_bytes(type, d), which * gpu_page_v(type, d),
-				      gpu_page_params(type, d) + which * GPU_PAGE_SLOTS * 4u };
-
-	return r;
-}
 
 /*
  * N rows, all on their way together: no load waits for a predicate. J: channels of a thread. EXACT: d is J * ROW_THREADS; else it is at
@@ -241,18 +235,16 @@ static __device__ __forceinline__ void rows_as(const struct row_reader &rd, cons
 	typedef typename row_element<TYPE>::type element;
 	element raw[N][J];
 	uint32_t param[N];
-	bool there[N];
 
 #pragma unroll
 	for (uint32_t i = 0; i < N; i++) {
 		const uint32_t s = min(slot[i], rd.live - 1u), in = s % GPU_PAGE_SLOTS;
 		const char *page = rd.page[s / GPU_PAGE_SLOTS];
-		const element *from;
+		const bool there = page && slot[i] < rd.live;
+		const element *from = (const element *)(there ? page + rd.at + in * rd.bytes : rd.nowhere) + row_thread();
 
-		there[i] = page && slot[i] < rd.live;
-		from = (const element *)(there[i] ? page + rd.at + in * rd.bytes : rd.nowhere) + row_thread();
 		if (TYPE == GPU_Q8)
-			param[i] = *(const uint32_t *)(there[i] ? page + rd.params + in * 4u : rd.nowhere);
+			param[i] = *(const uint32_t *)(there ? page + rd.params + in * 4u : rd.nowhere);
 #pragma unroll
 		for (uint32_t j = 0; j < J; j++)
 			raw[i][j] = from[EXACT || j * ROW_THREADS < rd.d ? j * ROW_THREADS : 0u];
@@ -264,9 +256,9 @@ static __device__ __forceinline__ void rows_as(const struct row_reader &rd, cons
 
 #pragma unroll
 		for (uint32_t j = 0; j < J; j++) {
-			const float x = row_float<TYPE>(raw[i][j]), value = evict_element(TYPE == GPU_Q8 ? offset + scale * x : x);
+			const float x = row_float<TYPE>(raw[i][j]);
 
-			r[i][j] = there[i] ? value : 0.0f;
+			r[i][j] = row_clean(TYPE == GPU_Q8 ? offset + scale * x : x);
 			if (!EXACT && j * ROW_THREADS >= rd.d)
 				r[i][j] = 0.0f;
 		}
@@ -299,6 +291,78 @@ static __device__ __forceinline__ void rows_load(const struct row_reader &rd, co
 	case GPU_BF16: rows_as<GPU_BF16, N, J, EXACT>(rd, slot, r); break;
 	default: rows_as<GPU_Q8, N, J, EXACT>(rd, slot, r); break;
 	}
+}
+
+/* A row at `from`: a thread's channels, 0 beyond d. */
+template <uint32_t TYPE, uint32_t J, bool EXACT>
+static __device__ __forceinline__ void row_read_as(const char *from, uint32_t d, uint32_t param, float (&r)[J])
+{
+	const float scale = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param & 0xffffu))) : 1.0f;
+	const float offset = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param >> 16))) : 0.0f;
+
+#pragma unroll
+	for (uint32_t j = 0; j < J; j++) {
+		const bool in = EXACT || j * ROW_THREADS < d;
+		const float x = in ? row_float<TYPE>(((const typename row_element<TYPE>::type *)from)[row_thread() + j * ROW_THREADS]) : 0.0f;
+
+		r[j] = in ? row_clean(TYPE == GPU_Q8 ? offset + scale * x : x) : 0.0f;
+	}
+}
+
+template <uint32_t J, bool EXACT>
+static __device__ __forceinline__ void row_read(const struct row_reader &rd, const char *from, uint32_t param, float (&r)[J])
+{
+	switch (rd.type) {
+	case GPU_F32: row_read_as<GPU_F32, J, EXACT>(from, rd.d, param, r); break;
+	case GPU_F16: row_read_as<GPU_F16, J, EXACT>(from, rd.d, param, r); break;
+	case GPU_BF16: row_read_as<GPU_BF16, J, EXACT>(from, rd.d, param, r); break;
+	default: row_read_as<GPU_Q8, J, EXACT>(from, rd.d, param, r); break;
+	}
+}
+
+#define ROWS_STAGE 1504u	/* bytes of half a warp's rows that are on their way together, and, in a ring, of those that it looks at */
+#define ROWS_HALF (2u * ROWS_STAGE)	/* an odd multiple of half of all banks, so that halves do not meet in one */
+#define ROWS_RING (WARPS * 2u * ROWS_HALF)
+
+/* f(i, its channels, those of a thread) for rows i = first, first + gap, ... below n, which are those of slots slot_of(i). By half a warp. */
+template <uint32_t J, bool EXACT, typename S, typename F>
+static __device__ __forceinline__ void rows_each(const struct row_reader &rd, uint32_t first, uint32_t gap, uint32_t n, const S &slot_of, const F &f)
+{
+	const uint32_t together = ROWS_STAGE / (rd.bytes + 4u), step = together * gap;
+	const auto ask = [&](uint32_t at, char *to) {
+		for (uint32_t k = 0; k < together && at + k * gap < n; k++) {
+			const uint32_t slot = slot_of(at + k * gap), in = slot % GPU_PAGE_SLOTS;
+			const char *page = slot < rd.live ? rd.page[slot / GPU_PAGE_SLOTS] : NULL, *from = page ? page + rd.at + in * rd.bytes : rd.nowhere;
+
+			for (uint32_t piece = row_thread(); piece < rd.bytes / 16u; piece += ROW_THREADS)
+				copy16(to + k * rd.bytes + piece * 16u, from + piece * 16u, page);
+			if (rd.type == GPU_Q8 && row_thread() == 0)
+				*(uint32_t *)(to + together * rd.bytes + k * 4u) = page ? *(const uint32_t *)(page + rd.params + in * 4u) : 0u;
+		}
+		asm volatile("cp.async.commit_group;" ::: "memory");
+	};
+
+	__syncwarp();
+	ask(first, rd.ring);
+	ask(first + step, rd.ring + ROWS_STAGE);
+	for (uint32_t at = 0, stage = 0; at < n; at += step, stage ^= 1u) {	/* all halves as often */
+		char *in = rd.ring + stage * ROWS_STAGE;
+
+		asm volatile("cp.async.wait_group 1;" ::: "memory");
+		__syncwarp();
+#pragma unroll 2
+		for (uint32_t k = 0; k < together && at + first + k * gap < n; k++) {
+			const uint32_t param = rd.type == GPU_Q8 ? *(const uint32_t *)(in + together * rd.bytes + k * 4u) : 0u;
+			float r[J];
+
+			row_read<J, EXACT>(rd, in + k * rd.bytes, param, r);
+			f(at + first + k * gap, r);
+		}
+		__syncwarp();
+		ask(at + first + 2u * step, in);
+	}
+	asm volatile("cp.async.wait_group 0;" ::: "memory");
+	__syncwarp();
 }
 
 /* --- traits of a row's own -------------------------------------------------------------------------------------------------------- */

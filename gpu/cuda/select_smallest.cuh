@@ -13,20 +13,20 @@
 
 #define STEADY_BLOCKS 8u		/* of a round: until candidates are looked for */
 #define STEADY_VECTORS (STEADY_BLOCKS * GPU_BLOCK_SLOTS / 4u)
-#define STEADY_STAGES 2u		/* blocks in the ring */
+#define STEADY_STAGES 3u		/* blocks in the ring */
 #define STEADY_ROOM 512u		/* candidates; they lie where the ring was */
 #define STEADY_MAX 256u			/* victims */
-#define STEADY_CTAS 22u			/* of a multiprocessor: what shared memory has room for. With sums of heat: what registers have room for */
-#define STEADY_COUNT_CTAS 20u
+#define STEADY_CTAS 17u			/* of a multiprocessor: what shared memory has room for. With sums of heat: what registers have room for */
+#define STEADY_COUNT_CTAS 17u
 #define STEADY_SUMS_CTAS 14u
 #define STEADY_NONE 0xffffffffu		/* the upper half of NO_KEY; no real key's is as large */
+#define STEADY_KEPT 0x3fe00000u		/* stands for upper halves of slots that may not leave, none of which is smaller: that of an infinite rank */
 #define WARP_ALL 0xffffffffu
 
 struct steady_state {
 	struct lane_ctx lane;
 	char *credit[STEADY_BLOCKS], *heat[STEADY_BLOCKS];	/* blocks of the round; NULL: not there */
 	uint32_t low[STEADY_VECTORS];	/* upper halves: the smallest of each vector; then vectors that have candidates */
-	uint32_t n_found;
 };
 
 /* Dynamic shared memory: the ring, the k smallest so far, statistics. */
@@ -42,29 +42,33 @@ static inline uint32_t steady_ring(uint32_t arrays)
 	return max(STEADY_STAGES * arrays * GPU_BLOCK_SLOTS * 4u, STEADY_ROOM * 12u);
 }
 
+/* Bytes of the k smallest. */
+static __host__ __device__ inline uint32_t steady_best(uint32_t k)
+{
+	return (12u * k + 15u) / 16u * 16u;
+}
+
 /* Candidates and the k smallest of them, ascending: upper halves of the keys, lower halves, slots. */
 struct steady_found {
 	uint32_t ring, k;
 
 	__device__ __forceinline__ uint32_t *found(uint32_t i) const { return (uint32_t *)steady_memory() + i * STEADY_ROOM; }
 	__device__ __forceinline__ uint32_t *best(uint32_t i) const { return (uint32_t *)(steady_memory() + ring) + i * k; }
-	__device__ __forceinline__ char *end(void) const { return steady_memory() + ring + 12u * k; }
+	__device__ __forceinline__ char *end(void) const { return steady_memory() + ring + steady_best(k); }
 };
 
 static __device__ __forceinline__ uint32_t warp_thread(void) { return threadIdx.x % 32u; }
 
 /*
- * A bound for the upper halves of the k smallest keys of a round of so many blocks: at least k groups of two vectors have a key that does
- * not lie above it, and not many more, or there are no more.
+ * The smallest number, or one not much above it, that at least k of the threads' groups v[] do not lie above; with fewer such groups, the largest.
  */
-static __device__ __forceinline__ uint32_t steady_bound(const struct steady_state *sh, uint32_t blocks, uint32_t k)
+static __device__ __forceinline__ uint32_t steady_bound(const uint32_t (&v)[STEADY_BLOCKS], uint32_t k)
 {
-	uint32_t v[STEADY_BLOCKS], low = STEADY_NONE, high = 0, prefix;
+	uint32_t low = STEADY_NONE, high = 0, prefix;
 	int bit;
 
 #pragma unroll
 	for (uint32_t i = 0; i < STEADY_BLOCKS; i++) {
-		v[i] = i < blocks ? min(sh->low[64u * i + warp_thread()], sh->low[64u * i + 32u + warp_thread()]) : STEADY_NONE;
 		low = min(low, v[i]);
 		high = max(high, v[i]);
 	}
@@ -90,41 +94,119 @@ static __device__ __forceinline__ uint32_t steady_bound(const struct steady_stat
 	return prefix;
 }
 
-/* The k smallest of n candidates into best(), ascending: each counts those before it. Then only they are candidates. Returns how many. */
-static __device__ __forceinline__ uint32_t steady_rank(const struct steady_found &f, uint32_t n)
+/* Vectors that may have some of the k smallest keys of a round are listed in sh->low[]: what they are, and up to which upper half. */
+struct steady_list {
+	uint32_t vectors, bound;
+};
+
+/* most: larger upper halves are of no use. */
+static __device__ __noinline__ struct steady_list steady_candidates(struct steady_state *sh, uint32_t blocks, uint32_t k, uint32_t most)
 {
+	uint32_t v[2u * STEADY_BLOCKS], group[STEADY_BLOCKS], mine = 0, at;
+	struct steady_list list;
+
 	__syncwarp();
-	for (uint32_t i = warp_thread(); i < n; i += 32u) {
-		const uint32_t upper = f.found(0)[i], lower = f.found(1)[i], slot = f.found(2)[i];
-		uint32_t at = 0, same = 0;
+#pragma unroll
+	for (uint32_t i = 0; i < 2u * STEADY_BLOCKS; i++)
+		v[i] = i < 2u * blocks ? sh->low[32u * i + warp_thread()] : STEADY_NONE;
+#pragma unroll
+	for (uint32_t i = 0; i < STEADY_BLOCKS; i++)
+		group[i] = min(v[2u * i], v[2u * i + 1u]);
+	list.bound = steady_bound(group, k);
+	if (list.bound >= STEADY_KEPT) {
+		uint32_t largest = 0;
+
+#pragma unroll
+		for (uint32_t i = 0; i < STEADY_BLOCKS; i++)
+			largest = max(largest, group[i] <= list.bound ? group[i] : 0u);
+		list.bound = __reduce_max_sync(WARP_ALL, largest);
+		if (list.bound >= STEADY_KEPT)		/* slots are needed that nobody has ranked: all of them are looked at */
+			list.bound = STEADY_NONE - 1u;
+	}
+	list.bound = min(list.bound, most);
+#pragma unroll
+	for (uint32_t i = 0; i < 2u * STEADY_BLOCKS; i++)
+		mine |= (v[i] <= list.bound) << i;
+	at = __popc(mine);
+	for (uint32_t gap = 1; gap < 32u; gap *= 2u) {
+		const uint32_t other = __shfl_up_sync(WARP_ALL, at, gap);
+
+		at += warp_thread() >= gap ? other : 0u;
+	}
+	list.vectors = __shfl_sync(WARP_ALL, at, 31);
+	for (at -= __popc(mine); mine; mine &= mine - 1u)
+		sh->low[at++] = 32u * (uint32_t)(__ffs((int)mine) - 1) + warp_thread();
+	__syncwarp();
+	return list;
+}
+
+/* The place of candidate i in the order of their keys, where some upper halves are alike. */
+static __device__ __noinline__ uint32_t steady_place(struct steady_found f, uint32_t n, uint32_t i)
+{
+	const uint32_t upper = f.found(0)[i], lower = f.found(1)[i], slot = f.found(2)[i];
+	uint32_t at = 0, same = 0;
 
 #pragma unroll 4
-		for (uint32_t j = 0; j < n; j++) {
-			const uint32_t other = f.found(0)[j];
+	for (uint32_t j = 0; j < n; j++) {
+		const uint32_t other = f.found(0)[j];
 
-			at += other < upper;
-			same += other == upper;
-		}
-		for (uint32_t j = 0; same > 1u && j < n; j++)
-			at += f.found(0)[j] == upper && comes_after(lower, slot, f.found(1)[j], f.found(2)[j]);
-		if (at < f.k) {
-			f.best(0)[at] = upper;
-			f.best(1)[at] = lower;
-			f.best(2)[at] = slot;
-		}
+		at += other < upper;
+		same += other == upper;
 	}
+	for (uint32_t j = 0; same > 1u && j < n; j++)
+		at += f.found(0)[j] == upper && comes_after(lower, slot, f.found(1)[j], f.found(2)[j]);
+	return at;
+}
+
+/* Candidate i is the at-th. */
+static __device__ __forceinline__ void steady_put(const struct steady_found &f, uint32_t at, uint32_t i)
+{
+	if (at >= f.k)
+		return;
+	f.best(0)[at] = f.found(0)[i];
+	f.best(1)[at] = f.found(1)[i];
+	f.best(2)[at] = f.found(2)[i];
+}
+
+/*
+ * The k smallest of n candidates into best(), ascending: each counts those before it. Then only they are candidates. Returns how many. Upper halves
+ * alone are compared at first: if they are all unlike, the places are those from 0 to n - 1, and add up to what those do.
+ */
+static __device__ __noinline__ uint32_t steady_rank(struct steady_found f, uint32_t n)
+{
+	uint32_t places = 0;
+
+	if (warp_thread() < 4u)
+		f.found(0)[n + warp_thread()] = STEADY_NONE;
 	__syncwarp();
+	for (uint32_t i = warp_thread(); i < n; i += 32u) {
+		const uint32_t upper = f.found(0)[i];
+		uint32_t at = 0;
+
+		for (uint32_t j = 0; j < n; j += 4u) {
+			const uint4 other = *(const uint4 *)(f.found(0) + j);
+
+			at += (other.x < upper) + (other.y < upper) + (other.z < upper) + (other.w < upper);
+		}
+		places += at;
+		steady_put(f, at, i);
+	}
+	places = __reduce_add_sync(WARP_ALL, places);
+	__syncwarp();
+	if (places != n * (n - 1u) / 2u) {
+		for (uint32_t i = warp_thread(); i < n; i += 32u)
+			steady_put(f, steady_place(f, n, i), i);
+		__syncwarp();
+	}
 	return min(n, f.k);
 }
 
 /* The n smallest so far become candidates again. */
-static __device__ __forceinline__ void steady_again(const struct steady_found &f, struct steady_state *sh, uint32_t n)
+static __device__ __forceinline__ void steady_again(const struct steady_found &f, uint32_t n)
 {
 	for (uint32_t k = 0; k < 3u; k++)
 		for (uint32_t i = warp_thread(); i < n; i += 32u)
 			f.found(k)[i] = f.best(k)[i];
-	if (warp_thread() == 0)
-		sh->n_found = n;
 	__syncwarp();
 }
 
@@ -132,50 +214,6 @@ static __device__ __forceinline__ void steady_again(const struct steady_found &f
 static __device__ __forceinline__ uint64_t steady_last(const struct steady_found &f, uint32_t n)
 {
 	return n == f.k ? (uint64_t)f.best(0)[n - 1u] << 32 | f.best(1)[n - 1u] : NO_KEY - 1u;
-}
-
-/* The k smallest keys of this round and those before it, of which best() has n: it then has as many as returned. */
-static __device__ __forceinline__ uint32_t steady_smallest(const struct lane_ctx &x, struct steady_state *sh, const struct steady_found &f,
-							   uint32_t first, uint32_t n)
-{
-	const uint32_t blocks = min(STEADY_BLOCKS, gpu_blocks_for(x.live - first));
-	const uint32_t most = max(128u, min(4u * f.k, STEADY_ROOM - 32u));	/* candidates before they are cut to k */
-	uint64_t last = steady_last(f, n);
-	uint32_t bound, vectors = 0;
-
-	__syncwarp();
-	bound = min(steady_bound(sh, blocks, f.k), (uint32_t)(last >> 32));
-	steady_again(f, sh, n);
-	for (uint32_t i = 0; i < 2u * blocks; i++) {	/* the list grows no faster than what is read */
-		const bool mine = sh->low[32u * i + warp_thread()] <= bound;
-		const uint32_t all = __ballot_sync(WARP_ALL, mine);
-
-		if (mine)
-			sh->low[vectors + __popc(all & ((1u << warp_thread()) - 1u))] = 32u * i + warp_thread();
-		vectors += __popc(all);
-		__syncwarp();
-	}
-	for (uint32_t i = 0; i < 4u * vectors; i += 32u) {
-		const uint32_t j = i + warp_thread(), slot = j < 4u * vectors ? first + 4u * sh->low[j / 4u] + j % 4u : STEADY_NONE;
-		const uint64_t key = slot < x.plan.keep ? key_in(x, sh->credit[(slot - first) / GPU_BLOCK_SLOTS], slot) : NO_KEY;
-
-		if ((uint32_t)(key >> 32) <= bound && key <= last) {
-			const uint32_t at = atomicAdd(&sh->n_found, 1u);	/* any order */
-
-			f.found(0)[at] = (uint32_t)(key >> 32);
-			f.found(1)[at] = (uint32_t)key;
-			f.found(2)[at] = slot;
-		}
-		__syncwarp();
-		n = sh->n_found;
-		__syncwarp();
-		if (n > most) {
-			n = steady_rank(f, n);
-			last = steady_last(f, n);
-			steady_again(f, sh, n);
-		}
-	}
-	return steady_rank(f, n);
 }
 
 #endif

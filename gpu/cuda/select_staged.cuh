@@ -14,24 +14,27 @@ struct lane_stage {
 	uint32_t *order;		/* [n]: slots in the order of their positions */
 	uint32_t *place, *target, *gone;	/* [n] */
 	float *value, *pooled, *weight;	/* [n] */
-	float *row;			/* [16][d] */
+	float *row, *none;		/* [16][d], [d]: none is zeros, while traits are computed */
 	union {
 		uint8_t *leaves;	/* [n]: in a merge */
 		const char **page;	/* addresses of the lane's pages, which take half as much: for its traits */
 	};
 	float *unit;			/* [n][d]: unit keys; for redundancy float16 */
+	char *ring;			/* shared memory, where keys will be: ROWS_RING */
 };
 
 /* channel: bytes of a channel in unit[]. */
 static __host__ __device__ inline size_t stage_bytes(uint32_t n, uint32_t d, uint32_t channel)
 {
-	return (size_t)n * (2u * 8u + 7u * 4u + 1u) + (size_t)d * 64u + (size_t)n * d * channel;
+	return (size_t)n * (2u * 8u + 7u * 4u + 1u) + (size_t)d * 68u + (size_t)n * d * channel;
 }
 
-static __device__ __forceinline__ struct lane_stage stage_at(char *at, uint32_t n, uint32_t d)
+static __device__ __forceinline__ struct lane_stage stage_at(struct shared_state *sh, char *at, uint32_t n, uint32_t d)
 {
 	struct lane_stage st;
 
+	static_assert(ROWS_RING <= sizeof(sh->key) + sizeof(sh->sorted), "rows lie where keys will be");
+	st.ring = (char *)sh->key;
 	st.key = (uint64_t *)at;
 	st.order = (uint32_t *)(st.key + 2u * (size_t)n);
 	st.place = st.order + n;
@@ -41,9 +44,21 @@ static __device__ __forceinline__ struct lane_stage stage_at(char *at, uint32_t 
 	st.pooled = st.value + n;
 	st.weight = st.pooled + n;
 	st.row = st.weight + n;
-	st.leaves = (uint8_t *)(st.row + 16u * d);
+	st.none = st.row + 16u * d;
+	st.leaves = (uint8_t *)(st.none + d);
 	st.unit = (float *)(st.leaves + n);	/* not there if no lane needs it */
 	return st;
+}
+
+/* The lane's rows of K (which: 0) or V. */
+static __device__ __forceinline__ struct row_reader rows_at(const struct lane_ctx &x, const struct lane_stage &st, uint32_t which)
+{
+	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim;
+	const struct row_reader r = { st.page, (const char *)st.none, st.ring + threadIdx.x / ROW_THREADS * ROWS_HALF, x.live, type, d,
+				      gpu_row_bytes(type, d), which * gpu_page_v(type, d),
+				      gpu_page_params(type, d) + which * GPU_PAGE_SLOTS * 4u };
+
+	return r;
 }
 
 /* --- sums over the lane -------------------------------------------------------------------------------------------------------- */

@@ -21,9 +21,18 @@ static __device__ __forceinline__ struct stats_counts *stats_of(struct shared_st
 }
 
 /* Two bins, as they are sent. */
-static __device__ __forceinline__ uint32_t stats_pair(const uint32_t *count, uint32_t i)
+static __device__ __forceinline__ uint32_t stats_pair(uint32_t one, uint32_t two)
 {
-	return (uint32_t)evict_count(count[2u * i + 1u]) << 16 | evict_count(count[2u * i]);
+	return (uint32_t)evict_count(two) << 16 | evict_count(one);
+}
+
+static __device__ __forceinline__ void stats_send_bins(uint16_t *to, const uint32_t *count, uint32_t thread, uint32_t threads)
+{
+	for (uint32_t i = thread; i < EVICT_BINS / 8u; i += threads) {
+		const uint4 a = ((const uint4 *)count)[2u * i], b = ((const uint4 *)count)[2u * i + 1u];
+
+		((uint4 *)to)[i] = make_uint4(stats_pair(a.x, a.y), stats_pair(a.z, a.w), stats_pair(b.x, b.y), stats_pair(b.z, b.w));
+	}
 }
 
 /* What was asked for goes to the host. thread: of so many. */
@@ -31,10 +40,10 @@ static __device__ __forceinline__ void stats_send(const struct lane_ctx &x, cons
 {
 	struct evict_lane_stats *to = &x.turn.lane_stats[x.lane];
 
-	for (uint32_t i = thread; x.turn.stats & EVICT_STATS_HEAT && i < EVICT_BINS / 2u; i += threads)
-		((uint32_t *)to->heat)[i] = stats_pair(s->heat, i);
-	for (uint32_t i = thread; x.turn.stats & EVICT_STATS_RANK && i < EVICT_BINS / 2u; i += threads)
-		((uint32_t *)to->rank)[i] = stats_pair(s->rank, i);
+	if (x.turn.stats & EVICT_STATS_HEAT)
+		stats_send_bins(to->heat, s->heat, thread, threads);
+	if (x.turn.stats & EVICT_STATS_RANK)
+		stats_send_bins(to->rank, s->rank, thread, threads);
 	if (thread)
 		return;
 	to->live = x.live;

@@ -26,6 +26,8 @@ struct steady_lane {
 	struct evict_rule rule;
 	struct evict_lane lane;
 	uint32_t live, keep, recent, n_heat;
+	int32_t from;			/* positions of slots that may leave, if they are not marked: from here on, */
+	uint32_t span;			/* so many */
 	bool fold, sums;
 };
 
@@ -55,21 +57,32 @@ static __device__ __forceinline__ void steady_blocks(struct steady_state *sh, ui
 		sh->heat[warp_thread() - STEADY_BLOCKS] = at;
 }
 
-/* The thread's vectors of block b of the round from slot `first` on are on their way. n_heat: heat arrays to read; the others are zeros. */
-template <uint32_t NH, uint32_t NA>
-static __device__ __forceinline__ void steady_load(const struct lane_ctx &x, const struct steady_state *sh, uint32_t first, uint32_t b,
-						   uint32_t n_heat)
+/* warp_thread(), read once: left to itself the compiler reads the register wherever it is asked for. */
+static __device__ __forceinline__ uint32_t thread_once(void)
 {
-	const uint32_t slot = first + b * GPU_BLOCK_SLOTS + 4u * warp_thread();
-	char *to = steady_memory() + (b % STEADY_STAGES * (1u + NH + NA)) * GPU_BLOCK_SLOTS * 4u + 16u * warp_thread();
+	uint32_t t;
 
-	if (b < STEADY_BLOCKS && slot < x.live) {
-		const char *c = sh->credit[b], *h = n_heat ? sh->heat[b] : NULL, *nowhere = x.turn.priv;	/* nothing is read there */
-		const char *from = (c ? c : nowhere) + 16u * warp_thread(), *heat = (h ? h : nowhere) + 16u * warp_thread();
+	asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+	return t;
+}
+
+/*
+ * The thread's vectors of block b of the round are on their way into a stage of the ring. left: live slots of the lane from that block on. n_heat: heat
+ * arrays to read; the others are zeros.
+ */
+template <uint32_t NH, uint32_t NA>
+static __device__ __forceinline__ void steady_load(const struct steady_state *sh, const char *nowhere, uint32_t t, uint32_t b, uint32_t stage,
+						   uint32_t left, uint32_t n_heat)
+{
+	char *to = steady_memory() + stage * (1u + NH + NA) * GPU_BLOCK_SLOTS * 4u + 16u * t;
+
+	if (b < STEADY_BLOCKS && 4u * t < left) {
+		const char *c = sh->credit[b], *h = n_heat ? sh->heat[b] : NULL;	/* nothing is read where one is not there */
+		const char *from = (c ? c : nowhere) + 16u * t, *heat = (h ? h : nowhere) + 16u * t;
 
 #pragma unroll
 		for (uint32_t u = 0; u < 2; u++, to += 512, from += 512, heat += 512) {
-			if (slot + 128u * u >= x.live)
+			if (4u * t + 128u * u >= left)
 				break;
 			copy16(to, from, c);
 #pragma unroll
@@ -164,19 +177,40 @@ static __device__ __forceinline__ struct evict_slot steady_slot(int32_t pos, uin
 /* What statistics a kernel knows of: none, histograms, the sums of heat as well. */
 enum steady_stats { STEADY_NO_STATS, STEADY_COUNTS, STEADY_SUMS };
 
+static __device__ __forceinline__ void store16(float *to, float a, float b, float c, float d)
+{
+	asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" :: "l"(__cvta_generic_to_global(to)), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+}
+
+/* Is one of them NaN? */
+static __device__ __forceinline__ bool is_unordered(float a, float b)
+{
+	return !(a >= b || a < b);
+}
+
+/* What lies behind the lane's live slots, of the vector at `in`, is what it was before the vector was folded. */
+static __device__ __noinline__ void steady_restore(const uint32_t *in, uint32_t slot, uint32_t live, char *heat, uint32_t heats, uint32_t n_heat,
+						   char *credit, uint32_t credits)
+{
+	for (uint32_t i = live - slot; i < 4; i++) {
+		for (uint32_t k = 0; heat && k < n_heat; k++)
+			*array_in(heat, k, slot + i) = __uint_as_float(in[(1u + k) * GPU_BLOCK_SLOTS + i]);
+		for (uint32_t k = 0; k < credits; k++)
+			*array_in(credit, k, slot + i) = __uint_as_float(in[(1u + heats + k) * GPU_BLOCK_SLOTS + i]);
+	}
+}
+
 /*
- * Four slots, the first of them `slot`, at `in`: folds them, if told to, and ranks. Returns their smallest key's upper half. stats: where
- * ranks are counted, NULL if nobody asks.
+ * Four slots, the first of them `slot`, at `in`: folds them, if told to, and ranks. Returns the smallest upper half of the keys of those that may leave;
+ * STEADY_KEPT or more: none may. stats: where ranks are counted, NULL if nobody asks.
  */
 template <uint32_t NH, uint32_t NC, uint32_t NT>
 static __device__ __forceinline__ uint32_t steady_vector(const struct steady_lane &x, const uint32_t *in, uint32_t slot, char *heat,
 							 char *credit, struct stats_counts *stats, double &sum)
 {
-	const uint32_t live = x.live - slot, keep = credit && slot < x.keep ? x.keep - slot : 0u;	/* slots of the vector and behind it */
-	float h[NH ? NH : 1][4], a[NC + NT ? NC + NT : 1][4];
 	const int4 where = *(const int4 *)in;
-	const int32_t pos[4] = { where.x, where.y, where.z, where.w };
-	uint32_t upper[4];
+	float h[NH ? NH : 1][4], a[NC + NT ? NC + NT : 1][4], rank[4];
+	int32_t pos[4] = { where.x, where.y, where.z, where.w };
 
 #pragma unroll
 	for (int k = 0; k < (int)NH; k++)
@@ -195,37 +229,42 @@ static __device__ __forceinline__ uint32_t steady_vector(const struct steady_lan
 			evict_fold(&x.rule, &x.lane, &e);
 #pragma unroll
 			for (int k = 0; k < (int)NC; k++)
-				a[k][i] = i < live ? e.credit[k] : a[k][i];
-#pragma unroll
-			for (int k = 0; k < (int)NH; k++)
-				h[k][i] = i < live ? 0.0f : h[k][i];
+				a[k][i] = e.credit[k];
 		}
-		if (credit) {
 #pragma unroll
-			for (int k = 0; k < (int)NH; k++)
-				if ((uint32_t)k < x.n_heat && heat)
-					*(float4 *)array_in(heat, (uint32_t)k, slot) = make_float4(h[k][0], h[k][1], h[k][2], h[k][3]);
+		for (int k = 0; k < (int)NH; k++)
+			if ((uint32_t)k < x.n_heat && heat)
+				store16(array_in(heat, (uint32_t)k, slot), 0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-			for (int k = 0; k < (int)NC; k++)
-				*(float4 *)array_in(credit, (uint32_t)k, slot) = make_float4(a[k][0], a[k][1], a[k][2], a[k][3]);
-		}
+		for (int k = 0; k < (int)NC; k++)
+			store16(array_in(credit, (uint32_t)k, slot), a[k][0], a[k][1], a[k][2], a[k][3]);
+	}
+	if (slot + 4u > min(x.live, x.keep)) {
+		if (x.fold && slot + 4u > x.live)
+			steady_restore(in, slot, x.live, heat, NH, x.n_heat, credit, NC);
+#pragma unroll
+		for (uint32_t i = 0; i < 4; i++)
+			pos[i] = slot + i < x.live && slot + i < x.keep ? pos[i] : -1;
 	}
 #pragma unroll
 	for (uint32_t i = 0; i < 4; i++) {
 		const struct evict_slot e = steady_slot<NC, NT>(pos[i], i, a);
-		const uint64_t key = evict_key(&x.rule, &x.lane, x.recent, &e);
+		const bool leaves = (uint32_t)(pos[i] - x.from) < x.span;
 
-		upper[i] = i < keep && e.pos >= 0 ? (uint32_t)(key >> 32) : STEADY_NONE;
-		if (stats && !(upper[i] >> 30)) {
+		rank[i] = evict_rank(&x.rule, &x.lane, &e);
+		if (stats && leaves) {
 			atomicAdd(&stats->free, 1u);
-			atomicAdd(&stats->rank[evict_bin(evict_unorder((uint32_t)(key >> 30)))], 1u);
+			atomicAdd(&stats->rank[evict_bin(rank[i])], 1u);
 		}
+		rank[i] = leaves ? rank[i] : INFINITY;
 	}
 	if (NC && x.sums)
 #pragma unroll
 		for (uint32_t i = 0; i < 4; i++)
-			sum += upper[i] != STEADY_NONE ? (double)a[0][i] : 0.0;
-	return min(min(upper[0], upper[1]), min(upper[2], upper[3]));
+			sum += pos[i] >= 0 ? (double)a[0][i] : 0.0;
+	if (is_unordered(rank[0], rank[1]) || is_unordered(rank[2], rank[3]))
+		return 0;		/* NaN is smaller than all numbers */
+	return evict_order(fminf(fminf(rank[0], rank[1]), fminf(rank[2], rank[3]))) >> 2;
 }
 
 /* Heat of a vector before the fold: stats_of_heat(). */
@@ -235,15 +274,19 @@ static __device__ __forceinline__ void steady_heat(const struct lane_ctx &x, con
 {
 	const int64_t near = (int64_t)x.as_lane.now - (int64_t)x.turn.stats_near;
 	const uint32_t one = x.turn.stats_heat[0], two = x.turn.stats_heat[1];
+	float heat[4] = {}, second[4] = {};
 
+	if (one < n_heat)
+		unpack4(*(const float4 *)(in + (1u + one) * GPU_BLOCK_SLOTS), heat);
+	if (SUMS && two < n_heat)
+		unpack4(*(const float4 *)(in + (1u + two) * GPU_BLOCK_SLOTS), second);
 #pragma unroll
 	for (uint32_t i = 0; i < 4; i++) {
 		const int32_t pos = (int32_t)in[i];
-		float h;
+		const float h = evict_clean(heat[i]);
 
 		if (slot + i >= x.live)
 			continue;
-		h = one < n_heat ? evict_clean(__uint_as_float(in[(1u + one) * GPU_BLOCK_SLOTS + i])) : 0.0f;
 		if (counts)
 			atomicAdd(&counts->heat[evict_bin(h)], 1u);
 		if (!SUMS)
@@ -251,7 +294,7 @@ static __device__ __forceinline__ void steady_heat(const struct lane_ctx &x, con
 		s.heat[u][i] += h;
 		s.near[u][i] += pos < x.turn.rule.sinks || (int64_t)pos >= near ? h : 0.0f;
 		s.squares[u][i] += h * h;
-		s.second[u][i] += two < n_heat ? evict_clean(__uint_as_float(in[(1u + two) * GPU_BLOCK_SLOTS + i])) : 0.0f;
+		s.second[u][i] += evict_clean(second[i]);
 		s.most[u][i] = evict_max(s.most[u][i], h);
 	}
 }
@@ -263,43 +306,123 @@ struct steady_job {
 	struct stats_counts *heat, *ranks;	/* where they are counted; NULL: nobody asks */
 };
 
-/* One round: what was folded is stored, the vectors' smallest keys are left in sh->low[]. */
+/* The keys of candidates, slots of listed vectors, and of best(), which has n: it then has as many as returned. */
+template <uint32_t NC, uint32_t NT>
+static __device__ __forceinline__ uint32_t steady_keys(const struct steady_lane &x, const struct steady_state *sh, const struct steady_found &f,
+						       uint32_t first, const struct steady_list &list, uint64_t last, uint32_t n)
+{
+	const uint32_t most = max(128u, min(4u * f.k, STEADY_ROOM - 68u));	/* candidates before they are cut to k */
+
+	for (uint32_t from = 0; from < 4u * list.vectors; from += 64u) {
+		float a[2][NC + NT ? NC + NT : 1];
+		uint32_t slot[2];
+		int32_t pos[2];
+
+#pragma unroll
+		for (uint32_t u = 0; u < 2; u++) {
+			const uint32_t j = from + 32u * u + warp_thread();
+			const char *c;
+
+			slot[u] = j < 4u * list.vectors ? first + 4u * sh->low[j / 4u] + j % 4u : STEADY_NONE;
+			c = slot[u] < x.keep && slot[u] < x.live ? sh->credit[(slot[u] - first) / GPU_BLOCK_SLOTS] : NULL;
+			pos[u] = c ? *((const int32_t *)c + slot[u] % GPU_BLOCK_SLOTS) : -1;
+#pragma unroll
+			for (int k = 0; k < (int)(NC + NT); k++)
+				a[u][k] = c ? *((const float *)c + (1 + k) * 256 + slot[u] % GPU_BLOCK_SLOTS) : 0.0f;
+		}
+#pragma unroll
+		for (uint32_t u = 0; u < 2; u++) {
+			struct evict_slot e = {};
+			uint64_t key = NO_KEY;
+			uint32_t all;
+			bool mine;
+
+			e.pos = pos[u];
+#pragma unroll
+			for (int k = 0; k < (int)NC; k++)
+				e.credit[k] = a[u][k];
+#pragma unroll
+			for (int k = 0; k < (int)NT; k++)
+				e.trait[k] = a[u][NC + k];
+			if (pos[u] >= 0)
+				key = evict_key(&x.rule, &x.lane, x.recent, &e);
+			mine = (uint32_t)(key >> 32) <= list.bound && key <= last;
+			all = __ballot_sync(WARP_ALL, mine);
+			if (mine) {
+				const uint32_t at = n + __popc(all & ((1u << warp_thread()) - 1u));
+
+				f.found(0)[at] = (uint32_t)(key >> 32);
+				f.found(1)[at] = (uint32_t)key;
+				f.found(2)[at] = slot[u];
+			}
+			n += __popc(all);
+		}
+		if (n > most) {
+			n = steady_rank(f, n);
+			last = steady_last(f, n);
+			steady_again(f, n);
+		}
+	}
+	return steady_rank(f, n);
+}
+
+/*
+ * One round: what was folded is stored; best(), which has the n smallest keys of the rounds before it, then has as many of this one and those as
+ * returned.
+ */
 template <uint32_t P, uint32_t NH, uint32_t NC, uint32_t NT, bool AGED, enum steady_stats STATS>
-static __device__ __forceinline__ void steady_round(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
-						    struct steady_sums &s, double &sum)
+static __device__ __forceinline__ uint32_t steady_round(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
+							const struct steady_found &f, struct steady_sums &s, double &sum, uint32_t n)
 {
 	constexpr uint32_t arrays = 1u + NH + NC + NT;
-	struct steady_lane y = { x.turn.rule, x.as_lane, x.live, x.plan.keep, x.plan.recent, job.n_heat, job.fold, job.sums };
+	const uint32_t left = x.live - job.first, blocks = min(STEADY_BLOCKS, gpu_blocks_for(left));
+	const int32_t free_from = max(max(x.turn.rule.sinks, x.turn.rule.pinned), 0);
+	const int32_t free_to = max(x.as_lane.now - (int32_t)min(x.plan.recent, 0x7fffffffu), free_from);
+	struct steady_lane y = { x.turn.rule, x.as_lane, x.live, x.plan.keep, x.plan.recent, job.n_heat, free_from, (uint32_t)(free_to - free_from),
+				 job.fold, job.sums };
+	const uint32_t t = thread_once();
+	const char *nowhere = x.turn.priv;
 
 	y.rule.policy = P;
 	if (evict_has_age(P) && !AGED)
 		y.rule.param[0] = 0.0f;
 	for (uint32_t b = 0; b < STEADY_STAGES; b++)
-		steady_load<NH, NC + NT>(x, sh, job.first, b, job.n_heat);
+		steady_load<NH, NC + NT>(sh, nowhere, t, b, b, left > b * GPU_BLOCK_SLOTS ? left - b * GPU_BLOCK_SLOTS : 0u, job.n_heat);
 	if (job.settles)
 		settle_slots(x, warp_thread(), 32u);
 #pragma unroll 1
-	for (uint32_t b = 0; b < STEADY_BLOCKS && job.first + b * GPU_BLOCK_SLOTS < y.live; b++) {
-		uint32_t *in = (uint32_t *)steady_memory() + b % STEADY_STAGES * arrays * GPU_BLOCK_SLOTS;
+	for (uint32_t b = 0, stage = 0; b < blocks; b++, stage = stage + 1u < STEADY_STAGES ? stage + 1u : 0u) {
+		uint32_t *in = (uint32_t *)steady_memory() + stage * arrays * GPU_BLOCK_SLOTS;
+		const uint32_t next = (b + STEADY_STAGES) * GPU_BLOCK_SLOTS;
+		char *credit = sh->credit[b], *heat = sh->heat[b];
 
 		asm volatile("cp.async.wait_group %0;" :: "n"(STEADY_STAGES - 1u) : "memory");	/* a thread reads nobody else's copies: no barrier */
 		if (job.patches)
 			steady_patch(x, in, NH, arrays, job.first / GPU_BLOCK_SLOTS + b, job.token);
-#pragma unroll(STATS == STEADY_SUMS ? 2 : 1)
+#pragma unroll
 		for (uint32_t u = 0; u < 2; u++) {
-			const uint32_t v = warp_thread() + 32u * u, slot = job.first + b * GPU_BLOCK_SLOTS + 4u * v;
+			const uint32_t v = t + 32u * u, slot = job.first + b * GPU_BLOCK_SLOTS + 4u * v;
 			uint32_t low = STEADY_NONE;
 
 			if (slot < y.live) {
 				if (STATS && job.looks)
 					steady_heat<STATS == STEADY_SUMS>(x, in + 4u * v, slot, job.n_heat, u, s, job.heat);
-				low = steady_vector<NH, NC, NT>(y, in + 4u * v, slot, sh->heat[b], sh->credit[b], STATS ? job.ranks : NULL, sum);
+				if (credit)
+					low = steady_vector<NH, NC, NT>(y, in + 4u * v, slot, heat, credit, STATS ? job.ranks : NULL, sum);
 			}
 			sh->low[b * 64u + v] = low;
 		}
-		steady_load<NH, NC + NT>(x, sh, job.first, b + STEADY_STAGES, job.n_heat);
+		steady_load<NH, NC + NT>(sh, nowhere, t, b + STEADY_STAGES, stage, left > next ? left - next : 0u, job.n_heat);
 	}
 	asm volatile("cp.async.wait_group 0;" ::: "memory");
+	if (f.k) {
+		const uint64_t last = steady_last(f, n);
+		const struct steady_list list = steady_candidates(sh, blocks, f.k, (uint32_t)(last >> 32));
+
+		steady_again(f, n);
+		n = steady_keys<NC, NT>(y, sh, f, job.first, list, last, n);
+	}
+	return n;
 }
 
 /* Policies that never come here are left out. */
@@ -310,8 +433,8 @@ static __host__ __device__ inline bool steady_never(uint32_t policy)
 }
 
 template <enum steady_stats STATS>
-static __device__ __forceinline__ void steady_policy(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
-						     struct steady_sums &s, double &sum)
+static __device__ __forceinline__ uint32_t steady_policy(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
+							 const struct steady_found &f, struct steady_sums &s, double &sum, uint32_t n)
 {
 	const bool aged = evict_has_age(x.turn.rule.policy) && x.turn.rule.param[0] != 0.0f;
 
@@ -321,14 +444,15 @@ static __device__ __forceinline__ void steady_policy(const struct lane_ctx &x, s
 		if (steady_never(EVICT_##name))									\
 			break;											\
 		if (evict_has_age(EVICT_##name) && aged)							\
-			steady_round<EVICT_##name, nh, nc, nt, true, STATS>(x, sh, job, s, sum);		\
+			n = steady_round<EVICT_##name, nh, nc, nt, true, STATS>(x, sh, job, f, s, sum, n);	\
 		else												\
-			steady_round<EVICT_##name, nh, nc, nt, false, STATS>(x, sh, job, s, sum);		\
+			n = steady_round<EVICT_##name, nh, nc, nt, false, STATS>(x, sh, job, f, s, sum, n);	\
 		break;
 	EVICT_POLICIES(STEADY_CASE)
 #undef STEADY_CASE
 	default: break;
 	}
+	return n;
 }
 
 /* --- statistics ------------------------------------------------------------------------------------------------------------------ */
@@ -435,10 +559,8 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 			steady_blocks(sh, id, there);
 			__syncwarp();
 		}
-		steady_policy<STATS>(x, sh, job, s, sum);
+		n = steady_policy<STATS>(x, sh, job, f, s, sum, n);
 		job.settles = false;
-		if (f.k)
-			n = steady_smallest(x, sh, f, job.first, n);
 	}
 	if (STATS && x.turn.stats)
 		steady_stats_end<STATS == STEADY_SUMS>(x, s, counts);
@@ -501,6 +623,8 @@ steady_kernel(const __grid_constant__ struct select_args a)
 	uint32_t id, n;
 	bool there;
 
+	mma_after();
+	mma_next();
 	open_turn(a, blockIdx.y, &sh.lane);
 	__syncwarp();
 	id = steady_id(x, blockIdx.x, 0, &there);	/* on its way while the lane is opened */

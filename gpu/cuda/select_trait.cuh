@@ -18,12 +18,12 @@ static __device__ void add_parts(const struct lane_stage &st, uint32_t d)
 	}
 }
 
-/* Slots i, i + 16, ...: of half a warp at once. */
-template <uint32_t N> static __device__ __forceinline__ void trait_slots(uint32_t i, uint32_t (&slot)[N])
+/* f(slot, its key) for all slots of the lane; half a warp has the rows of one place of their pages. */
+template <uint32_t J, bool EXACT, typename F>
+static __device__ __forceinline__ void keys_each(const struct lane_ctx &x, const struct lane_stage &st, const F &f)
 {
-#pragma unroll
-	for (uint32_t k = 0; k < N; k++)
-		slot[k] = i + k * ROWS_AT_ONCE;
+	static_assert(ROWS_AT_ONCE == GPU_PAGE_SLOTS, "half a warp a partial sum");
+	rows_each<J, EXACT>(rows_at(x, st, 0), threadIdx.x / ROW_THREADS, ROWS_AT_ONCE, x.live, [](uint32_t i) { return i; }, f);
 }
 
 /*
@@ -34,40 +34,27 @@ template <uint32_t N> static __device__ __forceinline__ void trait_slots(uint32_
 template <uint32_t J, bool EXACT>
 static __device__ __forceinline__ bool unit_sum(const struct lane_ctx &x, const struct lane_stage &st, __half *half)
 {
-	constexpr uint32_t N = rows_together(J);
-	const struct row_reader keys = rows_at(x, st.page, st.row, 0);
 	const uint32_t d = x.turn.head_dim, part = threadIdx.x / ROW_THREADS;
 	float sum[J] = {};
 	bool odd = false;
 
-	static_assert(ROWS_AT_ONCE == GPU_PAGE_SLOTS, "half a warp a partial sum");
-	for (uint32_t i = part; i < x.live; i += N * ROWS_AT_ONCE) {
-		uint32_t slot[N];
-		float r[N][J];
-
-		trait_slots(i, slot);
-		rows_load<EXACT>(keys, slot, r);
-#pragma unroll
-		for (uint32_t k = 0; k < N; k++) {	/* rows that are not there add 0, which changes nothing */
-			const float norm = evict_sqrt(rows_dot(r[k], r[k])), inverse = norm > 0.0f ? 1.0f / norm : 0.0f;
+	keys_each<J, EXACT>(x, st, [&](uint32_t slot, float (&r)[J]) {
+		const float norm = evict_sqrt(rows_dot(r, r)), inverse = norm > 0.0f ? 1.0f / norm : 0.0f;
 
 #pragma unroll
-			for (uint32_t j = 0; j < J; j++) {
-				r[k][j] *= inverse;
-				sum[j] += r[k][j];
-			}
-			if (half)
-				odd = odd || !(rows_dot(r[k], r[k]) <= LONGEST);
-			if (slot[k] >= x.live)
-				continue;
-			if (row_thread() == 0)
-				st.pooled[slot[k]] = inverse;
-#pragma unroll
-			for (uint32_t j = 0; j < J; j++)
-				if (half && j * ROW_THREADS < d)
-					half[(size_t)slot[k] * d + row_thread() + j * ROW_THREADS] = __float2half_rn(r[k][j]);
+		for (uint32_t j = 0; j < J; j++) {
+			r[j] *= inverse;
+			sum[j] += r[j];
 		}
-	}
+		if (half)
+			odd = odd || !(rows_dot(r, r) <= LONGEST);
+		if (row_thread() == 0)
+			st.pooled[slot] = inverse;
+#pragma unroll
+		for (uint32_t j = 0; j < J; j++)
+			if (half && j * ROW_THREADS < d)
+				half[(size_t)slot * d + row_thread() + j * ROW_THREADS] = __float2half_rn(r[j]);
+	});
 #pragma unroll
 	for (uint32_t j = 0; j < J; j++)
 		if (j * ROW_THREADS < d)
@@ -81,8 +68,6 @@ static __device__ __forceinline__ bool unit_sum(const struct lane_ctx &x, const 
 template <uint32_t J, bool EXACT, typename F>
 static __device__ __forceinline__ void with_sum(const struct lane_ctx &x, const struct lane_stage &st, bool own, const F &put)
 {
-	constexpr uint32_t N = rows_together(J);
-	const struct row_reader keys = rows_at(x, st.page, st.row, 0);
 	const uint32_t d = x.turn.head_dim;
 	float sum[J], norm;
 
@@ -90,26 +75,18 @@ static __device__ __forceinline__ void with_sum(const struct lane_ctx &x, const 
 	for (uint32_t j = 0; j < J; j++)
 		sum[j] = j * ROW_THREADS < d ? st.row[row_thread() + j * ROW_THREADS] : 0.0f;
 	norm = evict_sqrt(rows_dot(sum, sum));
-	for (uint32_t i = threadIdx.x / ROW_THREADS; i < x.live; i += N * ROWS_AT_ONCE) {
-		uint32_t slot[N];
-		float r[N][J];
-
-		trait_slots(i, slot);
-		rows_load<EXACT>(keys, slot, r);
-#pragma unroll
-		for (uint32_t k = 0; k < N; k++) {
-			const float inverse = slot[k] < x.live ? st.pooled[slot[k]] : 0.0f;
-			float all, self;
+	keys_each<J, EXACT>(x, st, [&](uint32_t slot, float (&r)[J]) {
+		const float inverse = st.pooled[slot];
+		float all, self;
 
 #pragma unroll
-			for (uint32_t j = 0; j < J; j++)
-				r[k][j] *= inverse;
-			all = rows_dot(r[k], sum);
-			self = own ? rows_dot(r[k], r[k]) : 0.0f;
-			if (slot[k] < x.live && row_thread() == 0)
-				put(slot[k], all, self, norm);
-		}
-	}
+		for (uint32_t j = 0; j < J; j++)
+			r[j] *= inverse;
+		all = rows_dot(r, sum);
+		self = own ? rows_dot(r, r) : 0.0f;
+		if (row_thread() == 0)
+			put(slot, all, self, norm);
+	});
 	__syncthreads();
 }
 
@@ -183,8 +160,8 @@ static __device__ __noinline__ void lane_traits(const struct lane_ctx &x, struct
 	__syncthreads();
 	for (uint32_t i = threadIdx.x; i < gpu_pages_for(x.live); i += THREADS)
 		st.page[i] = cuda_at(x.view, x.page[i]);
-	for (uint32_t i = threadIdx.x; i < d; i += THREADS)	/* a row for those that are not there */
-		st.row[i] = 0.0f;
+	for (uint32_t i = threadIdx.x; i < d; i += THREADS)
+		st.none[i] = 0.0f;
 	__syncthreads();
 	for (uint32_t i = 0; i < evict_n_trait(rule->policy) && x.live; i++)
 		switch (rule->trait[i]) {
