@@ -1,7 +1,7 @@
 /*
  * select: what happens to a lane when its window ends: settle, fold, remove, compact, next (gpu.h).
  *
- * What: lanes that keep all their slots are done by a warp each, in one pass (select_steady.cuh); the others are left to a second kernel, a
+ * What: lanes that keep all their slots are done by a warp each, in a pass or two (select_steady.cuh); the others are left to a second kernel, a
  * CTA a lane: keys are 64-bit (evict/rule.h), the k smallest are found by their bytes, most significant first, and the named ones are sorted.
  * compact.cuh moves slots.
  * Memory traffic: position, heat and credit of a slot read once and heat and credit written once (fold), position and credit
@@ -305,13 +305,14 @@ static __global__ void __launch_bounds__(THREADS, ROWS ? 2 : 3) select_kernel(co
 
 static bool may_be_steady(const struct gpu_turn *turn, unsigned what)
 {
-	return !evict_is_staged(&turn->rule) && !turn->rule.merge && !(turn->marks && turn->n_marks) &&
+	return !steady_never(turn->rule.policy) && evict_n_trait(turn->rule.policy) == evict_n_trait_once(&turn->rule) &&
+	       !turn->rule.merge && !(turn->marks && turn->n_marks) &&
 	       !(what & (GPU_DROP | GPU_TRAITS)) && turn->n_credit >= evict_n_arrays(turn->rule.policy);
 }
 
 /*
- * A CTA a turn: brings the lists from the host's memory, and what lanes of the turn have in common. Plans cross the bus only where lanes have plans
- * of their own.
+ * A CTA a turn: brings the lists from the host's memory, and what lanes of the turn have in common. Plans cross the bus only where lanes
+ * have plans of their own.
  */
 static __global__ void __launch_bounds__(THREADS)
 begin_kernel(const struct turn_args *from, const struct gpu_plan *plans, struct turn_args *turn, struct gpu_plan *plan, uint32_t *n_left)
@@ -429,17 +430,23 @@ static void fill(const struct lists *to, const struct gpu_turn *turn, unsigned n
  */
 #define STAGE_MOST ((size_t)256 << 20)
 
+/* An upper bound of a lane's live slots. */
+static uint32_t live_most(const struct gpu_turn *turn)
+{
+	const uint32_t now = (uint32_t)turn->pos + turn->appended;
+
+	return turn->live_max && turn->live_max < now ? turn->live_max : now;
+}
+
 static int take_stage(struct cuda_device *d, cudaStream_t s, const struct gpu_turn *turn, unsigned n, struct select_args *a, unsigned *ctas)
 {
 	uint32_t channel = 0;
 	uint64_t most;
 
 	for (unsigned i = 0; i < n; i++) {
-		const uint32_t now = (uint32_t)turn[i].pos + turn[i].appended, live = turn[i].live_max && turn[i].live_max < now ? turn[i].live_max : now;
-
 		if (!needs_stage(&turn[i].rule))
 			continue;
-		a->stage_slots = live > a->stage_slots ? live : a->stage_slots;
+		a->stage_slots = max(a->stage_slots, live_most(&turn[i]));
 		a->stage_dim = turn[i].head_dim > a->stage_dim ? turn[i].head_dim : a->stage_dim;
 		channel = max(channel, unit_bytes(&turn[i].rule));
 	}
@@ -452,13 +459,16 @@ static int take_stage(struct cuda_device *d, cudaStream_t s, const struct gpu_tu
 	return cuda_scratch(d, s, *ctas * a->stage_bytes, (void **)&a->stage);
 }
 
-/* A kernel that begins while the one in front still runs, and waits for it itself. */
-static int launch_early(const struct cuda_device *d, cudaStream_t s, void (*kernel)(struct select_args), dim3 ctas, unsigned threads, size_t shared,
-			const struct select_args *a)
+/* early: it begins while the kernel in front still runs, and waits for it itself. */
+static int launch(bool early_too, cudaStream_t s, void (*kernel)(struct select_args), dim3 ctas, unsigned threads, size_t shared,
+		  const struct select_args *a)
 {
 	cudaLaunchAttribute early;
 	cudaLaunchConfig_t c = {};
+	int rc = cuda_errno(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared));
 
+	if (rc)
+		return rc;
 	early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
 	early.val.programmaticStreamSerializationAllowed = 1;
 	c.gridDim = ctas;
@@ -466,22 +476,26 @@ static int launch_early(const struct cuda_device *d, cudaStream_t s, void (*kern
 	c.dynamicSmemBytes = shared;
 	c.stream = s;
 	c.attrs = &early;
-	c.numAttrs = d->major >= 9;
+	c.numAttrs = early_too;
 	return cuda_errno(cudaLaunchKernelEx(&c, kernel, *a));
 }
 
-static int launch_steady(const struct cuda_device *d, cudaStream_t s, struct select_args *a, const struct gpu_turn *turn, unsigned n, uint32_t victims)
+static int launch_steady(const struct cuda_device *d, cudaStream_t s, struct select_args *a, const struct gpu_turn *turn, unsigned n,
+			 unsigned what, uint32_t victims)
 {
-	uint32_t lanes = 0, arrays = 0, stats = 0;
+	uint32_t lanes = 0, arrays = 0, stats = 0, bytes;
 
 	for (unsigned i = 0; i < n; i++) {
 		lanes = max(lanes, turn[i].n_lanes);
 		arrays = max(arrays, policy_arrays(turn[i].rule.policy));
 		stats |= turn[i].stats;
+		if (evict_has_cut(turn[i].rule.policy) && may_be_steady(&turn[i], what))
+			a->places = max(a->places, min(live_most(&turn[i]) + 3u & ~3u, STEADY_PLACES));
 	}
 	a->ring = steady_ring(arrays);
-	return launch_early(d, s, stats & EVICT_STATS_SUMS ? steady_kernel<STEADY_SUMS> : stats ? steady_kernel<STEADY_COUNTS> :
-			    steady_kernel<STEADY_NO_STATS>, dim3(lanes, n), 32, a->ring + steady_best(min(victims, STEADY_MAX)) + steady_stats_bytes(stats), a);
+	bytes = a->ring + steady_best(min(victims, STEADY_MAX)) + steady_stats_bytes(stats) + 4u * a->places;
+	return launch(d->major >= 9, s, stats & EVICT_STATS_SUMS ? steady_kernel<STEADY_SUMS> : stats ? steady_kernel<STEADY_COUNTS> :
+		      steady_kernel<STEADY_NO_STATS>, dim3(lanes, n), 32, bytes, a);
 }
 
 /* One launch: turns whose lists fit into a lease. victims: of a lane, at most. */
@@ -489,6 +503,7 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 	       size_t lanes, unsigned what, uint32_t victims, struct gpu_turn_stats *stats)
 {
 	const bool rows = std::any_of(turn, turn + n, [](const struct gpu_turn &t) { return needs_rows(&t.rule); });
+	const bool steady = std::all_of(turn, turn + n, [=](const struct gpu_turn &t) { return may_be_steady(&t, what); });
 	unsigned ctas = min((unsigned)lanes, (rows ? 2u : 3u) * (unsigned)d->n_sm);
 	struct cuda_lease lease;
 	struct select_args a = {};
@@ -514,9 +529,10 @@ static int run(struct cuda_device *d, cudaStream_t s, const struct gpu_map *map,
 	if (!rc)
 		rc = cuda_errno(cudaGetLastError());
 	if (!rc && lanes)
-		rc = launch_steady(d, s, &a, turn, n, victims);
+		rc = launch_steady(d, s, &a, turn, n, what, victims);
 	if (!rc && lanes)
-		rc = launch_early(d, s, rows ? select_kernel<true> : select_kernel<false>, dim3(ctas), THREADS, sizeof(struct shared_state), &a);
+		rc = launch(d->major >= 9 && steady, s, rows ? select_kernel<true> : select_kernel<false>, dim3(ctas), THREADS,
+			    sizeof(struct shared_state), &a);
 	if (!rc && stats) {
 		stats_kernel<<<n, 32, 0, s>>>(a.turn, a.sums, stats);
 		rc = cuda_errno(cudaGetLastError());
@@ -540,12 +556,6 @@ int cuda_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map,
 			victims = max(victims, turn[i].plan[l].victims);
 	if (!rc && victims > MAX_VICTIMS)
 		return -EINVAL;
-	if (!rc)
-		rc = cuda_errno(cudaFuncSetAttribute(select_kernel<true>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-						     (int)sizeof(struct shared_state)));
-	if (!rc)
-		rc = cuda_errno(cudaFuncSetAttribute(select_kernel<false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-						     (int)sizeof(struct shared_state)));
 	for (unsigned first = 0, m; first < n && !rc; first += m) {
 		size_t lanes = 0;
 

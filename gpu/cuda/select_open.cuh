@@ -18,6 +18,7 @@ struct select_args {
 	size_t stage_bytes;
 	uint32_t stage_slots, stage_dim;
 	uint32_t ring;			/* bytes of steady_kernel's (select_steady.cuh) */
+	uint32_t places;		/* slots whose figures it has room for */
 	unsigned what;
 	int stats;
 };

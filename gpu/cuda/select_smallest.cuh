@@ -9,18 +9,18 @@
 #ifndef GPU_CUDA_SELECT_SMALLEST_CUH
 #define GPU_CUDA_SELECT_SMALLEST_CUH
 
-#include "gpu/cuda/select.cuh"
+#include "gpu/cuda/select_stats.cuh"
 
 #define STEADY_BLOCKS 8u		/* of a round: until candidates are looked for */
 #define STEADY_VECTORS (STEADY_BLOCKS * GPU_BLOCK_SLOTS / 4u)
 #define STEADY_STAGES 3u		/* blocks in the ring */
-#define STEADY_ROOM 512u		/* candidates; they lie where the ring was */
+#define STEADY_ROOM 384u		/* candidates; they lie where the ring was, */
+#define STEADY_CHUNK 64u		/* and so many of the vectors that have some behind them */
 #define STEADY_MAX 256u			/* victims */
-#define STEADY_CTAS 17u			/* of a multiprocessor: what shared memory has room for. With sums of heat: what registers have room for */
-#define STEADY_COUNT_CTAS 17u
+#define STEADY_CTAS 16u			/* of a multiprocessor: what registers have room for. With sums of heat: */
 #define STEADY_SUMS_CTAS 14u
 #define STEADY_NONE 0xffffffffu		/* the upper half of NO_KEY; no real key's is as large */
-#define STEADY_KEPT 0x3fe00000u		/* stands for upper halves of slots that may not leave, none of which is smaller: that of an infinite rank */
+#define STEADY_KEPT 0x3fe00000u		/* that of an infinite rank; stands for those of slots that may not leave, none of which is smaller */
 #define WARP_ALL 0xffffffffu
 
 struct steady_state {
@@ -39,7 +39,7 @@ static __device__ __forceinline__ char *steady_memory(void)
 
 static inline uint32_t steady_ring(uint32_t arrays)
 {
-	return max(STEADY_STAGES * arrays * GPU_BLOCK_SLOTS * 4u, STEADY_ROOM * 12u);
+	return max(STEADY_STAGES * arrays * GPU_BLOCK_SLOTS * 4u, STEADY_ROOM * 12u + STEADY_CHUNK * 16u * arrays);
 }
 
 /* Bytes of the k smallest. */
@@ -48,19 +48,33 @@ static __host__ __device__ inline uint32_t steady_best(uint32_t k)
 	return (12u * k + 15u) / 16u * 16u;
 }
 
-/* Candidates and the k smallest of them, ascending: upper halves of the keys, lower halves, slots. */
+/* Bytes that a warp needs for statistics. */
+static __host__ __device__ inline uint32_t steady_stats_bytes(uint32_t stats)
+{
+	const uint32_t bytes = (uint32_t)(stats & EVICT_STATS_SUMS ? sizeof(struct stats_counts) : stats & EVICT_STATS_RANK ?
+					  offsetof(struct stats_counts, sum) : stats ? offsetof(struct stats_counts, rank) : 0u);
+
+	return (bytes + 15u) / 16u * 16u;
+}
+
+/* Candidates, keys and slots; the k smallest of them, ascending. */
 struct steady_found {
 	uint32_t ring, k;
 
-	__device__ __forceinline__ uint32_t *found(uint32_t i) const { return (uint32_t *)steady_memory() + i * STEADY_ROOM; }
-	__device__ __forceinline__ uint32_t *best(uint32_t i) const { return (uint32_t *)(steady_memory() + ring) + i * k; }
+	__device__ __forceinline__ uint64_t *key(void) const { return (uint64_t *)steady_memory(); }
+	__device__ __forceinline__ uint32_t *slot(void) const { return (uint32_t *)(steady_memory() + 8u * STEADY_ROOM); }
+	__device__ __forceinline__ char *chunk(void) const { return steady_memory() + 12u * STEADY_ROOM; }
+	__device__ __forceinline__ uint64_t *best(void) const { return (uint64_t *)(steady_memory() + ring); }
+	__device__ __forceinline__ uint32_t *best_slot(void) const { return (uint32_t *)(steady_memory() + ring + 8u * k); }
 	__device__ __forceinline__ char *end(void) const { return steady_memory() + ring + steady_best(k); }
+	__device__ __forceinline__ uint32_t *places(uint32_t stats) const { return (uint32_t *)(end() + steady_stats_bytes(stats)); }
 };
 
 static __device__ __forceinline__ uint32_t warp_thread(void) { return threadIdx.x % 32u; }
 
 /*
- * The smallest number, or one not much above it, that at least k of the threads' groups v[] do not lie above; with fewer such groups, the largest.
+ * The smallest number, or one not much above it, that at least k of the threads' groups v[] do not lie above; with fewer such groups, the
+ * largest.
  */
 static __device__ __forceinline__ uint32_t steady_bound(const uint32_t (&v)[STEADY_BLOCKS], uint32_t k)
 {
@@ -140,80 +154,67 @@ static __device__ __noinline__ struct steady_list steady_candidates(struct stead
 	return list;
 }
 
-/* The place of candidate i in the order of their keys, where some upper halves are alike. */
-static __device__ __noinline__ uint32_t steady_place(struct steady_found f, uint32_t n, uint32_t i)
-{
-	const uint32_t upper = f.found(0)[i], lower = f.found(1)[i], slot = f.found(2)[i];
-	uint32_t at = 0, same = 0;
-
-#pragma unroll 4
-	for (uint32_t j = 0; j < n; j++) {
-		const uint32_t other = f.found(0)[j];
-
-		at += other < upper;
-		same += other == upper;
-	}
-	for (uint32_t j = 0; same > 1u && j < n; j++)
-		at += f.found(0)[j] == upper && comes_after(lower, slot, f.found(1)[j], f.found(2)[j]);
-	return at;
-}
-
 /* Candidate i is the at-th. */
 static __device__ __forceinline__ void steady_put(const struct steady_found &f, uint32_t at, uint32_t i)
 {
 	if (at >= f.k)
 		return;
-	f.best(0)[at] = f.found(0)[i];
-	f.best(1)[at] = f.found(1)[i];
-	f.best(2)[at] = f.found(2)[i];
+	f.best()[at] = f.key()[i];
+	f.best_slot()[at] = f.slot()[i];
 }
 
 /*
- * The k smallest of n candidates into best(), ascending: each counts those before it. Then only they are candidates. Returns how many. Upper halves
- * alone are compared at first: if they are all unlike, the places are those from 0 to n - 1, and add up to what those do.
+ * The k smallest of n candidates into best(), ascending: each counts those before it. Then only they are candidates. Returns how many.
+ * Where keys are all unlike the places are those from 0 to n - 1, and add up to what those do; else slots decide.
  */
 static __device__ __noinline__ uint32_t steady_rank(struct steady_found f, uint32_t n)
 {
 	uint32_t places = 0;
 
-	if (warp_thread() < 4u)
-		f.found(0)[n + warp_thread()] = STEADY_NONE;
+	if (warp_thread() == 0)
+		f.key()[n] = NO_KEY;
 	__syncwarp();
 	for (uint32_t i = warp_thread(); i < n; i += 32u) {
-		const uint32_t upper = f.found(0)[i];
+		const uint64_t key = f.key()[i];
 		uint32_t at = 0;
 
-		for (uint32_t j = 0; j < n; j += 4u) {
-			const uint4 other = *(const uint4 *)(f.found(0) + j);
+#pragma unroll 2
+		for (uint32_t j = 0; j < n; j += 2u) {
+			const ulonglong2 other = *(const ulonglong2 *)(f.key() + j);
 
-			at += (other.x < upper) + (other.y < upper) + (other.z < upper) + (other.w < upper);
+			at += other.x < key;
+			at += other.y < key;
 		}
 		places += at;
 		steady_put(f, at, i);
 	}
 	places = __reduce_add_sync(WARP_ALL, places);
 	__syncwarp();
-	if (places != n * (n - 1u) / 2u) {
-		for (uint32_t i = warp_thread(); i < n; i += 32u)
-			steady_put(f, steady_place(f, n, i), i);
-		__syncwarp();
+	for (uint32_t i = warp_thread(); places != n * (n - 1u) / 2u && i < n; i += 32u) {
+		uint32_t at = 0;
+
+		for (uint32_t j = 0; j < n; j++)
+			at += comes_after(f.key()[i], f.slot()[i], f.key()[j], f.slot()[j]);
+		steady_put(f, at, i);
 	}
+	__syncwarp();
 	return min(n, f.k);
 }
 
 /* The n smallest so far become candidates again. */
 static __device__ __forceinline__ void steady_again(const struct steady_found &f, uint32_t n)
 {
-	for (uint32_t k = 0; k < 3u; k++)
-		for (uint32_t i = warp_thread(); i < n; i += 32u)
-			f.found(k)[i] = f.best(k)[i];
+	for (uint32_t i = warp_thread(); i < n; i += 32u) {
+		f.key()[i] = f.best()[i];
+		f.slot()[i] = f.best_slot()[i];
+	}
 	__syncwarp();
 }
 
 /* The largest of the n smallest so far, if they are k. */
 static __device__ __forceinline__ uint64_t steady_last(const struct steady_found &f, uint32_t n)
 {
-	return n == f.k ? (uint64_t)f.best(0)[n - 1u] << 32 | f.best(1)[n - 1u] : NO_KEY - 1u;
+	return n == f.k ? f.best()[n - 1u] : NO_KEY - 1u;
 }
 
 #endif

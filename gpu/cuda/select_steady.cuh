@@ -1,35 +1,21 @@
 /*
  * Private to select.cu: the common turn, in one pass: a lane that keeps all its slots is folded and ranked, and its least valuable slots
- * are named.
+ * are named. Policies with a cut (evict/rule.h) take two.
  *
- * What: a warp takes a lane, and waits for nobody: two dozen lanes share a multiprocessor, so that one's chain of addresses hides behind
- * the others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of four
- * slots that it copied itself and keeps the smallest upper half (protection, rank) of their keys. After every 2048 slots
- * select_smallest.cuh finds the least valuable.
- * Memory traffic: position, heat and credit of a slot read once, heat and credit written once; the candidates' read twice.
+ * What: a warp takes a lane, and waits for nobody: sixteen lanes share a multiprocessor, so that one's chain of addresses hides behind
+ * the others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of
+ * four slots that it copied itself (select_four.cuh) and keeps the smallest upper half (protection, rank) of their keys. After every 2048
+ * slots select_smallest.cuh finds the least valuable. A cut is found before (select_cut.cuh), in a pass that stores nothing.
+ * Memory traffic: position, heat and credit of a slot read once, heat and credit written once; the candidates' read twice. With a cut: what
+ * the figure needs once more.
  * Determinism: as select_smallest.cuh; sums are those of select_stats.cuh, in the same order.
  */
 #ifndef GPU_CUDA_SELECT_STEADY_CUH
 #define GPU_CUDA_SELECT_STEADY_CUH
 
+#include "gpu/cuda/select_cut.cuh"
+#include "gpu/cuda/select_four.cuh"
 #include "gpu/cuda/select_open.cuh"
-#include "gpu/cuda/select_smallest.cuh"
-#include "gpu/cuda/select_stats.cuh"
-
-/* Heat of a thread's places before the fold (select_stats.cuh): slots 4 thread + 128 u + i of every block. */
-struct steady_sums {
-	float heat[2][4], near[2][4], squares[2][4], second[2][4], most[2][4];
-};
-
-/* What all slots of a lane have in common. */
-struct steady_lane {
-	struct evict_rule rule;
-	struct evict_lane lane;
-	uint32_t live, keep, recent, n_heat;
-	int32_t from;			/* positions of slots that may leave, if they are not marked: from here on, */
-	uint32_t span;			/* so many */
-	bool fold, sums;
-};
 
 /* --- a block comes in ------------------------------------------------------------------------------------------------------------ */
 
@@ -45,6 +31,16 @@ static __device__ __forceinline__ uint32_t steady_id(const struct lane_ctx &x, u
 
 	*there = i < 2u * STEADY_BLOCKS && lane < t->n_lanes && b < t->max_blocks && (i < STEADY_BLOCKS || t->n_heat);
 	return *there ? cuda_u32(x.turn.priv, row)[(size_t)lane * t->max_blocks + b] : 0u;
+}
+
+/* The thread's entry of next[]. */
+static __device__ __forceinline__ uint32_t steady_named(const struct lane_ctx &x, uint32_t lane)
+{
+	const struct gpu_table *t = &x.turn.table;
+
+	if (lane >= t->n_lanes || warp_thread() >= t->window)
+		return 0;
+	return cuda_u32(x.turn.priv, gpu_table_next(t))[(size_t)lane * t->window + warp_thread()];
 }
 
 static __device__ __forceinline__ void steady_blocks(struct steady_state *sh, uint32_t id, bool there)
@@ -67,12 +63,12 @@ static __device__ __forceinline__ uint32_t thread_once(void)
 }
 
 /*
- * The thread's vectors of block b of the round are on their way into a stage of the ring. left: live slots of the lane from that block on. n_heat: heat
- * arrays to read; the others are zeros.
+ * The thread's vectors of block b of the round are on their way into a stage of the ring. left: live slots of the lane from that block on.
+ * n_heat: heat arrays to read; the others are zeros. t: warp_thread().
  */
 template <uint32_t NH, uint32_t NA>
-static __device__ __forceinline__ void steady_load(const struct steady_state *sh, const char *nowhere, uint32_t t, uint32_t b, uint32_t stage,
-						   uint32_t left, uint32_t n_heat)
+static __device__ __forceinline__ void steady_load(const struct steady_state *sh, const char *nowhere, uint32_t t, uint32_t b,
+						   uint32_t stage, uint32_t left, uint32_t n_heat)
 {
 	char *to = steady_memory() + stage * (1u + NH + NA) * GPU_BLOCK_SLOTS * 4u + 16u * t;
 
@@ -148,274 +144,220 @@ static __device__ __noinline__ void steady_traits(const struct lane_ctx &x, uint
 	}
 }
 
-/* --- fold and rank --------------------------------------------------------------------------------------------------------------- */
-
-static __device__ __forceinline__ void unpack4(const float4 &v, float *x)
-{
-	x[0] = v.x;
-	x[1] = v.y;
-	x[2] = v.z;
-	x[3] = v.w;
-}
-
-/* One of four slots, but for its heat. */
-template <uint32_t NC, uint32_t NT>
-static __device__ __forceinline__ struct evict_slot steady_slot(int32_t pos, uint32_t i, const float (&a)[NC + NT ? NC + NT : 1][4])
-{
-	struct evict_slot e = {};
-
-	e.pos = pos;
-#pragma unroll
-	for (int k = 0; k < (int)NC; k++)
-		e.credit[k] = a[k][i];
-#pragma unroll
-	for (int k = 0; k < (int)NT; k++)
-		e.trait[k] = a[NC + k][i];
-	return e;
-}
-
-/* What statistics a kernel knows of: none, histograms, the sums of heat as well. */
-enum steady_stats { STEADY_NO_STATS, STEADY_COUNTS, STEADY_SUMS };
-
-static __device__ __forceinline__ void store16(float *to, float a, float b, float c, float d)
-{
-	asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" :: "l"(__cvta_generic_to_global(to)), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
-}
-
-/* Is one of them NaN? */
-static __device__ __forceinline__ bool is_unordered(float a, float b)
-{
-	return !(a >= b || a < b);
-}
-
-/* What lies behind the lane's live slots, of the vector at `in`, is what it was before the vector was folded. */
-static __device__ __noinline__ void steady_restore(const uint32_t *in, uint32_t slot, uint32_t live, char *heat, uint32_t heats, uint32_t n_heat,
-						   char *credit, uint32_t credits)
-{
-	for (uint32_t i = live - slot; i < 4; i++) {
-		for (uint32_t k = 0; heat && k < n_heat; k++)
-			*array_in(heat, k, slot + i) = __uint_as_float(in[(1u + k) * GPU_BLOCK_SLOTS + i]);
-		for (uint32_t k = 0; k < credits; k++)
-			*array_in(credit, k, slot + i) = __uint_as_float(in[(1u + heats + k) * GPU_BLOCK_SLOTS + i]);
-	}
-}
-
-/*
- * Four slots, the first of them `slot`, at `in`: folds them, if told to, and ranks. Returns the smallest upper half of the keys of those that may leave;
- * STEADY_KEPT or more: none may. stats: where ranks are counted, NULL if nobody asks.
- */
-template <uint32_t NH, uint32_t NC, uint32_t NT>
-static __device__ __forceinline__ uint32_t steady_vector(const struct steady_lane &x, const uint32_t *in, uint32_t slot, char *heat,
-							 char *credit, struct stats_counts *stats, double &sum)
-{
-	const int4 where = *(const int4 *)in;
-	float h[NH ? NH : 1][4], a[NC + NT ? NC + NT : 1][4], rank[4];
-	int32_t pos[4] = { where.x, where.y, where.z, where.w };
-
-#pragma unroll
-	for (int k = 0; k < (int)NH; k++)
-		unpack4(*(const float4 *)(in + (1 + k) * 256), h[k]);
-#pragma unroll
-	for (int k = 0; k < (int)(NC + NT); k++)
-		unpack4(*(const float4 *)(in + (1 + NH + k) * 256), a[k]);
-	if (x.fold) {
-#pragma unroll
-		for (uint32_t i = 0; i < 4; i++) {
-			struct evict_slot e = steady_slot<NC, NT>(pos[i], i, a);
-
-#pragma unroll
-			for (int k = 0; k < (int)NH; k++)
-				e.heat[k] = evict_clean(h[k][i]);
-			evict_fold(&x.rule, &x.lane, &e);
-#pragma unroll
-			for (int k = 0; k < (int)NC; k++)
-				a[k][i] = e.credit[k];
-		}
-#pragma unroll
-		for (int k = 0; k < (int)NH; k++)
-			if ((uint32_t)k < x.n_heat && heat)
-				store16(array_in(heat, (uint32_t)k, slot), 0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-		for (int k = 0; k < (int)NC; k++)
-			store16(array_in(credit, (uint32_t)k, slot), a[k][0], a[k][1], a[k][2], a[k][3]);
-	}
-	if (slot + 4u > min(x.live, x.keep)) {
-		if (x.fold && slot + 4u > x.live)
-			steady_restore(in, slot, x.live, heat, NH, x.n_heat, credit, NC);
-#pragma unroll
-		for (uint32_t i = 0; i < 4; i++)
-			pos[i] = slot + i < x.live && slot + i < x.keep ? pos[i] : -1;
-	}
-#pragma unroll
-	for (uint32_t i = 0; i < 4; i++) {
-		const struct evict_slot e = steady_slot<NC, NT>(pos[i], i, a);
-		const bool leaves = (uint32_t)(pos[i] - x.from) < x.span;
-
-		rank[i] = evict_rank(&x.rule, &x.lane, &e);
-		if (stats && leaves) {
-			atomicAdd(&stats->free, 1u);
-			atomicAdd(&stats->rank[evict_bin(rank[i])], 1u);
-		}
-		rank[i] = leaves ? rank[i] : INFINITY;
-	}
-	if (NC && x.sums)
-#pragma unroll
-		for (uint32_t i = 0; i < 4; i++)
-			sum += pos[i] >= 0 ? (double)a[0][i] : 0.0;
-	if (is_unordered(rank[0], rank[1]) || is_unordered(rank[2], rank[3]))
-		return 0;		/* NaN is smaller than all numbers */
-	return evict_order(fminf(fminf(rank[0], rank[1]), fminf(rank[2], rank[3]))) >> 2;
-}
-
-/* Heat of a vector before the fold: stats_of_heat(). */
-template <bool SUMS>
-static __device__ __forceinline__ void steady_heat(const struct lane_ctx &x, const uint32_t *in, uint32_t slot, uint32_t n_heat, uint32_t u,
-						   struct steady_sums &s, struct stats_counts *counts)
-{
-	const int64_t near = (int64_t)x.as_lane.now - (int64_t)x.turn.stats_near;
-	const uint32_t one = x.turn.stats_heat[0], two = x.turn.stats_heat[1];
-	float heat[4] = {}, second[4] = {};
-
-	if (one < n_heat)
-		unpack4(*(const float4 *)(in + (1u + one) * GPU_BLOCK_SLOTS), heat);
-	if (SUMS && two < n_heat)
-		unpack4(*(const float4 *)(in + (1u + two) * GPU_BLOCK_SLOTS), second);
-#pragma unroll
-	for (uint32_t i = 0; i < 4; i++) {
-		const int32_t pos = (int32_t)in[i];
-		const float h = evict_clean(heat[i]);
-
-		if (slot + i >= x.live)
-			continue;
-		if (counts)
-			atomicAdd(&counts->heat[evict_bin(h)], 1u);
-		if (!SUMS)
-			continue;
-		s.heat[u][i] += h;
-		s.near[u][i] += pos < x.turn.rule.sinks || (int64_t)pos >= near ? h : 0.0f;
-		s.squares[u][i] += h * h;
-		s.second[u][i] += evict_clean(second[i]);
-		s.most[u][i] = evict_max(s.most[u][i], h);
-	}
-}
+/* --- a round ------------------------------------------------------------------------------------------------------------------------- */
 
 /* What a round is told. */
 struct steady_job {
 	uint32_t first, n_heat, token;	/* token: the slot of the thread's token if it must be patched, else STEADY_NONE */
 	bool fold, sums, patches, settles, looks;	/* looks: at the heat, for statistics */
+	uint32_t *places;		/* by slot: figures are found (select_cut.cuh), and nothing else; NULL: slots are folded and ranked */
 	struct stats_counts *heat, *ranks;	/* where they are counted; NULL: nobody asks */
 };
 
 /* The keys of candidates, slots of listed vectors, and of best(), which has n: it then has as many as returned. */
 template <uint32_t NC, uint32_t NT>
-static __device__ __forceinline__ uint32_t steady_keys(const struct steady_lane &x, const struct steady_state *sh, const struct steady_found &f,
-						       uint32_t first, const struct steady_list &list, uint64_t last, uint32_t n)
+static __device__ __forceinline__ uint32_t steady_keys(const struct steady_lane &x, const struct steady_state *sh,
+						       const struct steady_found &f, uint32_t first, const struct steady_list &list,
+						       uint64_t last, uint32_t n)
 {
-	const uint32_t most = max(128u, min(4u * f.k, STEADY_ROOM - 68u));	/* candidates before they are cut to k */
+	const uint32_t most = max(128u, min(4u * f.k, STEADY_ROOM - 36u));	/* candidates before they are cut to k */
+	const uint32_t t = thread_once(), whole = min(x.live, x.keep), *chunk = (const uint32_t *)f.chunk();
 
-	for (uint32_t from = 0; from < 4u * list.vectors; from += 64u) {
-		float a[2][NC + NT ? NC + NT : 1];
-		uint32_t slot[2];
-		int32_t pos[2];
+	for (uint32_t c = 0; c < list.vectors; c += STEADY_CHUNK) {
+		const uint32_t m = min(STEADY_CHUNK, list.vectors - c);
+
+		for (uint32_t j = t; j < m; j += 32u) {		/* all are on their way together */
+			const uint32_t v = sh->low[c + j];
+			const char *from = sh->credit[v / 64u] + v % 64u * 16u;
 
 #pragma unroll
-		for (uint32_t u = 0; u < 2; u++) {
-			const uint32_t j = from + 32u * u + warp_thread();
-			const char *c;
-
-			slot[u] = j < 4u * list.vectors ? first + 4u * sh->low[j / 4u] + j % 4u : STEADY_NONE;
-			c = slot[u] < x.keep && slot[u] < x.live ? sh->credit[(slot[u] - first) / GPU_BLOCK_SLOTS] : NULL;
-			pos[u] = c ? *((const int32_t *)c + slot[u] % GPU_BLOCK_SLOTS) : -1;
-#pragma unroll
-			for (int k = 0; k < (int)(NC + NT); k++)
-				a[u][k] = c ? *((const float *)c + (1 + k) * 256 + slot[u] % GPU_BLOCK_SLOTS) : 0.0f;
+			for (int k = 0; k < (int)(1 + NC + NT); k++)
+				copy16(f.chunk() + (k * STEADY_CHUNK + j) * 16u, from + k * 1024, true);
 		}
-#pragma unroll
-		for (uint32_t u = 0; u < 2; u++) {
+		asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
+		__syncwarp();
+#pragma unroll 1
+		for (uint32_t s = t; s < 4u * m + t; s += 32u) {
+			const uint32_t slot = s < 4u * m ? first + 4u * sh->low[c + s / 4u] + s % 4u : STEADY_NONE;
 			struct evict_slot e = {};
 			uint64_t key = NO_KEY;
 			uint32_t all;
 			bool mine;
 
-			e.pos = pos[u];
+			if (slot < whole) {
+				e.pos = (int32_t)chunk[s];
 #pragma unroll
-			for (int k = 0; k < (int)NC; k++)
-				e.credit[k] = a[u][k];
+				for (int k = 0; k < (int)NC; k++)
+					e.credit[k] = __uint_as_float(chunk[(1 + k) * 4 * STEADY_CHUNK + s]);
 #pragma unroll
-			for (int k = 0; k < (int)NT; k++)
-				e.trait[k] = a[u][NC + k];
-			if (pos[u] >= 0)
-				key = evict_key(&x.rule, &x.lane, x.recent, &e);
+				for (int k = 0; k < (int)NT; k++)
+					e.trait[k] = __uint_as_float(chunk[(1 + NC + k) * 4 * STEADY_CHUNK + s]);
+				if (e.pos >= 0)
+					key = evict_key(&x.rule, &x.lane, x.recent, &e);
+			}
 			mine = (uint32_t)(key >> 32) <= list.bound && key <= last;
 			all = __ballot_sync(WARP_ALL, mine);
 			if (mine) {
-				const uint32_t at = n + __popc(all & ((1u << warp_thread()) - 1u));
+				const uint32_t at = n + __popc(all & ((1u << t) - 1u));
 
-				f.found(0)[at] = (uint32_t)(key >> 32);
-				f.found(1)[at] = (uint32_t)key;
-				f.found(2)[at] = slot[u];
+				f.key()[at] = key;
+				f.slot()[at] = slot;
 			}
 			n += __popc(all);
+			if (n > most) {
+				n = steady_rank(f, n);
+				last = steady_last(f, n);
+				steady_again(f, n);
+			}
 		}
-		if (n > most) {
-			n = steady_rank(f, n);
-			last = steady_last(f, n);
-			steady_again(f, n);
-		}
+		__syncwarp();
 	}
 	return steady_rank(f, n);
 }
 
 /*
- * One round: what was folded is stored; best(), which has the n smallest keys of the rounds before it, then has as many of this one and those as
- * returned.
+ * Block b of the round, which lies in shared memory from word `in` on: folds and ranks it; vectors' smallest keys are left in sh->low[]. t:
+ * warp_thread().
+ */
+template <uint32_t NH, uint32_t NC, uint32_t NT, enum steady_stats STATS>
+static __device__ __forceinline__ void steady_block(const struct lane_ctx &x, const struct steady_lane &y, struct steady_state *sh,
+						    const struct steady_job &job, uint32_t t, uint32_t b, uint32_t in,
+						    struct steady_sums &s, double &sum)
+{
+	const uint32_t first = job.first + b * GPU_BLOCK_SLOTS + 4u * t, whole = min(y.live, y.keep);
+	const uint32_t *from = (const uint32_t *)steady_memory() + in + 4u * t;
+	char *credit = sh->credit[b], *heat = sh->heat[b];
+	struct stats_counts *ranks = STATS ? job.ranks : NULL;
+	struct steady_four<NH, NC, NT> v[2];
+
+	if (credit && job.first + (b + 1u) * GPU_BLOCK_SLOTS <= whole) {	/* the common case, without branches */
+		steady_take(from, v[0]);
+		steady_take(from + 128, v[1]);
+#pragma unroll
+		for (uint32_t u = 0; u < 2; u++) {
+			if (STATS && job.looks)
+				steady_heat<STATS == STEADY_SUMS>(x, v[u], 4, job.n_heat, u, s, job.heat);
+			if (y.fold)
+				steady_fold(y, v[u], heat ? heat + 16u * t + 512u * u : NULL, credit + 16u * t + 512u * u);
+		}
+#pragma unroll
+		for (uint32_t u = 0; u < 2; u++)
+			sh->low[b * 64u + 32u * u + t] = steady_low(y, v[u], ranks, sum);
+		return;
+	}
+#pragma unroll(STATS == STEADY_SUMS ? 2 : 1)
+	for (uint32_t u = 0; u < 2; u++) {
+		const uint32_t slot = first + 128u * u;
+		char *h = heat ? heat + 16u * t + 512u * u : NULL, *c = credit + 16u * t + 512u * u;
+		uint32_t low = STEADY_NONE;
+
+		if (slot < y.live) {
+			steady_take(from + 128u * u, v[0]);
+			if (STATS && job.looks)
+				steady_heat<STATS == STEADY_SUMS>(x, v[0], y.live - slot, job.n_heat, u, s, job.heat);
+			if (credit && y.fold) {
+				steady_fold(y, v[0], h, c);
+				if (slot + 4u > y.live)
+					steady_restore(in + 4u * t + 128u * u, y.live - slot, h, NH, y.n_heat, c, NC);
+			}
+#pragma unroll
+			for (uint32_t i = 0; i < 4; i++)
+				v[0].pos[i] = slot + i < whole ? v[0].pos[i] : -1;
+			if (credit)
+				low = steady_low(y, v[0], ranks, sum);
+		}
+		sh->low[b * 64u + 32u * u + t] = low;
+	}
+}
+
+/* The same, of what a cut is found in: job.places[]. */
+template <uint32_t NH, uint32_t NC, uint32_t NT>
+static __device__ __forceinline__ void steady_figures(const struct steady_lane &y, const struct steady_state *sh,
+						      const struct steady_job &job, uint32_t t, uint32_t b, uint32_t in)
+{
+	const uint32_t *from = (const uint32_t *)steady_memory() + in + 4u * t;
+
+#pragma unroll 1
+	for (uint32_t u = 0; u < 2; u++) {
+		const uint32_t slot = job.first + b * GPU_BLOCK_SLOTS + 128u * u + 4u * t;
+		struct steady_four<NH, NC, NT> v;
+		uint32_t place[4];
+
+		if (slot >= y.live)
+			break;
+		steady_take(from + 128u * u, v);
+		if (y.fold)
+			steady_folded(y, v);
+#pragma unroll
+		for (uint32_t i = 0; i < 4; i++) {
+			const struct evict_slot e = steady_slot(v, i);
+			const bool leaves = (uint32_t)(e.pos - y.from) < y.span && slot + i < min(y.live, y.keep) && sh->credit[b];
+
+			place[i] = leaves ? evict_order(evict_figure(&y.rule, &y.lane, &e)) : CUT_NONE;
+		}
+		*(uint4 *)(job.places + slot) = make_uint4(place[0], place[1], place[2], place[3]);
+	}
+}
+
+/* The thread's token is settled, if its slot lies in this round. Its credits are stored when they are folded, if they are. */
+template <uint32_t NC>
+static __device__ __forceinline__ void steady_settle(const struct lane_ctx &x, const struct steady_state *sh,
+						     const struct steady_job &job, uint32_t t)
+{
+	const uint32_t in = job.token - job.first, at = in % GPU_BLOCK_SLOTS;
+	char *credit = in < STEADY_BLOCKS * GPU_BLOCK_SLOTS ? sh->credit[in / GPU_BLOCK_SLOTS] : NULL;
+
+	if (!credit)
+		return;
+	((int32_t *)credit)[at] = x.turn.pos + (int32_t)t;
+	for (uint32_t k = job.fold ? NC : 0u; k < x.turn.n_credit; k++)
+		if (!is_once(x, k))
+			((float *)credit)[(1u + k) * GPU_BLOCK_SLOTS + at] = 0.0f;
+}
+
+/*
+ * One round: what was folded is stored; best(), which has the n smallest keys of the rounds before it, then has as many of this one and
+ * those as returned.
  */
 template <uint32_t P, uint32_t NH, uint32_t NC, uint32_t NT, bool AGED, enum steady_stats STATS>
 static __device__ __forceinline__ uint32_t steady_round(const struct lane_ctx &x, struct steady_state *sh, const struct steady_job &job,
 							const struct steady_found &f, struct steady_sums &s, double &sum, uint32_t n)
 {
-	constexpr uint32_t arrays = 1u + NH + NC + NT;
-	const uint32_t left = x.live - job.first, blocks = min(STEADY_BLOCKS, gpu_blocks_for(left));
-	const int32_t free_from = max(max(x.turn.rule.sinks, x.turn.rule.pinned), 0);
-	const int32_t free_to = max(x.as_lane.now - (int32_t)min(x.plan.recent, 0x7fffffffu), free_from);
-	struct steady_lane y = { x.turn.rule, x.as_lane, x.live, x.plan.keep, x.plan.recent, job.n_heat, free_from, (uint32_t)(free_to - free_from),
+	constexpr uint32_t words = (1u + NH + NC + NT) * GPU_BLOCK_SLOTS;	/* of a stage */
+	const uint32_t t = thread_once(), left = x.live - job.first, blocks = min(STEADY_BLOCKS, gpu_blocks_for(left));
+	const int32_t from = max(max(x.turn.rule.sinks, x.turn.rule.pinned), 0);
+	const int32_t to = max(x.as_lane.now - (int32_t)min(x.plan.recent, 0x7fffffffu), from);
+	struct steady_lane y = { x.turn.rule, x.as_lane, x.live, x.plan.keep, x.plan.recent, job.n_heat, from, (uint32_t)(to - from),
 				 job.fold, job.sums };
-	const uint32_t t = thread_once();
+	const bool figures = evict_has_cut(P) && job.places;
 	const char *nowhere = x.turn.priv;
 
 	y.rule.policy = P;
 	if (evict_has_age(P) && !AGED)
 		y.rule.param[0] = 0.0f;
+	if (figures && !figure_folds(P)) {
+		y.fold = false;
+		y.n_heat = 0;
+	}
 	for (uint32_t b = 0; b < STEADY_STAGES; b++)
-		steady_load<NH, NC + NT>(sh, nowhere, t, b, b, left > b * GPU_BLOCK_SLOTS ? left - b * GPU_BLOCK_SLOTS : 0u, job.n_heat);
+		steady_load<NH, NC + NT>(sh, nowhere, t, b, b, left > b * GPU_BLOCK_SLOTS ? left - b * GPU_BLOCK_SLOTS : 0u, y.n_heat);
 	if (job.settles)
-		settle_slots(x, warp_thread(), 32u);
+		steady_settle<NC>(x, sh, job, t);
 #pragma unroll 1
 	for (uint32_t b = 0, stage = 0; b < blocks; b++, stage = stage + 1u < STEADY_STAGES ? stage + 1u : 0u) {
-		uint32_t *in = (uint32_t *)steady_memory() + stage * arrays * GPU_BLOCK_SLOTS;
 		const uint32_t next = (b + STEADY_STAGES) * GPU_BLOCK_SLOTS;
-		char *credit = sh->credit[b], *heat = sh->heat[b];
 
 		asm volatile("cp.async.wait_group %0;" :: "n"(STEADY_STAGES - 1u) : "memory");	/* a thread reads nobody else's copies: no barrier */
 		if (job.patches)
-			steady_patch(x, in, NH, arrays, job.first / GPU_BLOCK_SLOTS + b, job.token);
-#pragma unroll
-		for (uint32_t u = 0; u < 2; u++) {
-			const uint32_t v = t + 32u * u, slot = job.first + b * GPU_BLOCK_SLOTS + 4u * v;
-			uint32_t low = STEADY_NONE;
-
-			if (slot < y.live) {
-				if (STATS && job.looks)
-					steady_heat<STATS == STEADY_SUMS>(x, in + 4u * v, slot, job.n_heat, u, s, job.heat);
-				if (credit)
-					low = steady_vector<NH, NC, NT>(y, in + 4u * v, slot, heat, credit, STATS ? job.ranks : NULL, sum);
-			}
-			sh->low[b * 64u + v] = low;
-		}
-		steady_load<NH, NC + NT>(sh, nowhere, t, b + STEADY_STAGES, stage, left > next ? left - next : 0u, job.n_heat);
+			steady_patch(x, (uint32_t *)steady_memory() + stage * words, NH, words / GPU_BLOCK_SLOTS,
+				     job.first / GPU_BLOCK_SLOTS + b, job.token);
+		if (figures)
+			steady_figures<NH, NC, NT>(y, sh, job, t, b, stage * words);
+		else
+			steady_block<NH, NC, NT, STATS>(x, y, sh, job, t, b, stage * words, s, sum);
+		steady_load<NH, NC + NT>(sh, nowhere, t, b + STEADY_STAGES, stage, left > next ? left - next : 0u, y.n_heat);
 	}
-	asm volatile("cp.async.wait_group 0;" ::: "memory");
-	if (f.k) {
+	if (f.k && !figures) {
 		const uint64_t last = steady_last(f, n);
 		const struct steady_list list = steady_candidates(sh, blocks, f.k, (uint32_t)(last >> 32));
 
@@ -425,10 +367,10 @@ static __device__ __forceinline__ uint32_t steady_round(const struct lane_ctx &x
 	return n;
 }
 
-/* Policies that never come here are left out. */
+/* Policies that never come here are left out. Of a figure, ranks here know the cut alone. */
 static __host__ __device__ inline bool steady_never(uint32_t policy)
 {
-	return evict_has_heat_figure(policy) || evict_has_figure(policy) || evict_has_cut(policy) || evict_has_pool(policy) ||
+	return evict_has_heat_figure(policy) || (evict_has_figure(policy) && !evict_has_cut(policy)) || evict_has_pool(policy) ||
 	       evict_has_place(policy);
 }
 
@@ -455,112 +397,58 @@ static __device__ __forceinline__ uint32_t steady_policy(const struct lane_ctx &
 	return n;
 }
 
-/* --- statistics ------------------------------------------------------------------------------------------------------------------ */
-
-/* Bytes that a warp needs for these. */
-static inline uint32_t steady_stats_bytes(uint32_t stats)
-{
-	return (uint32_t)(stats & EVICT_STATS_SUMS ? sizeof(struct stats_counts) : stats & EVICT_STATS_RANK ? offsetof(struct stats_counts, sum) :
-			  stats ? offsetof(struct stats_counts, rank) : 0u);
-}
-
-static __device__ __forceinline__ void steady_stats_begin(const struct lane_ctx &x, struct stats_counts *counts)
-{
-	for (uint32_t i = warp_thread(); x.turn.stats & EVICT_STATS_HEAT && i < EVICT_BINS; i += 32u)
-		counts->heat[i] = 0;
-	for (uint32_t i = warp_thread(); x.turn.stats & EVICT_STATS_RANK && i <= EVICT_BINS; i += 32u)
-		(i < EVICT_BINS ? counts->rank[i] : counts->free) = 0;
-	__syncwarp();
-}
-
-/* evict_places() of a thread's places: halves of blocks, then threads, then the four of a vector. In thread 0. */
-static __device__ __forceinline__ float steady_places(const float (&part)[2][4])
-{
-	float p[4];
-
-#pragma unroll
-	for (uint32_t i = 0; i < 4; i++) {
-		p[i] = part[0][i] + part[1][i];
-		for (int gap = 16; gap; gap >>= 1)
-			p[i] += __shfl_down_sync(WARP_ALL, p[i], (unsigned)gap);
-	}
-	return (p[0] + p[2]) + (p[1] + p[3]);
-}
-
-/* The same for the largest: of equal ones that of the last place is left, as in block_most(). */
-static __device__ __forceinline__ float steady_most(const float (&part)[2][4])
-{
-	float p[4];
-
-#pragma unroll
-	for (uint32_t i = 0; i < 4; i++) {
-		p[i] = evict_max(part[0][i], part[1][i]);
-		for (int gap = 16; gap; gap >>= 1)
-			p[i] = evict_max(p[i], __shfl_down_sync(WARP_ALL, p[i], (unsigned)gap));
-	}
-	return evict_max(evict_max(p[0], p[2]), evict_max(p[1], p[3]));
-}
-
-/* They go to the host. */
-template <bool SUMS>
-static __device__ __forceinline__ void steady_stats_end(const struct lane_ctx &x, const struct steady_sums &s, struct stats_counts *counts)
-{
-	if (SUMS && x.turn.stats & EVICT_STATS_SUMS) {
-		const float sum = steady_places(s.heat), near = steady_places(s.near), squares = steady_places(s.squares);
-		const float second = steady_places(s.second), most = steady_most(s.most);
-
-		if (warp_thread() == 0) {
-			counts->sum = sum;
-			counts->near = near;
-			counts->squares = squares;
-			counts->second = second;
-			counts->most = most;
-		}
-	}
-	__syncwarp();
-	stats_send(x, counts, warp_thread(), 32u);
-}
-
 /* --- a turn ---------------------------------------------------------------------------------------------------------------------- */
 
 /*
- * Settles and folds (if told to) and finds the k <= STEADY_MAX slots of smallest keys below plan.keep: f.best(2)[0 .. n-1], ascending.
- * Returns n. sum: the thread's share of the first credit of slots below keep.
+ * Settles and folds (if told to) and finds the k <= STEADY_MAX slots of smallest keys below plan.keep: f.best_slot()[0 .. n-1], ascending.
+ * Returns n. named: the thread's entry of the lane's next[]. sum: the thread's share of the first credit of slots below keep.
  */
 template <enum steady_stats STATS>
 static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x, struct steady_state *sh, const struct steady_found &f,
-						       unsigned what, bool sums, double &sum)
+						       unsigned what, bool sums, uint32_t named, double &sum)
 {
 	const uint32_t tokens = what & GPU_SETTLE ? window_tokens(x) : 0u;
 	const bool fold = what & GPU_FOLD, reads = fold || f.k || sums, patches = tokens && reads && tokens <= 32u && !x.turn.n_once;
 	const bool looks = x.turn.stats & (EVICT_STATS_HEAT | EVICT_STATS_SUMS);
 	struct stats_counts *counts = (struct stats_counts *)f.end();
-	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, STEADY_NONE, fold, sums, patches, patches, looks,
+	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, STEADY_NONE, fold, sums, patches, patches, looks, NULL,
 				  x.turn.stats & EVICT_STATS_HEAT ? counts : NULL, x.turn.stats & EVICT_STATS_RANK ? counts : NULL };
+	const bool cuts = evict_has_cut(x.turn.rule.policy) && (f.k || job.ranks);
 	struct steady_sums s = {};
 	uint32_t n = 0;
 
 	if (STATS && x.turn.stats)
 		steady_stats_begin(x, counts);
+	named = __shfl_sync(WARP_ALL, named, (int)(warp_thread() - x.head.fresh));
 	if (patches && warp_thread() < tokens)
-		job.token = gpu_slot_of(x.head, x.next, warp_thread());
+		job.token = warp_thread() < x.head.fresh ? x.head.len + warp_thread() : named;
 	if (job.token >= x.live)
 		job.token = STEADY_NONE;
 	if (tokens && !patches)		/* more than a thread has, or traits, which are not known before their rows have come */
 		settle_slots(x, warp_thread(), 32u);
-	for (uint32_t i = 0; tokens && i < x.turn.n_once; i++)	/* those of one kind: no policy has two kinds */
+	for (uint32_t i = 0; tokens && i < x.turn.n_once; i++)
 		steady_traits(x, tokens, i, f.ring);
-	for (; reads && job.first < x.live; job.first += 4u * STEADY_VECTORS) {
-		__syncwarp();
-		if (job.first) {
-			bool there;
-			const uint32_t id = steady_id(x, x.lane, job.first, &there);
-
-			steady_blocks(sh, id, there);
+	job.places = cuts ? f.places(x.turn.stats) : NULL;
+	for (uint32_t pass = cuts ? 0u : 1u; reads && pass < 2u; pass++) {
+		for (job.first = 0; job.first < x.live; job.first += 4u * STEADY_VECTORS) {
 			__syncwarp();
+			if (job.first || (pass && cuts && x.live > 4u * STEADY_VECTORS)) {
+				bool there;
+				const uint32_t id = steady_id(x, x.lane, job.first, &there);
+
+				steady_blocks(sh, id, there);
+				__syncwarp();
+			}
+			n = steady_policy<STATS>(x, sh, job, f, s, sum, n);
 		}
-		n = steady_policy<STATS>(x, sh, job, f, s, sum, n);
-		job.settles = false;
+		if (!pass) {
+			const uint64_t cut = steady_cut(x, sh->low, job.places, x.live);
+
+			if (warp_thread() == 0)
+				sh->lane.as_lane.cut = cut;
+			job.places = NULL;
+			job.settles = false;
+		}
 	}
 	if (STATS && x.turn.stats)
 		steady_stats_end<STATS == STEADY_SUMS>(x, s, counts);
@@ -575,6 +463,8 @@ static __device__ __forceinline__ bool is_steady(const struct select_args &a, co
 	if (a.what & GPU_FOLD && x.n_heat > x.turn.policy_heat)	/* for statistics of other turns: it is zeroed, too */
 		return false;
 	if (x.turn.stats & EVICT_STATS_RANK && a.what & GPU_NEXT && x.plan.keep != x.live)	/* ranks are of all live slots */
+		return false;
+	if (evict_has_cut(x.turn.rule.policy) && x.live > a.places)
 		return false;
 	return x.turn.may_be_steady && (!(a.what & (GPU_REMOVE | GPU_COMPACT)) || x.plan.keep == x.live) &&
 	       (!(a.what & GPU_NEXT) || x.plan.victims <= STEADY_MAX);
@@ -613,21 +503,22 @@ static __device__ __forceinline__ double warp_sum(double v)
 
 /* A warp, which is a CTA, a lane: grid.x lanes of each turn. */
 template <enum steady_stats STATS>
-static __global__ void __launch_bounds__(32, STATS == STEADY_SUMS ? STEADY_SUMS_CTAS : STATS ? STEADY_COUNT_CTAS : STEADY_CTAS)
+static __global__ void __launch_bounds__(32, STATS == STEADY_SUMS ? STEADY_SUMS_CTAS : STEADY_CTAS)
 steady_kernel(const __grid_constant__ struct select_args a)
 {
 	__shared__ struct steady_state sh;
 	const struct lane_ctx &x = sh.lane;
 	double sum = 0.0, leaving = 0.0;
 	struct steady_found f;
-	uint32_t id, n;
+	uint32_t id, named, n;
 	bool there;
 
 	mma_after();
 	mma_next();
 	open_turn(a, blockIdx.y, &sh.lane);
 	__syncwarp();
-	id = steady_id(x, blockIdx.x, 0, &there);	/* on its way while the lane is opened */
+	id = steady_id(x, blockIdx.x, 0, &there);	/* on their way while the lane is opened */
+	named = steady_named(x, blockIdx.x);
 	if (threadIdx.x == 0)
 		steady_open(a, blockIdx.y, blockIdx.x, &sh.lane);
 	steady_blocks(&sh, id, there);
@@ -636,14 +527,14 @@ steady_kernel(const __grid_constant__ struct select_args a)
 		return;
 	f.ring = a.ring;
 	f.k = x.plan.victims;
-	n = steady_turn<STATS>(x, &sh, f, a.what, a.stats, sum);
+	n = steady_turn<STATS>(x, &sh, f, a.what, a.stats, named, sum);
 	if (n < f.k) {			/* some of its slots have no key */
 		if (threadIdx.x == 0)
 			leave_lane(a, blockIdx.y | LEFT_FOLDED, blockIdx.x);
 		return;
 	}
 	for (uint32_t i = threadIdx.x; i < n; i += 32u) {
-		const uint32_t slot = f.best(2)[i];
+		const uint32_t slot = f.best_slot()[i];
 
 		x.next[i] = slot;
 		if (a.stats)
