@@ -369,11 +369,28 @@ static int measure_text(struct calibrate *c, uint32_t text)
 
 /* --- the table ---------------------------------------------------------------------------------------------------------- */
 
+/*
+ * What a text counts: one over what all lanes lose on it at the middle budget. So each has the same say in which lanes are worth more than
+ * others, where in a plain mean a text of records, on which everything loses ten times as much, would decide alone.
+ */
+static double text_weight(const struct calibrate *c, uint32_t text)
+{
+	double sum = 0.0;
+
+	for (uint32_t lane = 0; lane < c->n_lanes; lane++)
+		sum += losses(c, text, 0, 0)[(size_t)lane * c->n_budgets + c->n_budgets / 2];
+	return sum > 0.0 ? 1.0 / sum : 0.0;
+}
+
 static int write_table(const struct calibrate *c, const char *path)
 {
 	char part[4096];
+	double weights = 0.0;
 	FILE *file;
 	int err = 0;
+
+	for (uint32_t text = 0; text < c->n_texts; text++)
+		weights += text_weight(c, text);
 
 	if ((size_t)snprintf(part, sizeof(part), "%s.new", path) >= sizeof(part))
 		return -ENAMETOOLONG;
@@ -382,7 +399,7 @@ static int write_table(const struct calibrate *c, const char *path)
 		return -errno;
 	fprintf(file, "# What each lane of a model is worth, for split = measured: see ebbd.ini(5), lanes. Made by ebb-llama --calibrate from %u\n"
 		"# texts of %u tokens, under %s. Per lane: layer, KV head, value, and for each of the budgets KL(full cache || this lane\n"
-		"# alone held to so many slots) in nats. The value is the loss at the smallest budget.\n", c->n_texts, c->tokens,
+		"# alone held to so many slots) in nats, each text weighed by one over its sum at the middle budget. The value is the loss at the smallest.\n", c->n_texts, c->tokens,
 		*c->run->cli->settings ? c->run->cli->settings : "the daemon's defaults");
 	fprintf(file, "ebbd-lanes 1 %u %u\nmodel %s\ntokens %u\nwindow %u\nbudgets", c->m->n_layers, c->m->n_kv_heads, c->run->model_name,
 		c->tokens, STEP);
@@ -395,8 +412,8 @@ static int write_table(const struct calibrate *c, const char *path)
 			double sum = 0.0;
 
 			for (uint32_t text = 0; text < c->n_texts; text++)
-				sum += losses(c, text, 0, 0)[(size_t)lane * c->n_budgets + (uint32_t)(i < 0 ? 0 : i)];
-			fprintf(file, " %.4g", sum / c->n_texts);
+				sum += text_weight(c, text) * losses(c, text, 0, 0)[(size_t)lane * c->n_budgets + (uint32_t)(i < 0 ? 0 : i)];
+			fprintf(file, " %.4g", weights > 0.0 ? sum / weights : 0.0);
 		}
 		fputc('\n', file);
 	}
