@@ -253,7 +253,7 @@ static void a_table_gives_a_curve(void **state)
 	for (unsigned round = 0; round < 500; round++) {
 		const uint32_t lanes = 1 + draw(8), floor = 32 + draw(64);
 		struct evict_split_in in = { .n_layers = 1, .n_kv_heads = lanes, .floor = floor, .ceiling = floor + draw(3000),
-					     .table = value, .lanes = &head, .curve = curve };
+					     .table = value, .lanes = &head, .curve = curve, .window = 32 };
 		struct evict_curve out, longer;
 		uint32_t budget[8], sum = 0;
 
@@ -280,7 +280,7 @@ static void a_table_gives_a_curve(void **state)
 	table(value, curve, &head, 4, 1.0f);
 	for (uint32_t k = 0; k < 4; k++) {
 		struct evict_split_in in = { .n_layers = 1, .n_kv_heads = 4, .floor = 32, .ceiling = 4000, .table = value,
-					     .lanes = &head, .curve = curve };
+					     .lanes = &head, .curve = curve, .window = 32 };
 		const float between_budgets[4] = { 64 * 160, 160 * 400, 400 * 1000, 1000 * 2048 };
 		const float at = log2f(sqrtf(between_budgets[k]));
 		struct evict_curve out;
