@@ -27,6 +27,7 @@ struct calibrate {
 	uint64_t key;			/* of everything that the figures depend on */
 	FILE *part;
 	double *loss;			/* [n_texts][n_lanes][n_budgets]; NAN: not yet measured */
+	double *weight;			/* [n_texts], of the table */
 	struct probe *probe;
 	float *att;			/* [n_budgets][n_layers][n_samples][32][n_heads * head_dim]: restricted */
 	float *q, *k, *v, *out;		/* [n_budgets * STEP][...]: of a step */
@@ -389,18 +390,17 @@ static int write_table(const struct calibrate *c, const char *path)
 	FILE *file;
 	int err = 0;
 
-	for (uint32_t text = 0; text < c->n_texts; text++)
-		weights += text_weight(c, text);
-
 	if ((size_t)snprintf(part, sizeof(part), "%s.new", path) >= sizeof(part))
 		return -ENAMETOOLONG;
 	file = fopen(part, "w");
 	if (!file)
 		return -errno;
+	for (uint32_t text = 0; text < c->n_texts; text++)
+		weights += c->weight[text] = text_weight(c, text);
 	fprintf(file, "# What each lane of a model is worth, for split = measured: see ebbd.ini(5), lanes. Made by ebb-llama --calibrate from %u\n"
 		"# texts of %u tokens, under %s. Per lane: layer, KV head, value, and for each of the budgets KL(full cache || this lane\n"
-		"# alone held to so many slots) in nats, each text weighed by one over its sum at the middle budget. The value is the loss at the smallest.\n", c->n_texts, c->tokens,
-		*c->run->cli->settings ? c->run->cli->settings : "the daemon's defaults");
+		"# alone held to so many slots) in nats, each text weighed by one over its sum at the middle budget. The value is the loss at "
+		"the smallest.\n", c->n_texts, c->tokens, *c->run->cli->settings ? c->run->cli->settings : "the daemon's defaults");
 	fprintf(file, "ebbd-lanes 1 %u %u\nmodel %s\ntokens %u\nwindow %u\nbudgets", c->m->n_layers, c->m->n_kv_heads, c->run->model_name,
 		c->tokens, STEP);
 	for (uint32_t i = 0; i < c->n_budgets; i++)
@@ -412,7 +412,7 @@ static int write_table(const struct calibrate *c, const char *path)
 			double sum = 0.0;
 
 			for (uint32_t text = 0; text < c->n_texts; text++)
-				sum += text_weight(c, text) * losses(c, text, 0, 0)[(size_t)lane * c->n_budgets + (uint32_t)(i < 0 ? 0 : i)];
+				sum += c->weight[text] * losses(c, text, 0, 0)[(size_t)lane * c->n_budgets + (uint32_t)(i < 0 ? 0 : i)];
 			fprintf(file, " %.4g", weights > 0.0 ? sum / weights : 0.0);
 		}
 		fputc('\n', file);
@@ -428,12 +428,13 @@ static int make_arrays(struct calibrate *c)
 	const size_t all = (size_t)c->n_texts * c->n_lanes * c->n_budgets;
 
 	c->loss = malloc(all * sizeof(*c->loss));
+	c->weight = malloc(c->n_texts * sizeof(*c->weight));
 	c->att = malloc((size_t)c->n_budgets * c->m->n_layers * c->n_samples * PROBE_WINDOW * q * sizeof(*c->att));
 	c->q = malloc(c->n_budgets * STEP * q * sizeof(float));
 	c->out = malloc(c->n_budgets * STEP * q * sizeof(float));
 	c->k = malloc(c->n_budgets * STEP * kv * sizeof(float));
 	c->v = malloc(c->n_budgets * STEP * kv * sizeof(float));
-	if (!c->loss || !c->att || !c->q || !c->out || !c->k || !c->v)
+	if (!c->loss || !c->weight || !c->att || !c->q || !c->out || !c->k || !c->v)
 		return -ENOMEM;
 	for (size_t i = 0; i < all; i++)
 		c->loss[i] = NAN;
@@ -494,6 +495,7 @@ int calibrate_run(struct run *run)
 		fclose(c.part);
 	probe_free(c.probe);
 	free(c.loss);
+	free(c.weight);
 	free(c.att);
 	free(c.q);
 	free(c.k);

@@ -34,7 +34,10 @@ void probe_free(struct probe *probe);	/* NULL is fine */
 /* probe_read - a new text. @ids: [tokens]. */
 void probe_read(struct probe *probe, const int32_t *ids);
 
-/* probe_rows - queries, keys (both rotated) and values of @n tokens from @first on in a layer. @q: [n][n_heads][head_dim], @k, @v: [n][n_kv_heads][..]. */
+/*
+ * probe_rows - queries, keys (both rotated) and values of @n tokens from @first on in a layer. @q: [n][n_heads][head_dim], @k, @v:
+ * [n][n_kv_heads][..].
+ */
 void probe_rows(const struct probe *probe, uint32_t layer, uint32_t first, uint32_t n, float *q, float *k, float *v);
 
 /* What one KV head of a layer gives instead, in every sample. */
