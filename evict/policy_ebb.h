@@ -11,11 +11,10 @@
  * 0 .. age, one each, so with m = min(age, far) it is m * (age - m / 2). Weights are taken once a window, at the middle of what of it
  * lies behind the slot. credit[0] is sum(w h) over the heads of the group.
  *
- * A fact that nobody has asked for yet (a number in a long text, to be quoted at its end) has no attention to show. What tells it from
- * the text around it is |v| / |k|, trait[0] / trait[1]: short keys draw attention (Devoto et al., arXiv 2406.11430), long values change
- * what comes out. So the `spare` share of the slots that may leave with the largest |v| / |k| is spared; in a lane of n slots 32 / n of
- * it less, for a short lane has none to give, and 64 / n at most, for a long one keeps what is looked for anyway. What was tried, and how
- * it was found: docs/rule.md.
+ * A fact that nobody has asked for yet (a number in a long text, to be quoted at its end) has no attention to show. What tells it from the text
+ * around it is |v| / |k|, trait[0] / trait[1]: short keys draw attention (Devoto et al., arXiv 2406.11430), long values change what comes out. So the
+ * `spare` share of the slots that may leave with the largest |v| / |k| is spared; in a lane of n slots 32 / n of it less, for a short
+ * lane has none to give, and 64 / n at most, for a long one keeps what is looked for anyway. What was tried, and how it was found: docs/rule.md.
  */
 #ifndef EVICT_POLICY_EBB_H
 #define EVICT_POLICY_EBB_H
@@ -51,7 +50,7 @@ EVICT_FN float evict_ebb_rank(const struct evict_rule *rule, const struct evict_
 	const float age = evict_age(lane, slot), m = evict_min(age, rule->param[EVICT_EBB_FAR]);
 	const float rank = slot->credit[0] / (m * (age - 0.5f * m)) * slot->trait[0];
 
-	return evict_spared(lane, evict_ebb_figure(rule, lane, slot), slot->pos) ? evict_above(rank) : rank;
+	return evict_spared(lane, evict_ebb_figure(rule, lane, slot), slot->pos) ? rank : evict_below(rank);
 }
 
 #endif

@@ -196,15 +196,6 @@ EVICT_FN float evict_below(float x)
 	return -1.0f / x;
 }
 
-/*
- * For 0 <= x < 2^28: the same order (but below 2^-56, where it matters to nobody), and all above 2^68. Lets a rank put some slots above all others,
- * whose ranks stay what they are to the statistics that splits go by.
- */
-EVICT_FN float evict_above(float x)
-{
-	return (x + 2.3283064365386963e-10f) * 1.2676506002282294e30f;	/* 2^-32, 2^100 */
-}
-
 #define EVICT_NO_FOLD(name)											\
 EVICT_FN void evict_##name##_fold(const struct evict_rule *rule, const struct evict_lane *lane, struct evict_slot *slot)	\
 {														\

@@ -4,8 +4,8 @@
  * beyond them, log marginal is linear in log slots. The one marginal loss at which the lanes' slots, between floor and ceiling, add up
  * is found by halving.
  *
- * Losses were measured on texts of `tokens` tokens. On a text t times as long the curves are stretched by t^scale. What a lane can keep is
- * its slots without those of the coming window's own tokens: a curve that was measured under another window moves by the difference.
+ * Losses were measured on texts of `tokens` tokens. On a text t times as long the curves are stretched by t^scale. What a lane can keep is its
+ * slots without those of the coming window's own tokens: a curve that was measured under another window moves by the difference.
  */
 #ifndef EVICT_SPLIT_MEASURED_H
 #define EVICT_SPLIT_MEASURED_H
