@@ -165,7 +165,7 @@ int session_spec(struct session *s, char *why, size_t why_bytes)
 	spec->budget = amount_of(a->budget);
 	spec->recent = amount_of(a->recent);
 	if (!spec->window)	/* not an open session's that changes: it keeps its own */
-		spec->window = session_window(a);
+		spec->window = info->never_evicts && !a->window ? EVICT_MOST_WINDOW : session_window(a);
 	spec->prefill = a->prefill;
 	spec->max_slots = s->max_tokens;
 	spec->floor = session_floor(a, spec->window);

@@ -40,7 +40,7 @@ static int evicts(const struct evict_spec *spec)
 
 uint32_t evict_window(struct evict_amount budget)
 {
-	return budget.ppm ? 32 : min32(max32(budget.count / 16, 8), 32);
+	return budget.ppm ? EVICT_MOST_WINDOW / 2 : min32(max32(budget.count / 16, 8), EVICT_MOST_WINDOW);
 }
 
 uint32_t evict_floor(struct evict_amount budget, uint32_t sinks, uint32_t window)

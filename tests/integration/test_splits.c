@@ -424,7 +424,7 @@ static void a_small_budget_gets_a_short_window_and_a_low_floor(void **state)
 	}
 	ebb_close(c.ebb);
 	assert_int_equal(try_open(&c, "policy=h2o window=auto floor=auto", NULL, 0), 0);	/* a share */
-	assert_int_equal(td_number(&d, "sessions:0.window"), 32);
+	assert_int_equal(td_number(&d, "sessions:0.window"), 16);
 	ebb_close(c.ebb);
 }
 

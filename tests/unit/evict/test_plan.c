@@ -38,7 +38,7 @@ static void an_amount_is_a_count_or_a_share_rounded_up(void **state)
 static void a_window_and_a_floor_follow_from_the_budget(void **state)
 {
 	static const struct { struct evict_amount budget; uint32_t window, floor; } cases[] = {
-		{ { 0, 250000 }, 32, 64 }, { { 0, 1 }, 32, 64 }, { { 1, 0 }, 8, 12 }, { { 38, 0 }, 8, 12 }, { { 48, 0 }, 8, 15 },
+		{ { 0, 250000 }, 16, 64 }, { { 0, 1 }, 16, 64 }, { { 1, 0 }, 8, 12 }, { { 38, 0 }, 8, 12 }, { { 48, 0 }, 8, 15 },
 		{ { 122, 0 }, 8, 38 }, { { 128, 0 }, 8, 40 }, { { 204, 0 }, 12, 63 }, { { 205, 0 }, 12, 64 }, { { 256, 0 }, 16, 64 },
 		{ { 511, 0 }, 31, 64 }, { { 512, 0 }, 32, 64 }, { { 16777216, 0 }, 32, 64 }, { { UINT32_MAX, 0 }, 32, 64 },
 	};
