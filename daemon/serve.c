@@ -75,6 +75,7 @@ static void select_batch(const struct queue *q, struct pool *pool, struct sessio
 			.head_dim = s->head_dim,
 			.live_max = s->live_before,
 		};
+		turn[i].rule.budget = s->budget;
 		marks_turn(s, &turn[i]);
 		if (s->measuring && budget_measures(s))
 			budget_measure(s, &turn[i]);

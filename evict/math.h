@@ -150,6 +150,16 @@ EVICT_FN float evict_dot(const float *a, const float *b, uint32_t d)
 	return evict_halves(part);
 }
 
+/* L2 norm of a - b. */
+EVICT_FN float evict_distance(const float *a, const float *b, uint32_t d)
+{
+	float part[EVICT_PARTS] = { 0 };
+
+	for (uint32_t c = 0; c < d; c++)
+		part[c % EVICT_PARTS] += (a[c] - b[c]) * (a[c] - b[c]);
+	return evict_sqrt(evict_halves(part));
+}
+
 EVICT_FN float evict_sum_abs(const float *a, uint32_t d)
 {
 	float part[EVICT_PARTS] = { 0 };

@@ -292,15 +292,15 @@ const struct evict_policy_info evict_policies[EVICT_N_POLICIES] = {
 	},
 	[EVICT_ebb] = {
 		.name = "ebb",
-		.text = "mean attention, which counts the more the farther it came, times the size of the value; spares what stands out",
+		.text = "mean attention, which counts the more the farther it came, times how far the value is from the others; spares the farthest",
 		.source = "ebbd's own: docs/rule.md",
 		.heat = { EVICT_HEAT_SUM },
-		.trait = { EVICT_VALUE_L2, EVICT_KEY_NORM },
+		.trait = { EVICT_VALUE_APART },
 		.n_params = 2,
 		.param = {
 			{ .name = "far", .unit = "tokens", .type = EVICT_INTEGER, .text = "from farther away attention counts no more",
 			  .def = 512.0f, .min = 1.0f, .max = 1e6f },
-			{ .name = "spare", .text = "share that is spared for long values and short keys", .def = 0.3f, .max = 0.9f },
+			{ .name = "spare", .text = "share that is spared for values far from the others, in lanes with half as many slots again as the average", .def = 0.7f, .max = 0.9f },
 		},
 	},
 };

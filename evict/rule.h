@@ -13,7 +13,7 @@
  *	traits		numbers from the slot's K and V rows that the table row asks for (enum evict_trait)
  *	evict_NAME_heat_figure	-> lane->heat	sum and maximum over the lane before the fold
  *	evict_NAME_figure	-> lane->rank	sum and maximum over the lane before the ranking
- *	evict_NAME_share	-> lane->cut	of the slots that may leave, the share with the largest figure is spared
+ *	evict_NAME_share	-> lane->cut	the share with the largest figure is spared (evict_n_spared()); others are ranked evict_below()
  *	evict_NAME_pool, _kernel, _mean	-> slot->pooled		a value pooled over neighbours in position order
  *	evict_NAME_worth	-> slot->place		how many slots of the same side of the lane are worth more
  *
@@ -50,7 +50,7 @@ enum evict_heat {
 	X(raas, 1, 1, 0) X(lazy, 1, 2, 0) X(nacl, 1, 1, 0) X(l2norm, 0, 0, 1)			\
 	X(vatp, 1, 1, 1) X(keydiff, 0, 0, 1) X(lagkv, 0, 0, 1) X(expected, 1, 2, 1)		\
 	X(cam, 1, 1, 0) X(d2o, 1, 1, 0)								\
-	X(look_m, 1, 1, 0) X(vl_cache, 1, 1, 0) X(csp, 1, 1, 0) X(ebb, 1, 1, 2)
+	X(look_m, 1, 1, 0) X(vl_cache, 1, 1, 0) X(csp, 1, 1, 0) X(ebb, 1, 1, 1)
 
 /* Those that also have a figure over the heat, a figure before the ranking, a cut by it, a pooled value. */
 #define EVICT_WITH_HEAT_FIGURE(X) X(keyformer) X(gkv)
@@ -82,6 +82,7 @@ struct evict_rule {
 	int32_t since;			/* the policy knows of slots from this position on (it was taken up then): older ones count as this old */
 	uint32_t seed;			/* for policies that draw */
 	uint32_t group;			/* query heads per KV head, over which heat is summed; 0 counts as 1 */
+	uint32_t budget;		/* slots that a lane of the session has on average (evict_budget()); 0: as many as the lane at hand */
 	float param[EVICT_MAX_PARAMS];	/* the policy's own, in the order of its table entry */
 	uint32_t heat[EVICT_MAX_HEAT];	/* enum evict_heat: what is collected */
 	uint32_t trait[EVICT_MAX_TRAIT];/* enum evict_trait: what is computed from K and V, */
@@ -105,6 +106,7 @@ struct evict_lane {
 	uint32_t observe;		/* every so many-th query is observed; 0: none */
 	uint32_t queries;		/* of the window's tokens, how many were */
 	uint32_t live;			/* slots */
+	uint32_t keep;			/* of them, how many the plan lets stay */
 	float constant;
 	struct evict_figures heat, rank;
 	uint64_t cut;			/* see evict_spared() */
@@ -190,7 +192,7 @@ EVICT_FN int evict_spared(const struct evict_lane *lane, float figure, int32_t p
 	return evict_place(figure, pos) >= lane->cut;
 }
 
-/* For x >= 0: the same order, and all below 0. Lets a rank put some slots below all others. */
+/* For x >= 0: the same order, and all below 0. Lets a rank put some slots below all others. Given what it returned, x again. */
 EVICT_FN float evict_below(float x)
 {
 	return -1.0f / x;
@@ -264,6 +266,12 @@ EVICT_FN uint32_t evict_n_trait(uint32_t policy)
 }
 
 /* Traits of the rule that are a row's own: computed once, when a slot is settled. */
+/* Does a trait need the mean of the lane's first values? */
+EVICT_FN int evict_has_apart(const struct evict_rule *rule)
+{
+	return rule->trait[0] == EVICT_VALUE_APART || rule->trait[1] == EVICT_VALUE_APART;
+}
+
 EVICT_FN uint32_t evict_n_trait_once(const struct evict_rule *rule)
 {
 	uint32_t n = 0;
@@ -450,6 +458,14 @@ EVICT_FN float evict_share(const struct evict_rule *rule, const struct evict_lan
 	}
 }
 
+/* How many of n slots are spared, of which free_slots may leave and all but lane->keep do: the share of those that may leave and stay. */
+EVICT_FN uint32_t evict_n_spared(const struct evict_rule *rule, const struct evict_lane *lane, uint32_t n, uint32_t free_slots)
+{
+	const uint32_t leave = n > lane->keep ? n - lane->keep : 0u;
+
+	return free_slots > leave ? (uint32_t)(evict_share(rule, lane) * (float)(free_slots - leave)) : 0u;
+}
+
 EVICT_FN float evict_pool(const struct evict_rule *rule, const struct evict_lane *lane, const struct evict_slot *slot)
 {
 	(void)lane;
@@ -510,7 +526,7 @@ EVICT_FN uint32_t evict_queries(uint32_t observe, int32_t pos, uint32_t n)
 	return observe ? (first + n + observe - 1u) / observe - (first + observe - 1u) / observe : 0;
 }
 
-/* A lane whose window of `appended` tokens from position pos on has ended; figures are not known yet. */
+/* A lane whose window of `appended` tokens from position pos on has ended, and which keeps all its slots; figures are not known yet. */
 EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t number, int32_t pos, uint32_t appended,
 					 uint32_t observe, uint32_t live)
 {
@@ -523,7 +539,7 @@ EVICT_FN struct evict_lane evict_lane_at(const struct evict_rule *rule, uint32_t
 	lane.appended = appended;
 	lane.observe = observe;
 	lane.queries = evict_queries(observe, pos, appended);
-	lane.live = live;
+	lane.live = lane.keep = live;
 	lane.cut = ~0ull;
 	lane.constant = evict_constant(rule, &lane);
 	return lane;

@@ -28,7 +28,7 @@ struct evict_lane_stats {
 	float heat_max;			/* the largest first heat */
 	uint32_t unused;
 	uint16_t heat[EVICT_BINS];	/* the live ones by the first heat. With EVICT_STATS_HEAT */
-	uint16_t rank[EVICT_BINS];	/* the free ones by rank. With EVICT_STATS_RANK */
+	uint16_t rank[EVICT_BINS];	/* the free ones, see evict_rank_bin(). With EVICT_STATS_RANK */
 };
 
 EVICT_FN uint16_t evict_count(uint32_t slots)
@@ -52,6 +52,12 @@ EVICT_FN uint32_t evict_bin(float x)
 	bits = evict_bits(x);
 	bits = (bits >> 21) - (95u << 2) + 1u;	/* exponent and two bits of mantissa; 2^-32 has the exponent field 95 */
 	return bits < EVICT_BINS ? bits : EVICT_BINS - 1u;
+}
+
+/* The bin of a slot's rank. Where a policy spares some slots, the others count by what their rank was before it put them below. */
+EVICT_FN uint32_t evict_rank_bin(uint32_t policy, float rank)
+{
+	return evict_bin(evict_has_cut(policy) && rank < 0.0f ? evict_below(rank) : rank);
 }
 
 #endif

@@ -301,6 +301,7 @@ static int turn(struct session *s, uint32_t pos, uint32_t appended)
 	struct evict_state state = { .tokens = pos + appended };
 	unsigned what = GPU_SETTLE | GPU_FOLD | GPU_NEXT;
 
+	t.rule.budget = evict_budget(&s->spec, pos + appended, 0);
 	budgets(s, pos + appended);
 	for (uint32_t lane = 0; lane < s->r->n_lanes; lane++) {
 		uint32_t live = gpu_live(*lane_of(s, lane), appended);

@@ -190,7 +190,7 @@ static __device__ __noinline__ void drop_slots(struct lane_ctx &x, struct shared
 	compact(x, sh, kept);
 	if (threadIdx.x == 0) {
 		x.live = x.as_lane.live = kept;
-		x.plan.keep = planned < kept ? planned : kept;
+		x.plan.keep = x.as_lane.keep = planned < kept ? planned : kept;
 		x.turn.live[x.lane] = kept;
 	}
 	__syncthreads();
@@ -262,8 +262,10 @@ static __device__ void select_lane(const struct select_args &a, uint32_t turn, u
 	if (what & GPU_DROP)
 		drop_slots(x, sh);
 	if (what & GPU_TRAITS && x.turn.n_once) {
+		const struct row_first first = first_values(x);
+
 		for (uint32_t slot = threadIdx.x / ROW_THREADS; slot < x.live; slot += ROWS_AT_ONCE)
-			row_traits(x, slot);
+			row_traits(x, slot, first);
 		__syncthreads();
 	}
 	if (what & GPU_FOLD)

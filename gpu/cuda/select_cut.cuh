@@ -57,7 +57,7 @@ static __device__ __forceinline__ uint32_t cut_digit(uint32_t *bin, uint32_t n, 
 	return __shfl_sync(WARP_ALL, digit, (int)who);
 }
 
-/* place[]: by slot, evict_order() of the figures of those that may leave, CUT_NONE of the others; n: slots. See evict_share(). */
+/* place[]: by slot, evict_order() of the figures of those that may leave, CUT_NONE of the others; n: slots. See evict_n_spared(). */
 static __device__ __noinline__ uint64_t steady_cut(const struct lane_ctx &x, uint32_t *bin, const uint32_t *place, uint32_t n)
 {
 	uint32_t count = 0, order = 0, pos = 0, alike = 0, at = 0, spared, k;
@@ -66,7 +66,7 @@ static __device__ __noinline__ uint64_t steady_cut(const struct lane_ctx &x, uin
 	for (uint32_t i = warp_thread(); i < n; i += 32u)
 		count += place[i] != CUT_NONE;
 	count = __reduce_add_sync(WARP_ALL, count);
-	spared = (uint32_t)(evict_share(&x.turn.rule, &x.as_lane) * (float)count);
+	spared = evict_n_spared(&x.turn.rule, &x.as_lane, n, count);
 	if (!spared)
 		return ~0ull;
 	if (spared >= count)

@@ -150,7 +150,7 @@ static __device__ __forceinline__ uint32_t steady_low(const struct steady_lane &
 		rank[i] = evict_rank(&x.rule, &x.lane, &e);
 		if (stats && leaves) {
 			atomicAdd(&stats->free, 1u);
-			atomicAdd(&stats->rank[evict_bin(rank[i])], 1u);
+			atomicAdd(&stats->rank[evict_rank_bin(x.rule.policy, rank[i])], 1u);
 		}
 		rank[i] = leaves ? rank[i] : INFINITY;
 	}

@@ -230,8 +230,11 @@ static __device__ __noinline__ void merge_victims(const struct lane_ctx &x, stru
 			merge_cam(m, at, budget);
 		}
 		__syncwarp(row_mask());
-		if (evict_n_trait_once(&x.turn.rule))
-			row_traits(x, by_key ? at : st.order[at]);
+		if (evict_n_trait_once(&x.turn.rule)) {
+			const struct row_first none = {};
+
+			row_traits(x, by_key ? at : st.order[at], none);
+		}
 	}
 	__syncthreads();
 }

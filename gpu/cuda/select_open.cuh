@@ -59,6 +59,7 @@ static __device__ bool open_lane(const struct select_args &a, uint32_t lane, str
 	x->as_lane = x->turn.as_lane;
 	x->as_lane.lane = lane;
 	x->as_lane.live = x->live;
+	x->as_lane.keep = x->plan.keep;
 	return true;
 }
 

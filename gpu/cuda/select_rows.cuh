@@ -367,19 +367,71 @@ static __device__ __forceinline__ void rows_each(const struct row_reader &rd, ui
 
 /* --- traits of a row's own -------------------------------------------------------------------------------------------------------- */
 
+/* The mean that EVICT_VALUE_APART is about: of half a warp. Not known: no trait needs it, or those that do stay as they are. */
+struct row_first {
+	struct row mean;
+	bool known;
+};
+
+/* Sums of even and of odd slots, n together, which are the two halves of a warp, become their mean. */
+static __device__ __forceinline__ void first_mean(struct row_first &f, uint32_t n)
+{
+	const float one = 1.0f / (float)n;
+
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		f.mean.x[j] = (f.mean.x[j] + __shfl_xor_sync(0xffffffffu, f.mean.x[j], 16)) * one;
+	f.known = true;
+}
+
+/* Every warp for itself. */
+static __device__ __noinline__ struct row_first first_values(const struct lane_ctx &x)
+{
+	const uint32_t n = min(x.live, EVICT_FIRST);
+	struct row_first f = {};
+
+	if (!evict_has_apart(&x.turn.rule))
+		return f;
+	for (uint32_t slot = threadIdx.x / ROW_THREADS % 2u; slot < (n + 1u & ~1u); slot += 2u) {
+		const struct row none = {}, r = slot < n ? row_load(x, slot, 1) : none;
+
+#pragma unroll
+		for (uint32_t j = 0; j < ROW_MOST; j++)
+			f.mean.x[j] += r.x[j];
+	}
+	__syncwarp();
+	first_mean(f, n);
+	return f;
+}
+
+/* evict_distance(). */
+static __device__ __forceinline__ float row_distance(const struct row &a, const struct row &b, uint32_t d)
+{
+	struct row away;
+
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++)
+		away.x[j] = a.x[j] - b.x[j];
+	return row_norm(away, d);
+}
+
 /* A trait of one row's own (evict_trait_of()), and which row that is. Half a warp. */
 static __device__ __forceinline__ uint32_t trait_row(uint32_t trait)
 {
 	return trait != EVICT_KEY_NORM;
 }
 
-static __device__ __forceinline__ float row_trait(const struct row &r, uint32_t trait, uint32_t d)
+static __device__ __forceinline__ float row_trait(const struct row &r, uint32_t trait, const struct row_first &first, uint32_t d)
 {
-	return trait == EVICT_VALUE_L1 ? row_sum(r, d, true) : row_norm(r, d);
+	switch (trait) {
+	case EVICT_VALUE_L1: return row_sum(r, d, true);
+	case EVICT_VALUE_APART: return row_distance(r, first.mean, d);
+	default: return row_norm(r, d);
+	}
 }
 
 /* The traits of one slot's own rows. Half a warp. */
-static __device__ __noinline__ void row_traits(const struct lane_ctx &x, uint32_t slot)
+static __device__ __noinline__ void row_traits(const struct lane_ctx &x, uint32_t slot, const struct row_first &first)
 {
 	const struct evict_rule *rule = &x.turn.rule;
 	char *credit = credit_block(x, slot);
@@ -387,9 +439,9 @@ static __device__ __noinline__ void row_traits(const struct lane_ctx &x, uint32_
 	for (uint32_t i = 0; credit && i < evict_n_trait(rule->policy); i++) {
 		float value;
 
-		if (!evict_trait_once(rule->trait[i]))
+		if (!evict_trait_once(rule->trait[i]) || (rule->trait[i] == EVICT_VALUE_APART && !first.known))
 			continue;
-		value = row_trait(row_load(x, slot, trait_row(rule->trait[i])), rule->trait[i], x.turn.head_dim);
+		value = row_trait(row_load(x, slot, trait_row(rule->trait[i])), rule->trait[i], first, x.turn.head_dim);
 		if (row_thread() == 0)
 			*array_in(credit, x.n_credit + i, slot) = value;
 	}
@@ -433,13 +485,17 @@ static __device__ __noinline__ void settle_slots(const struct lane_ctx &x, uint3
 static __device__ void settle(const struct lane_ctx &x)
 {
 	const uint32_t n = window_tokens(x);
+	struct row_first first;
 
 	settle_slots(x, threadIdx.x, THREADS);
-	for (uint32_t j = threadIdx.x / ROW_THREADS; x.turn.n_once && j < n; j += ROWS_AT_ONCE) {
+	if (!x.turn.n_once)
+		return;
+	first = first_values(x);
+	for (uint32_t j = threadIdx.x / ROW_THREADS; j < n; j += ROWS_AT_ONCE) {
 		uint32_t slot = gpu_slot_of(x.head, x.next, j);
 
 		if (slot < x.live)
-			row_traits(x, slot);
+			row_traits(x, slot, first);
 	}
 }
 

@@ -17,7 +17,7 @@
 #define STEADY_ROOM 384u		/* candidates; they lie where the ring was, */
 #define STEADY_CHUNK 64u		/* and so many of the vectors that have some behind them */
 #define STEADY_MAX 256u			/* victims */
-#define STEADY_CTAS 16u			/* of a multiprocessor: what registers have room for. With sums of heat: */
+#define STEADY_CTAS 17u			/* of a multiprocessor: what shared memory has room for. With sums of heat, what registers have: */
 #define STEADY_SUMS_CTAS 14u
 #define STEADY_NONE 0xffffffffu		/* the upper half of NO_KEY; no real key's is as large */
 #define STEADY_KEPT 0x3fe00000u		/* that of an infinite rank; stands for those of slots that may not leave, none of which is smaller */

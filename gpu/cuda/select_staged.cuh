@@ -302,7 +302,7 @@ static __device__ uint64_t nth_key(struct shared_state *sh, const uint64_t *key,
 	return prefix;
 }
 
-/* The smallest place among the spared: floor(share * count) of the slots that may leave. None: beyond every place. */
+/* The smallest place among the spared. None: beyond every place. */
 static __device__ uint64_t lane_cut(const struct lane_ctx &x, struct shared_state *sh, const struct lane_stage &st, uint32_t n)
 {
 	uint32_t mine = 0, count, spared;
@@ -315,7 +315,7 @@ static __device__ uint64_t lane_cut(const struct lane_ctx &x, struct shared_stat
 		mine += leaves;
 	}
 	(void)block_scan(sh, mine, &count);
-	spared = (uint32_t)(evict_share(&x.turn.rule, &x.as_lane) * (float)count);
+	spared = evict_n_spared(&x.turn.rule, &x.as_lane, n, count);
 	if (!spared)
 		return ~0ull;
 	return spared >= count ? 0ull : nth_key(sh, st.key, n, count - spared + 1u);

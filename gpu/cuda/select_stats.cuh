@@ -117,7 +117,7 @@ static __device__ void stats_of_ranks(const struct lane_ctx &x, struct shared_st
 		if (key >> 62)
 			continue;
 		atomicAdd(&out->free, 1u);
-		atomicAdd(&out->rank[evict_bin(evict_unorder((uint32_t)(key >> 30)))], 1u);
+		atomicAdd(&out->rank[evict_rank_bin(x.turn.rule.policy, evict_unorder((uint32_t)(key >> 30)))], 1u);
 	}
 }
 

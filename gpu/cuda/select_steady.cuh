@@ -2,7 +2,7 @@
  * Private to select.cu: the common turn, in one pass: a lane that keeps all its slots is folded and ranked, and its least valuable slots
  * are named. Policies with a cut (evict/rule.h) take two.
  *
- * What: a warp takes a lane, and waits for nobody: sixteen lanes share a multiprocessor, so that one's chain of addresses hides behind
+ * What: a warp takes a lane, and waits for nobody: seventeen lanes share a multiprocessor, so that one's chain of addresses hides behind
  * the others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of
  * four slots that it copied itself (select_four.cuh) and keeps the smallest upper half (protection, rank) of their keys. After every 2048
  * slots select_smallest.cuh finds the least valuable. A cut is found before (select_cut.cuh), in a pass that stores nothing.
@@ -107,23 +107,24 @@ static __device__ __forceinline__ void steady_patch(const struct lane_ctx &x, ui
 	__syncwarp();
 }
 
-/* Trait i of the window's tokens: their rows come through the ring, as many as it holds at a time. */
-static __device__ __noinline__ void steady_traits(const struct lane_ctx &x, uint32_t tokens, uint32_t i, uint32_t ring)
+/* f(j, its row, its slot) for rows j = 0 .. n-1, those of slots slot_of(j) (STEADY_NONE: nowhere, zeros), by halves of the warp in turn. They come through the ring. */
+template <typename S, typename F>
+static __device__ __forceinline__ void steady_rows(const struct lane_ctx &x, uint32_t n, uint32_t which, uint32_t ring, const S &slot_of, const F &f)
 {
-	const uint32_t trait = x.turn.rule.trait[i], which = trait_row(trait), type = x.turn.slot_type, d = x.turn.head_dim;
-	const uint32_t bytes = gpu_row_bytes(type, d), pieces = bytes / 16u, rows = min(32u, ring / bytes);
+	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim, bytes = gpu_row_bytes(type, d), pieces = bytes / 16u;
+	const uint32_t rows = min(32u, ring / bytes) & ~1u;
 
-	for (uint32_t first = 0; first < tokens; first += rows) {
-		const uint32_t n = min(rows, tokens - first), own = warp_thread() < n ? gpu_slot_of(x.head, x.next, first + warp_thread()) : STEADY_NONE;
+	for (uint32_t first = 0; first < n; first += rows) {
+		const uint32_t m = min(rows, n - first), own = warp_thread() < m ? slot_of(first + warp_thread()) : STEADY_NONE;
 		const char *page = own < x.live ? cuda_at(x.view, x.page[own / GPU_PAGE_SLOTS]) : NULL, *row = page ? row_in(x, page, own, which) : NULL;
 		const uint32_t param = page ? row_param(x, page, own, which) : 0u;
 		uint32_t r = warp_thread() / pieces, piece = warp_thread() % pieces;
 
 		__syncwarp();
-		for (uint32_t p = 0; p < n * pieces; p += 32u) {
+		for (uint32_t p = 0; p < m * pieces; p += 32u) {
 			const char *from = (const char *)__shfl_sync(WARP_ALL, (unsigned long long)row, (int)(r & 31u));
 
-			if (r < n)
+			if (r < m)
 				copy16(steady_memory() + (p + warp_thread()) * 16u, (from ? from : x.turn.priv) + piece * 16u, from);
 			r += 32u / pieces;
 			piece += 32u % pieces;
@@ -132,15 +133,43 @@ static __device__ __noinline__ void steady_traits(const struct lane_ctx &x, uint
 		}
 		asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
 		__syncwarp();
-		for (r = warp_thread() / ROW_THREADS; r < (n + 1u & ~1u); r += 2u) {	/* half a warp a row */
+		for (r = warp_thread() / ROW_THREADS; r < (m + 1u & ~1u); r += 2u) {	/* both halves as often */
 			const uint32_t slot = __shfl_sync(WARP_ALL, own, (int)r), scale = __shfl_sync(WARP_ALL, param, (int)r);
-			const float value = row_trait(row_of(steady_memory() + r * bytes, scale, type, d), trait, d);
-			char *credit = r < n && slot < x.live ? credit_block(x, slot) : NULL;
+			const struct row none = {};
+
+			f(r < m ? row_of(steady_memory() + r * bytes, scale, type, d) : none, r < m ? slot : STEADY_NONE);
+		}
+		__syncwarp();
+	}
+}
+
+/* Traits of the window's tokens. */
+static __device__ __noinline__ void steady_traits(const struct lane_ctx &x, uint32_t tokens, uint32_t ring)
+{
+	const uint32_t d = x.turn.head_dim;
+	struct row_first first = {};
+
+	if (evict_has_apart(&x.turn.rule)) {
+		const uint32_t n = min(x.live, EVICT_FIRST);
+
+		steady_rows(x, n, 1, ring, [](uint32_t j) { return j; }, [&](const struct row &r, uint32_t) {
+#pragma unroll
+			for (uint32_t j = 0; j < ROW_MOST; j++)
+				first.mean.x[j] += r.x[j];
+		});
+		first_mean(first, n);
+	}
+	for (uint32_t i = 0; i < x.turn.n_once; i++) {
+		const uint32_t trait = x.turn.rule.trait[i];
+
+		steady_rows(x, tokens, trait_row(trait), ring, [&](uint32_t j) { return gpu_slot_of(x.head, x.next, j); },
+			    [&](const struct row &r, uint32_t slot) {
+			const float value = row_trait(r, trait, first, d);
+			char *credit = slot < x.live ? credit_block(x, slot) : NULL;
 
 			if (credit && row_thread() == 0)
 				*array_in(credit, x.n_credit + i, slot) = value;
-		}
-		__syncwarp();
+		});
 	}
 }
 
@@ -413,7 +442,7 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 	struct stats_counts *counts = (struct stats_counts *)f.end();
 	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, STEADY_NONE, fold, sums, patches, patches, looks, NULL,
 				  x.turn.stats & EVICT_STATS_HEAT ? counts : NULL, x.turn.stats & EVICT_STATS_RANK ? counts : NULL };
-	const bool cuts = evict_has_cut(x.turn.rule.policy) && (f.k || job.ranks);
+	const bool cuts = evict_has_cut(x.turn.rule.policy) && (f.k || job.ranks) && evict_n_spared(&x.turn.rule, &x.as_lane, x.live, x.live);
 	struct steady_sums s = {};
 	uint32_t n = 0;
 
@@ -426,8 +455,8 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 		job.token = STEADY_NONE;
 	if (tokens && !patches)		/* more than a thread has, or traits, which are not known before their rows have come */
 		settle_slots(x, warp_thread(), 32u);
-	for (uint32_t i = 0; tokens && i < x.turn.n_once; i++)
-		steady_traits(x, tokens, i, f.ring);
+	if (tokens && x.turn.n_once)
+		steady_traits(x, tokens, f.ring);
 	job.places = cuts ? f.places(x.turn.stats) : NULL;
 	for (uint32_t pass = cuts ? 0u : 1u; reads && pass < 2u; pass++) {
 		for (job.first = 0; job.first < x.live; job.first += 4u * STEADY_VECTORS) {

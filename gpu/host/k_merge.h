@@ -198,7 +198,7 @@ static void merge_victims(const struct selection *s, const uint32_t *victim, uin
 			merge_cam(&m, at, budget);
 		}
 		if (evict_n_trait(rule->policy))
-			settle_traits(s, slot);
+			settle_traits(s, slot, NULL);
 	}
 }
 

@@ -314,7 +314,7 @@ static uint64_t nth_key(const uint64_t *keys, uint64_t *work, uint32_t count, ui
 	return prefix;
 }
 
-/* The smallest place among the spared: floor(share * count) of the slots that are not protected. None: beyond every place. */
+/* The smallest place among the spared. None: beyond every place. */
 static uint64_t lane_cut(const struct selection *s, uint32_t n, const float *value)
 {
 	uint64_t *key = s->stage.key;
@@ -326,7 +326,7 @@ static uint64_t lane_cut(const struct selection *s, uint32_t n, const float *val
 		if (may_leave(s, pos))
 			key[count++] = evict_place(value[i], pos);
 	}
-	spared = (uint32_t)(evict_share(&s->turn->rule, &s->lane) * (float)count);
+	spared = evict_n_spared(&s->turn->rule, &s->lane, n, count);
 	if (!spared)
 		return UINT64_MAX;
 	return spared >= count ? 0 : nth_key(key, key + s->live, count, count - spared + 1u, &before);
@@ -338,7 +338,9 @@ static void before_ranking(struct selection *s, uint32_t n)
 	const uint32_t policy = s->turn->rule.policy;
 	const struct host_stage *st = &s->stage;
 
-	if (evict_has_figure(policy)) {
+	if (evict_has_cut(policy) && !evict_n_spared(&s->turn->rule, &s->lane, n, n)) {
+		s->lane.cut = UINT64_MAX;
+	} else if (evict_has_figure(policy)) {
 		s->lane.rank = lane_values(s, n, 1, st->value);
 		if (evict_has_cut(policy))
 			s->lane.cut = lane_cut(s, n, st->value);

@@ -142,7 +142,7 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 		if (fold && s->t->n_heat > evict_n_heat(s->turn->rule.policy))
 			zero_other_heat(s, &a, here);
 		if (stats & EVICT_STATS_RANK && ranks)
-			stats_of_ranks(to, here, s->sums);
+			stats_of_ranks(s->turn->rule.policy, to, here, s->sums);
 		if (offer)
 			heap_offer(s, to, first, here);
 		if (sum && evict_n_credit(s->turn->rule.policy))
@@ -154,6 +154,10 @@ static void sweep(struct selection *s, uint32_t n, int fold, uint64_t *keys, int
 
 static void settle(struct selection *s)
 {
+	float first[HOST_MAX_DIM];
+
+	if (evict_has_apart(&s->turn->rule))
+		first_values(s, first);
 	for (uint32_t j = 0; j < s->turn->appended; j++) {
 		uint32_t slot = gpu_slot_of(s->v.lane, s->v.next, j);
 		uint32_t b = slot / GPU_BLOCK_SLOTS, at = slot % GPU_BLOCK_SLOTS;
@@ -162,8 +166,18 @@ static void settle(struct selection *s)
 		for (uint32_t k = 0; k < s->turn->n_credit; k++)
 			credit_of(&s->v, b, k)[at] = 0.0f;
 		if (evict_n_trait(s->turn->rule.policy))
-			settle_traits(s, slot);
+			settle_traits(s, slot, first);
 	}
+}
+
+static void traits_anew(const struct selection *s)
+{
+	float first[HOST_MAX_DIM];
+
+	if (evict_has_apart(&s->turn->rule))
+		first_values(s, first);
+	for (uint32_t slot = 0; slot < s->live; slot++)
+		settle_traits(s, slot, first);
 }
 
 /* Marks the live - keep slots with the smallest keys; of equal keys (there should be none) the lower slots. */
@@ -288,6 +302,7 @@ static void drop_slots(struct selection *s)
 	compact(s, keep);
 	*header_of(s) = (struct gpu_lane){ .len = keep };
 	s->turn->live[s->sel->lane] = s->live = s->lane.live = keep;
+	s->lane.keep = s->plan->keep < keep ? s->plan->keep : keep;
 }
 
 static void name_next(struct selection *s)
@@ -356,6 +371,7 @@ static void open_lane(struct selection *s, struct host_select *sel)
 	s->live = gpu_live(s->v.lane, turn->appended);
 	s->lane = evict_lane_at(&turn->rule, sel->lane, turn->pos, turn->appended, s->t->n_heat ? s->t->observe : 0,
 				s->live);
+	s->lane.keep = s->plan->keep < s->live ? s->plan->keep : s->live;
 	s->lane.tag = evict_mark_tag(mark_of(s, s->lane.now - 1));
 	if (sel->staged || turn->rule.merge)
 		s->stage = host_stage(sel->stage, turn, s->live);
@@ -376,8 +392,8 @@ static void select_lane(struct host_select *sel)
 		settle(&s);
 	if (sel->what & GPU_DROP)
 		drop_slots(&s);
-	for (uint32_t slot = 0; sel->what & GPU_TRAITS && slot < s.live; slot++)
-		settle_traits(&s, slot);
+	if (sel->what & GPU_TRAITS)
+		traits_anew(&s);
 	if (sel->what == GPU_TRAITS)
 		return;
 	if (!rest && s.plan->keep == s.live) {		/* the common case: one pass */

@@ -41,13 +41,13 @@ static void stats_of_heat(const struct selection *s, const struct arrays *a, uin
 }
 
 /* One block's ranks, read back out of the keys. */
-static void stats_of_ranks(const uint64_t *keys, uint32_t n, struct stats_sums *sums)
+static void stats_of_ranks(uint32_t policy, const uint64_t *keys, uint32_t n, struct stats_sums *sums)
 {
 	for (uint32_t i = 0; i < n; i++) {
 		if (keys[i] >> 62)
 			continue;
 		sums->free++;
-		sums->rank[evict_bin(evict_unorder((uint32_t)(keys[i] >> 30)))]++;
+		sums->rank[evict_rank_bin(policy, evict_unorder((uint32_t)(keys[i] >> 30)))]++;
 	}
 }
 

@@ -50,8 +50,23 @@ static float *trait_array(const struct selection *s, uint32_t slot, uint32_t tra
 	return credit_of(&s->v, slot / GPU_BLOCK_SLOTS, evict_n_credit(s->turn->rule.policy) + trait) + slot % GPU_BLOCK_SLOTS;
 }
 
-/* Traits of one slot's own rows, when it is settled. */
-static void settle_traits(const struct selection *s, uint32_t slot)
+/* The mean that EVICT_VALUE_APART is about. */
+static void first_values(const struct selection *s, float *mean)
+{
+	const uint32_t d = s->turn->head_dim, n = s->live < EVICT_FIRST ? s->live : EVICT_FIRST;
+	float half[2][HOST_MAX_DIM] = { { 0 } }, v[HOST_MAX_DIM];
+
+	for (uint32_t i = 0; i < n; i++) {
+		read_row(s, i, 1, v);
+		for (uint32_t c = 0; c < d; c++)
+			half[i % 2][c] += v[c];
+	}
+	for (uint32_t c = 0; c < d; c++)
+		mean[c] = (half[0][c] + half[1][c]) * (1.0f / (float)n);
+}
+
+/* Traits of one slot's own rows, when it is settled. first: first_values(); NULL: the trait that needs it stays. */
+static void settle_traits(const struct selection *s, uint32_t slot, const float *first)
 {
 	const struct evict_rule *rule = &s->turn->rule;
 	float k[HOST_MAX_DIM], v[HOST_MAX_DIM];
@@ -59,8 +74,8 @@ static void settle_traits(const struct selection *s, uint32_t slot)
 	read_row(s, slot, 0, k);
 	read_row(s, slot, 1, v);
 	for (uint32_t i = 0; i < evict_n_trait(rule->policy); i++)
-		if (evict_trait_once(rule->trait[i]))
-			*trait_array(s, slot, i) = evict_trait_of(rule->trait[i], k, v, s->turn->head_dim);
+		if (evict_trait_once(rule->trait[i]) && (first || rule->trait[i] != EVICT_VALUE_APART))
+			*trait_array(s, slot, i) = evict_trait_of(rule->trait[i], k, v, first, s->turn->head_dim);
 }
 
 /* Unit keys of slots 0 .. n-1, and their sum into row[16]. */

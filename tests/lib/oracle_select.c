@@ -98,11 +98,29 @@ static float sum_16(const float *x, uint32_t n)
 
 static float dot(const float *a, const float *b, uint32_t d)
 {
-	float product[256];
+	float product[256] = { 0 };
 
 	for (uint32_t c = 0; c < d; c++)
 		product[c] = a[c] * b[c];
 	return sum_16(product, d);
+}
+
+/* How far value v[d] is from the mean of the first 64. */
+static float apart(const struct lane_turn *t, const float *v)
+{
+	const uint32_t d = t->s->shape.head_dim, live = gpu_live(t->lane->head, t->turn->appended), n = live < 64 ? live : 64;
+	float sum[2][256] = { { 0 } }, away[256];
+
+	for (uint32_t at = 0; at < n; at++) {
+		float *x = row_of(t, at, 1);
+
+		for (uint32_t c = 0; c < d; c++)
+			sum[at % 2][c] += x[c];
+		free(x);
+	}
+	for (uint32_t c = 0; c < d; c++)
+		away[c] = v[c] - (sum[0][c] + sum[1][c]) * (1.0f / (float)n);
+	return sqrtf(dot(away, away, d));
 }
 
 static float once(const struct lane_turn *t, uint32_t trait, uint32_t at)
@@ -110,6 +128,11 @@ static float once(const struct lane_turn *t, uint32_t trait, uint32_t at)
 	const uint32_t d = t->s->shape.head_dim;
 	float *x = row_of(t, at, trait != EVICT_KEY_NORM), out;
 
+	if (trait == EVICT_VALUE_APART) {
+		out = apart(t, x);
+		free(x);
+		return out;
+	}
 	for (uint32_t c = 0; c < d && trait == EVICT_VALUE_L1; c++)
 		x[c] = fabsf(x[c]);
 	out = trait == EVICT_VALUE_L1 ? sum_16(x, d) : sqrtf(dot(x, x, d));
@@ -316,7 +339,9 @@ static uint64_t cut_of(const struct lane_turn *t, uint32_t n)
 
 		free_slots += tier(t, &view) == 0;
 	}
-	spared = (uint32_t)(evict_share(&t->turn->rule, &t->view) * (float)free_slots);
+	/* the share of what may leave and stays */
+	spared = n > t->plan->keep ? n - t->plan->keep : 0;
+	spared = free_slots > spared ? (uint32_t)(evict_share(&t->turn->rule, &t->view) * (float)(free_slots - spared)) : 0;
 	if (!spared)
 		return UINT64_MAX;
 	if (spared == free_slots)
@@ -406,7 +431,7 @@ static void write_rows(const struct lane_turn *t, uint32_t at, struct merged *m)
 	if (m->v)
 		oracle_row_store(gpu_row_type(type, 1), d, m->v, &t->lane->v[at * bytes], &t->lane->slot[at].v_param);
 	for (uint32_t i = 0; (m->k || m->v) && i < evict_n_trait(t->turn->rule.policy); i++)
-		if (evict_trait_once(t->turn->rule.trait[i]))
+		if (evict_trait_once(t->turn->rule.trait[i]) && t->turn->rule.trait[i] != EVICT_VALUE_APART)
 			t->lane->slot[at].credit[evict_n_credit(t->turn->rule.policy) + i] = once(t, t->turn->rule.trait[i], at);
 	free(m->k);
 	free(m->v);
@@ -698,6 +723,7 @@ static void select_lane(struct lane_turn *t, unsigned what, struct gpu_turn_stat
 	if (what & GPU_DROP)
 		live = drop(t, live);
 	t->view.live = live;
+	t->view.keep = t->plan->keep < live ? t->plan->keep : live;
 	if (what & GPU_FOLD)
 		fold(t, live);
 	if (what & GPU_REMOVE)

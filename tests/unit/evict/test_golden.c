@@ -315,7 +315,23 @@ static void f_scissorhands(int lane, double *value)
 	}
 }
 
-/* far=10: windows of 8, by the distance to the middle of what lies behind the slot. */
+/* How far value j is from the mean of those that were there when its window ended. */
+static double apart(int lane, int j)
+{
+	const int n = j / 8 * 8 + 8;
+	double square = 0.0;
+
+	for (int c = 0; c < DIM; c++) {
+		double mean = 0.0;
+
+		for (int i = 0; i < n; i++)
+			mean += v[i][lane][c] / (double)n;
+		square += (v[j][lane][c] - mean) * (v[j][lane][c] - mean);
+	}
+	return sqrt(square);
+}
+
+/* far=10: windows of 8, by the distance to the middle of what lies behind the slot. Sessions of so few slots spare none. */
 static void f_ebb(int lane, double *value)
 {
 	for (int j = 0; j < TOKENS; j++) {
@@ -329,7 +345,7 @@ static void f_ebb(int lane, double *value)
 		}
 		for (double d = 0.0005; d < 24 - j; d += 0.001)	/* the integral of min(distance, far) */
 			weights += 0.001 * fmin(d, 10.0);
-		value[j] *= norm_of(v[j][lane], 2) / weights;
+		value[j] *= apart(lane, j) / weights;
 	}
 }
 

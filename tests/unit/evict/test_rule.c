@@ -144,28 +144,46 @@ static void h2o_adds_heat_to_credit_and_ranks_by_it(void **state)
 	assert_true(evict_rank(&rule, &at_1000, &s) == 1.75f);
 }
 
-/* spare=0.4: none of a lane of 32 slots, 0.4 (1 - 32 / n) of longer ones, 64 slots of the longest. The longest value by the shortest key stays. */
+/* spare=0.4: none of a lane with half the average or less, all of it from 1.5 times that on; sessions below 192 slots a lane less, below 96 none. */
 static void ebb_spares_what_stands_out(void **state)
 {
-	static const struct { uint32_t live; float share; } cases[] = {
-		{ 1, 0.0f }, { 32, 0.0f }, { 64, 0.2f }, { 128, 0.3f }, { 192, 1.0f / 3.0f }, { 256, 0.25f }, { 1024, 0.0625f },
+	static const struct { uint32_t live, budget; float share; } cases[] = {
+		{ 0, 0, 0.0f }, { 0, 192, 0.0f }, { 96, 192, 0.0f }, { 192, 192, 0.2f }, { 240, 192, 0.3f }, { 288, 192, 0.4f }, { 5000, 192, 0.4f },
+		{ 96, 96, 0.0f }, { 960, 96, 0.0f }, { 144, 144, 0.1f }, { 960, 144, 0.2f }, { 2000, 1000, 0.4f }, { 1000, 0, 0.2f }, { 144, 0, 0.1f },
 	};
 	struct evict_rule rule;
-	struct evict_slot plain = { .pos = 7, .credit = { 50.0f }, .trait = { 2.0f, 8.0f } }, far = { .pos = 3, .trait = { 3.0f, 2.0f } };
-	struct evict_slot none = { .pos = 4, .trait = { 3.0f, 0.0f } };
+	struct evict_slot plain = { .pos = 7, .credit = { 50.0f }, .trait = { 0.25f } }, far = { .pos = 3, .trait = { 1.5f } };
 	struct evict_lane lane;
 
 	(void)state;
 	assert_int_equal(evict_parse("ebb:spare=0.4", &rule, NULL, 0), 0);
 	for (size_t i = 0; i < N(cases); i++) {
+		rule.budget = cases[i].budget;
 		lane = evict_lane_at(&rule, 0, 1000, 8, 1, cases[i].live);
 		assert_true(fabsf(evict_share(&rule, &lane) - cases[i].share) < 1e-6f);
 	}
+	/* Of 1000 slots 900 may leave and 400 are to: of the 500 that stay 0.4 (600 / 500 - 1/2) are spared. */
+	rule.budget = 500;
+	lane = evict_lane_at(&rule, 0, 1000, 8, 1, 1000);
+	lane.keep = 600;
+	assert_true(fabsf(evict_share(&rule, &lane) - 0.28f) < 1e-6f);
+	assert_int_equal(evict_n_spared(&rule, &lane, 1000, 900), 140);
+	assert_int_equal(evict_n_spared(&rule, &lane, 600, 500), 140);		/* they have left */
+	assert_int_equal(evict_n_spared(&rule, &lane, 1000, 400), 0);
 	assert_true(evict_figure(&rule, &lane, &plain) == 0.25f && evict_figure(&rule, &lane, &far) == 1.5f);
-	assert_true(isfinite(evict_figure(&rule, &lane, &none)));
 	assert_true(evict_rank(&rule, &lane, &far) < evict_rank(&rule, &lane, &plain));	/* nothing is spared yet */
 	lane.cut = evict_place(1.0f, 0);
 	assert_true(evict_rank(&rule, &lane, &far) > evict_rank(&rule, &lane, &plain));
+}
+
+static void a_value_is_apart_by_its_distance(void **state)
+{
+	const float v[16] = { 3.0f, 4.0f }, mean[16] = { 3.0f, 0.0f, 3.0f }, none[16] = { 0 };
+
+	(void)state;
+	assert_true(evict_trait_of(EVICT_VALUE_APART, none, v, mean, 16) == 5.0f);
+	assert_true(evict_trait_of(EVICT_VALUE_APART, none, v, none, 16) == 5.0f);
+	assert_true(evict_trait_of(EVICT_VALUE_APART, none, v, v, 16) == 0.0f);
 }
 
 static void streaming_and_full_lose_the_oldest_first(void **state)
@@ -404,7 +422,7 @@ int main(void)
 		cmocka_unit_test(protection_has_its_exact_edges),
 		cmocka_unit_test(heat_that_cannot_be_counts_as_nothing),
 		cmocka_unit_test(h2o_adds_heat_to_credit_and_ranks_by_it),
-		cmocka_unit_test(ebb_spares_what_stands_out),
+		cmocka_unit_test(ebb_spares_what_stands_out), cmocka_unit_test(a_value_is_apart_by_its_distance),
 		cmocka_unit_test(streaming_and_full_lose_the_oldest_first),
 		cmocka_unit_test(random_draws_what_it_always_drew),
 		cmocka_unit_test(random_is_uniform_and_differs_by_seed_lane_and_window),

@@ -119,7 +119,7 @@ static void expect_ranks(const struct oracle_lane *lane, uint32_t l, uint32_t li
 		if (evict_tier(&turn->rule, turn->plan[l].recent, view.now, slot.pos))
 			continue;
 		want->free++;
-		want->rank[evict_bin(evict_rank(&turn->rule, &view, &slot))]++;
+		want->rank[evict_rank_bin(turn->rule.policy, evict_rank(&turn->rule, &view, &slot))]++;
 	}
 }
 
@@ -146,7 +146,7 @@ static void compare(struct world *w, struct turns *t, uint32_t stats)
 
 static void statistics_are_what_the_slots_say(void **state)
 {
-	static const char *const policies[] = { "h2o", "h2o:age=1", "h2o:decay=0.98", "streaming", "random" };
+	static const char *const policies[] = { "h2o", "h2o:age=1", "h2o:decay=0.98", "streaming", "random", "roco:spare=0" };
 	unsigned number = 0;
 
 	(void)state;
@@ -231,7 +231,13 @@ static void bins_are_quarters_of_an_octave(void **state)
 
 		assert_int_equal(evict_bin(low), bin);
 		assert_int_equal(evict_bin(nextafterf(low, 0.0f)), bin - 1);
+		/* what is not spared counts as what it was, where a policy spares; the middle, since division rounds */
+		assert_int_equal(evict_rank_bin(EVICT_ebb, evict_below(low * 1.1f)), bin);
+		assert_int_equal(evict_rank_bin(EVICT_ebb, low), bin);
+		assert_int_equal(evict_rank_bin(EVICT_h2o, evict_below(low * 1.1f)), 0);
 	}
+	assert_int_equal(evict_rank_bin(EVICT_ebb, evict_below(0.0f)), 0);
+	assert_int_equal(evict_rank_bin(EVICT_ebb, NAN), 0);
 	for (uint32_t i = 0; i < 100000; i++) {
 		const uint32_t bits = i * 42949u;
 		float x;
