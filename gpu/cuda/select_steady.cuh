@@ -107,7 +107,10 @@ static __device__ __forceinline__ void steady_patch(const struct lane_ctx &x, ui
 	__syncwarp();
 }
 
-/* f(j, its row, its slot) for rows j = 0 .. n-1, those of slots slot_of(j) (STEADY_NONE: nowhere, zeros), by halves of the warp in turn. They come through the ring. */
+/*
+ * f(row, slot) for the n rows of slots slot_of(0 .. n-1), even ones by the warp's first half, odd ones by its second; they come through the ring. Both
+ * halves call f as often: if n is odd, the second a last time with zeros and STEADY_NONE.
+ */
 template <typename S, typename F>
 static __device__ __forceinline__ void steady_rows(const struct lane_ctx &x, uint32_t n, uint32_t which, uint32_t ring, const S &slot_of, const F &f)
 {
