@@ -216,6 +216,28 @@ def lever_ratio(cells, lever):
     return mean_ci([math.log(x) for x in ratios.values()]) + (ratios[worst], base[worst]["kind"])
 
 
+def tide(plots):
+    """The lever that is one of several sessions: tools/tide.py's results.jsonl, kept as tide.jsonl beside the plots."""
+    path = os.path.join(plots, "tide.jsonl")
+    runs = [json.loads(line) for line in open(path)] if os.path.exists(path) else []
+    equal = {(r["texts"], r["share"]): r for r in runs if r["mode"] == "equal"}
+    out = []
+    for r in runs:
+        base = equal.get((r["texts"], r["share"]))
+        if r["mode"] != "on" or not base:
+            continue
+        logs = [math.log(r["kl"][s] / base["kl"][s]) for s in base["kl"]]
+        out.append("| %s, %d %% | %.1f | %.1f, %.2f | %s | %.4f, %.2f |" % (r["texts"], r["share"], base["total"], r["total"], r["total"] / base["total"],
+                                                                       text_ratio(mean_ci(logs)), r["worst"], r["worst"] / base["worst"]))
+    if not out:
+        return []
+    return ["### With the tide, between sessions", "",
+            "Eight sessions of four users in one pool of so many % of what full caches would take, rank, split and window as by default, bf16 (`tools/tide.py`): equal budgets, and the "
+            "tide. One run of each; what a session holds depends on who decodes when, so runs differ ([tide.md](tide.md)).", "",
+            "| texts, pool | equal budgets: total, nats | tide: total, of equal | a session's KL, of equal: geometric mean over the sessions, 95 % | worst session: KL, of equal's |",
+            "|---|---|---|---|---|"] + out + [""]
+
+
 def plot_levers(by, path):
     tokens = sorted({t for t, _ in by})
     fig, axes = plt.subplots(1, len(tokens), figsize=(1 + 4 * len(tokens), 4), squeeze=False, sharey=True)
@@ -371,7 +393,7 @@ def page(folder, rows, plots, link):
                 rules = [r for r in by[p].order() if r[0] == base]
                 out += ["### Splits under %s, %d %%" % (base, p), ""] + table(by[p], rules, (base, "uniform"), "split") + [""]
     out += levers([r for r in lever_rows if r["kl"] is not None], plots, link)
-    out += same_table(rows) + reference_table(rows)
+    out += tide(plots) + same_table(rows) + reference_table(rows)
     shown = plot_kept(folder, rows, os.path.join(plots, "kept.svg"))
     if shown:
         out += ["## Where the kept tokens lie", "", "Layer by position after %d tokens of %s with %d slots a lane: the share of each part of the document that is kept, "
