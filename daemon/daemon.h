@@ -287,7 +287,7 @@ void session_claim(struct session *s, uint32_t cap);		/* ask for it, to hold it 
 void session_end(struct session *s);				/* free everything; answers CLOSE if that was asked */
 /* What follows from s->asked: spec, table, sizes. 0, or an error with a sentence. */
 int session_spec(struct session *s, char *why, size_t why_bytes);
-uint32_t session_window(const struct conf_session *a);		/* what a session that asks for this is opened with */
+uint32_t session_window(const struct conf_session *a, uint32_t policy);	/* what a session that asks for this is opened with */
 uint32_t session_floor(const struct conf_session *a, uint32_t window);	/* slots that no lane of it goes below */
 void session_free(struct session *s);				/* the struct and what only it points to; no pages */
 void session_follow(struct session *s);				/* the daemon's defaults have changed */

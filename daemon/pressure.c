@@ -86,7 +86,7 @@ static uint64_t need_bytes(const struct daemon *d, const struct wire_open *o)
 
 	if (conf_settings(&a, o->settings, NULL, NULL, 0) || evict_parse(a.policy, &rule, NULL, 0))
 		return 0;
-	floor = session_floor(&a, session_window(&a));
+	floor = session_floor(&a, session_window(&a, rule.policy));
 	if (evict_policies[rule.policy].never_evicts || floor > o->max_tokens)
 		floor = o->max_tokens;
 	return lanes * gpu_pages_for((uint32_t)floor) * gpu_page_bytes(a.slots, o->head_dim) +

@@ -123,9 +123,9 @@ static struct evict_amount amount_of(struct conf_amount a)
 	return (struct evict_amount){ a.count, a.ppm };
 }
 
-uint32_t session_window(const struct conf_session *a)
+uint32_t session_window(const struct conf_session *a, uint32_t policy)
 {
-	return a->window ? a->window : evict_window(amount_of(a->budget));
+	return a->window ? a->window : evict_window(policy, amount_of(a->budget));
 }
 
 uint32_t session_floor(const struct conf_session *a, uint32_t window)
@@ -165,7 +165,7 @@ int session_spec(struct session *s, char *why, size_t why_bytes)
 	spec->budget = amount_of(a->budget);
 	spec->recent = amount_of(a->recent);
 	if (!spec->window)	/* not an open session's that changes: it keeps its own */
-		spec->window = info->never_evicts && !a->window ? EVICT_MOST_WINDOW : session_window(a);
+		spec->window = session_window(a, spec->rule.policy);
 	spec->prefill = a->prefill;
 	spec->max_slots = s->max_tokens;
 	spec->floor = session_floor(a, spec->window);

@@ -79,16 +79,14 @@ struct evict_amount {
 /* count, or ceil(ppm / 1e6 * of) in exact integers. */
 uint32_t evict_amount_of(struct evict_amount amount, uint32_t of);
 
-#define EVICT_MOST_WINDOW 32u
-
 /*
  * evict_window - tokens between two decisions, for a session that does not say: 16 for a budget that is a share (it begins small),
- *	of a count a 16th, from 8 to 32. Where nothing is evicted EVICT_MOST_WINDOW is as good as any and costs the fewest hand-overs.
+ *	of a count a 16th, from 8 to 32; 32 under a policy (enum evict_policy) that never evicts, for long ones cost the fewest hand-overs.
  * evict_floor  - slots that no lane of it goes below: 64, and 5 in 16 of a count if that is less; sinks + window at least.
  * A window's slots are part of the budget, so a small budget wants a short window: 128 slots of 2048 tokens of SmolLM2 cost 0.65 to 0.72
  * times the KL with (8, 40) that they cost with (32, 64), 256 slots 0.91 to 0.95 times with (16, 64), 512 hardly less (docs/quality-lanes.md).
  */
-uint32_t evict_window(struct evict_amount budget);
+uint32_t evict_window(uint32_t policy, struct evict_amount budget);
 uint32_t evict_floor(struct evict_amount budget, uint32_t sinks, uint32_t window);
 
 enum evict_prefill { EVICT_WHOLE = 0, EVICT_CHUNKED = 1 };

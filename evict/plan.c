@@ -33,14 +33,21 @@ uint32_t evict_amount_of(struct evict_amount amount, uint32_t of)
 	return share > UINT32_MAX ? UINT32_MAX : (uint32_t)share;
 }
 
-static int evicts(const struct evict_spec *spec)
+static int policy_evicts(uint32_t policy)
 {
-	return spec->rule.policy < EVICT_N_POLICIES && !evict_policies[spec->rule.policy].never_evicts;
+	return policy < EVICT_N_POLICIES && !evict_policies[policy].never_evicts;
 }
 
-uint32_t evict_window(struct evict_amount budget)
+static int evicts(const struct evict_spec *spec)
 {
-	return budget.ppm ? EVICT_MOST_WINDOW / 2 : min32(max32(budget.count / 16, 8), EVICT_MOST_WINDOW);
+	return policy_evicts(spec->rule.policy);
+}
+
+uint32_t evict_window(uint32_t policy, struct evict_amount budget)
+{
+	if (!policy_evicts(policy))
+		return 32;
+	return budget.ppm ? 16 : min32(max32(budget.count / 16, 8), 32);
 }
 
 uint32_t evict_floor(struct evict_amount budget, uint32_t sinks, uint32_t window)

@@ -3,17 +3,17 @@
  * life, nearly all of which comes from far behind; so far queries tell more about it than near ones, which look at every young token. A query
  * weighs as much as its distance to the slot, up to `far` tokens. With h a probability and w its query's weight, over all queries so far,
  *
- *	rank = sum(w h) / sum(w) * |v - m|
+ *	rank = sum(w h) / sum(w) * |v - c|
  *
  * Slots of different age are compared by means, so old ones have no lead; young ones have been seen from near only, which is why the
- * newest part of the budget is protected. An attention of p to a slot that is gone changes an output o by p / (1 - p) |v - o|; m, the mean of
+ * newest part of the budget is protected. An attention of p to a slot that is gone changes an output o by p / (1 - p) |v - o|; c, the mean of
  * some of the lane's values, stands for o (trait[0], EVICT_VALUE_APART). With |v| in its place a slot whose value is small and whose attention is large
  * would leave, on which others then fall. sum(w) needs no memory: the queries since a slot's own lie at distances
  * 0 .. age, one each, so with m = min(age, far) it is m * (age - m / 2). Weights are taken once a window, at the middle of what of it
  * lies behind the slot. credit[0] is sum(w h) over the heads of the group.
  *
  * A fact that nobody has asked for yet (a number in a long text, to be quoted at its end) has no attention to show. What tells it from the text
- * around it is a value far from the lane's others. So of the slots that may leave, and stay, a share with the largest |v - m| is spared. With n slots that
+ * around it is a value far from the lane's others. So of the slots that may leave, and stay, a share with the largest |v - c| is spared. With n slots that
  * stay in the lane and b in the session's lanes on average,
  *
  *	share = spare * clamp(n / b - 1/2, 0, 1) * clamp(b / 96 - 1, 0, 1)

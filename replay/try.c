@@ -277,7 +277,7 @@ static double attend(const struct session *s, uint32_t window, const struct evic
 	return kept;
 }
 
-static void budgets(struct session *s, uint32_t tokens)
+static uint32_t budgets(struct session *s, uint32_t tokens)
 {
 	const struct evict_record_head *h = s->r->head;
 	uint32_t each = evict_budget(&s->spec, tokens, 0);
@@ -286,10 +286,11 @@ static void budgets(struct session *s, uint32_t tokens)
 
 	if (s->split.id != EVICT_SPLIT_uniform) {
 		evict_split(&s->split, &in, s->share, s->work);
-		return;
+		return each;
 	}
 	for (uint32_t lane = 0; lane < s->r->n_lanes; lane++)
 		s->share[lane] = each;
+	return each;
 }
 
 /* The daemon's turn, after `appended` tokens from position `pos` on. */
@@ -301,8 +302,7 @@ static int turn(struct session *s, uint32_t pos, uint32_t appended)
 	struct evict_state state = { .tokens = pos + appended };
 	unsigned what = GPU_SETTLE | GPU_FOLD | GPU_NEXT;
 
-	t.rule.budget = evict_budget(&s->spec, pos + appended, 0);
-	budgets(s, pos + appended);
+	t.rule.budget = budgets(s, pos + appended);
 	for (uint32_t lane = 0; lane < s->r->n_lanes; lane++) {
 		uint32_t live = gpu_live(*lane_of(s, lane), appended);
 		struct evict_lane_plan p;

@@ -156,7 +156,7 @@ static void settle(struct selection *s)
 {
 	float first[HOST_MAX_DIM];
 
-	if (evict_has_apart(&s->turn->rule))
+	if (s->turn->appended)
 		first_values(s, first);
 	for (uint32_t j = 0; j < s->turn->appended; j++) {
 		uint32_t slot = gpu_slot_of(s->v.lane, s->v.next, j);
@@ -174,8 +174,7 @@ static void traits_anew(const struct selection *s)
 {
 	float first[HOST_MAX_DIM];
 
-	if (evict_has_apart(&s->turn->rule))
-		first_values(s, first);
+	first_values(s, first);
 	for (uint32_t slot = 0; slot < s->live; slot++)
 		settle_traits(s, slot, first);
 }

@@ -50,12 +50,14 @@ static float *trait_array(const struct selection *s, uint32_t slot, uint32_t tra
 	return credit_of(&s->v, slot / GPU_BLOCK_SLOTS, evict_n_credit(s->turn->rule.policy) + trait) + slot % GPU_BLOCK_SLOTS;
 }
 
-/* The mean that EVICT_VALUE_APART is about. */
+/* The mean that EVICT_VALUE_APART is about, where a trait needs it. */
 static void first_values(const struct selection *s, float *mean)
 {
 	const uint32_t d = s->turn->head_dim, n = s->live < EVICT_FIRST ? s->live : EVICT_FIRST;
 	float half[2][HOST_MAX_DIM] = { { 0 } }, v[HOST_MAX_DIM];
 
+	if (!evict_has_apart(&s->turn->rule))
+		return;
 	for (uint32_t i = 0; i < n; i++) {
 		read_row(s, i, 1, v);
 		for (uint32_t c = 0; c < d; c++)

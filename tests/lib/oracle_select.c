@@ -332,6 +332,7 @@ static struct evict_figures figures(const struct lane_turn *t, uint32_t n, int w
 /* The place of the last that is spared, by counting how many unprotected slots are above each. */
 static uint64_t cut_of(const struct lane_turn *t, uint32_t n)
 {
+	const uint32_t leave = n > t->plan->keep ? n - t->plan->keep : 0;
 	uint32_t free_slots = 0, spared;
 
 	for (uint32_t at = 0; at < n; at++) {
@@ -340,8 +341,7 @@ static uint64_t cut_of(const struct lane_turn *t, uint32_t n)
 		free_slots += tier(t, &view) == 0;
 	}
 	/* the share of what may leave and stays */
-	spared = n > t->plan->keep ? n - t->plan->keep : 0;
-	spared = free_slots > spared ? (uint32_t)(evict_share(&t->turn->rule, &t->view) * (float)(free_slots - spared)) : 0;
+	spared = free_slots > leave ? (uint32_t)(evict_share(&t->turn->rule, &t->view) * (float)(free_slots - leave)) : 0;
 	if (!spared)
 		return UINT64_MAX;
 	if (spared == free_slots)

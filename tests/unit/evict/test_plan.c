@@ -45,7 +45,8 @@ static void a_window_and_a_floor_follow_from_the_budget(void **state)
 
 	(void)state;
 	for (size_t i = 0; i < N(cases); i++) {
-		assert_int_equal(evict_window(cases[i].budget), cases[i].window);
+		assert_int_equal(evict_window(EVICT_h2o, cases[i].budget), cases[i].window);
+		assert_int_equal(evict_window(EVICT_full, cases[i].budget), 32);
 		assert_int_equal(evict_floor(cases[i].budget, 4, cases[i].window), cases[i].floor);
 		assert_int_equal(evict_floor(cases[i].budget, 100, cases[i].window), 100 + cases[i].window);
 	}

@@ -129,8 +129,7 @@ static void put_rank(struct out *o, uint32_t i)
 {
 	static const char *const heat[] = { "sum", "maximum", "sum of squares", "last query" };
 	static const char *const trait[] = { "", "key norm", "value L1 norm", "value L2 norm", "distance of the value from the others",
-					     "cosine to the mean key", "redundancy among keys",
-					     "lag" };
+					     "cosine to the mean key", "redundancy among keys", "lag" };
 	const struct evict_policy_info *p = &evict_policies[i];
 	uint32_t n = 0;
 
