@@ -198,6 +198,23 @@ int gpu_attend(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct
 	return tensor_ok(q) && tensor_ok(out) ? step->dev->ops->attend(step, s, layer, q, out, scale, lse) : -EINVAL;
 }
 
+int gpu_may_keep(const struct gpu_table *table)
+{
+	return table->n_heat == 1 && table->heat[0] == EVICT_HEAT_SUM && table->observe;
+}
+
+int gpu_keep(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t depth)
+{
+	if (depth > 256 || !n_layers)
+		return -EINVAL;
+	return step->dev->ops->keep ? step->dev->ops->keep(step, s, shape, n_layers, depth) : -ENOTSUP;
+}
+
+int gpu_heat_kept(struct gpu_step *step, gpu_stream s, const struct gpu_kept *kept, unsigned n)
+{
+	return n && step->dev->ops->heat_kept ? step->dev->ops->heat_kept(step, s, kept, n) : 0;
+}
+
 int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
 		float scale, uint32_t last)
 {

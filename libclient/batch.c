@@ -16,7 +16,9 @@ static int allocate(struct ebb_batch *b)
 	b->seq = calloc(b->max_sessions, sizeof(*b->seq));
 	b->word = calloc(b->max_sessions, sizeof(*b->word));
 	b->value = calloc(b->max_sessions, sizeof(*b->value));
-	if (!b->member || !b->active || !b->take || !b->seq || !b->word || !b->value)
+	b->room = calloc(b->max_sessions, sizeof(*b->room));
+	b->due = calloc(b->max_sessions, sizeof(*b->due));
+	if (!b->member || !b->active || !b->take || !b->seq || !b->word || !b->value || !b->room || !b->due)
 		return -ENOMEM;
 	return gpu_step_new(b->pool->dev, b->max_sessions, b->max_rows, &b->step);
 }
@@ -31,6 +33,8 @@ static void release(struct ebb_batch *b)
 	free(b->seq);
 	free(b->word);
 	free(b->value);
+	free(b->room);
+	free(b->due);
 	free(b);
 }
 
@@ -63,6 +67,7 @@ int ebb_batch_new(struct ebb *ebb, const struct ebb_batch_options *o, struct ebb
 	b->max_sessions = o->max_sessions ? o->max_sessions : DEFAULT_SESSIONS;
 	b->max_rows = o->max_rows ? o->max_rows : DEFAULT_ROWS;
 	b->pad = pool->info.is_cuda ? o->pad_sessions : 0;
+	b->keeps_none = o->scores_at_once != 0;
 	rc = allocate(b);
 	if (rc) {
 		release(b);
@@ -110,6 +115,10 @@ int ebb_batch_join(struct ebb_batch *b, struct ebb_session *s)
 		return ebbi_error(b->ebb, -EINVAL, "the session's layers, heads or slots differ from the batch's");
 	b->member[b->n++] = s;
 	s->batch = b;
+	for (s->room = 0; b->room[s->room]; s->room++)	/* there is one for each member */
+		;
+	b->room[s->room] = true;
+	s->kept = 0;
 	return 0;
 }
 
@@ -122,6 +131,8 @@ int ebb_batch_leave(struct ebb_batch *b, struct ebb_session *s)
 	for (uint32_t i = 0; i < b->n; i++) {
 		if (b->member[i] != s)
 			continue;
+		ebbi_keep_leave(s);
+		b->room[s->room] = false;
 		memmove(&b->member[i], &b->member[i + 1], (b->n - i - 1) * sizeof(*b->member));
 		b->n--;
 		s->batch = NULL;

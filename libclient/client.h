@@ -94,6 +94,10 @@ struct ebb_session {
 	uint64_t awaited;		/* the turn that a stream of ours has been told to wait for */
 	uint32_t table_id;		/* the one that `table` was found from */
 	const void *table;
+	uint32_t observe;		/* every so many-th query's heat may be taken later (keep.c); 0: none's */
+	uint32_t room;			/* of its batch, for queries to be kept in */
+	uint32_t kept;			/* how many are, */
+	int32_t kept_pos;		/* and the first one's position */
 
 	bool wish;			/* a WANT is out */
 	uint32_t wish_epoch;		/* then: another one is the answer */
@@ -121,6 +125,10 @@ struct ebb_batch {
 	struct gpu_seq *seq;		/* [max_sessions] */
 	uint64_t **word;		/* [max_sessions]: words of the step's sessions, what to wait for at its begin, `finished` at its end; */
 	uint64_t *value;		/* and their values */
+	uint32_t depth;			/* of a room for queries; 0: heat is added at once */
+	bool keeps_none;		/* the device does not keep queries of this batch, or shall not */
+	bool *room;			/* [max_sessions]: taken */
+	struct gpu_kept *due;		/* [max_sessions]: for gpu_heat_kept() */
 };
 
 /* --- connect.c */
@@ -198,6 +206,16 @@ void ebbi_watch_free(struct ebbi_watch *w);	/* after that; NULL is fine */
 /* --- session.c, batch.c, step.c */
 int ebbi_session_check(struct ebb *ebb, const struct ebb_session_options *options);
 int ebbi_step_end(struct ebb_batch *batch);
+
+/* --- keep.c */
+/* Which of the open step's queries are kept; live_max as for gpu_step_set(), which comes after. */
+int ebbi_keep(struct ebb_batch *batch, uint32_t live_max);
+/* Has the heat of what the open step's sessions have kept added, where their windows end with it or their rooms are full. */
+int ebbi_keep_end(struct ebb_batch *batch);
+/* The same of one session, whatever it has kept, if a step of it is open. */
+int ebbi_keep_flush(struct ebb_session *session);
+/* The session leaves its batch: what it has kept is forgotten. */
+void ebbi_keep_leave(struct ebb_session *session);
 
 /* --- local.c */
 int ebbi_local_open(struct ebb *ebb, const struct ebb_session_options *options, struct ebb_session **out);

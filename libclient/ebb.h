@@ -215,6 +215,13 @@ struct ebb_batch_options {
 	 * leave. 0: it is launched as it is.
 	 */
 	uint32_t pad_sessions;
+	/*
+	 * CUDA: attention scores of steps of one token a session are taken once a window, or once in so many steps, from the queries that libebb keeps until
+	 * then. They take up to a 32nd of the memory that max_sessions sessions as long as the longest have, outside the pool, as soon as there is one
+	 * (and if there is so much; float32 slots, other head_dims than 64 and 128, and policies that want more than a sum of scores keep none). 1: no queries
+	 * are kept, every step adds its scores itself and takes longer (docs/performance.md).
+	 */
+	uint32_t scores_at_once;
 };
 
 /* ebb_batch_new - @out: returned; free with ebb_batch_free() (ebb_close() does too). */

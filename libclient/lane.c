@@ -30,7 +30,9 @@ static int find(struct ebb_session *s, uint32_t index, struct lane *out)
 		return ebbi_error(s->ebb, -EINVAL, "a lane can be looked at only while a step of its session is open");
 	if (index >= s->n_layers * s->shape.n_kv_heads)
 		return ebbi_error(s->ebb, -EINVAL, "lane %u of %u", index, s->n_layers * s->shape.n_kv_heads);
-	rc = gpu_sync(s->pool->dev, s->batch->stream);
+	rc = ebbi_keep_flush(s);
+	if (!rc)
+		rc = gpu_sync(s->pool->dev, s->batch->stream);
 	if (!rc)
 		rc = read_at(s, table, &out->t, sizeof(out->t));
 	if (!rc && index >= out->t.n_lanes)

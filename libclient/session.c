@@ -87,6 +87,7 @@ static struct ebb_session *session_of(struct ebb *ebb, const struct ebb_session_
 	s->shape = (struct gpu_shape){ o->n_kv_heads, o->group, o->head_dim, w->slot_type };
 	s->max_tokens = o->max_tokens;
 	s->max_slots = w->max_slots;
+	s->observe = gpu_may_keep(&w->table) ? w->table.observe : 0;
 	s->table_id = w->table_id;
 	s->table = ebbi_pool_at(pool, w->table_id, sizeof(struct gpu_table));
 	s->epoch = EBBI_NO_EPOCH;

@@ -279,7 +279,7 @@ static int describe(struct ebb_batch *b, const uint32_t *n)
 		rc = s->ebb->local ? 0 : find_table(s);
 		/* Tokens come in order, so no slot is later than the last of them. */
 		b->seq[b->n_seqs] = (struct gpu_seq){ s->table, row, b->take[i], (uint32_t)used, (int32_t)s->begun,
-						  (int32_t)wire_load32(&s->words->heat_from), 1 };
+						  (int32_t)wire_load32(&s->words->heat_from), 1, 0 };
 		b->active[b->n_seqs] = s;
 		b->word[b->n_seqs] = &s->words->finished;
 		s->begun += b->take[i];
@@ -289,6 +289,8 @@ static int describe(struct ebb_batch *b, const uint32_t *n)
 		live_max = live > live_max ? live : live_max;
 	}
 	b->n_tokens = b->n_rows = row;
+	if (!rc)
+		rc = ebbi_keep(b, live_max);
 	if (!rc)
 		rc = gpu_step_set(b->step, b->stream, &b->member[0]->shape, b->pool->map, b->seq, pad(b), live_max);
 	if (rc && rc != -EPIPE)
@@ -408,7 +410,9 @@ int ebbi_step_end(struct ebb_batch *b)
 		return 0;
 	if (ebb->dead)
 		return -EPIPE;
-	rc = finish(b);
+	rc = ebbi_keep_end(b);
+	if (!rc)
+		rc = finish(b);
 	for (uint32_t i = 0; i < b->n_seqs; i++)	/* partner: the daemon's look before it grants ahead */
 		wire_store64(&b->active[i]->words->launched, b->value[i]);
 	if (rc)

@@ -204,12 +204,13 @@ static __device__ __forceinline__ struct cuda_item make_item(const struct item_a
 	x.n = seq.n;
 	x.pos = seq.pos;
 	x.tile = i % a.n;
-	x.kv_head = i / a.n;
-	x.n_heat = (uint16_t)(head.observe ? min(head.n_heat, GPU_MAX_HEAT) : 0u);
+	x.kv_head = (uint16_t)(i / a.n);
+	x.n_heat = (uint8_t)(head.observe ? min(head.n_heat, GPU_MAX_HEAT) : 0u);
 	x.heat[0] = head.heat[0];
 	x.heat[1] = head.heat[1];
 	x.observe = head.observe;
 	x.heat_from = seq.heat_from;
+	x.kept = x.n == 1u && x.n_heat == 1u && x.heat[0] == EVICT_HEAT_SUM && mma_gives_heat(x) ? seq.kept : 0u;
 	return x;
 }
 
@@ -257,13 +258,16 @@ static __global__ void __launch_bounds__(ITEM_THREADS) item_kernel(const __grid_
 		return;
 	if (a.ordered)
 		count_lengths(a, layer, bin, sum);
-	for (uint32_t i = threadIdx.x; i < a.n; i += ITEM_THREADS)	/* KV heads of a session take heat all together */
-		any = any || mma_gives_heat(make_item(a, layer, i));
-	any = __syncthreads_or(any);
+	for (uint32_t i = threadIdx.x; i < a.n; i += ITEM_THREADS) {	/* KV heads of a session take heat all together */
+		struct cuda_item x = make_item(a, layer, i);
+
+		any |= x.kept ? CUDA_HEAT_LATER : mma_gives_heat(x) ? CUDA_HEAT_NOW : 0;
+	}
+	any = (__syncthreads_or(any & CUDA_HEAT_NOW) ? CUDA_HEAT_NOW : 0) | (__syncthreads_or(any & CUDA_HEAT_LATER) ? CUDA_HEAT_LATER : 0);
 	for (uint32_t i = threadIdx.x; i < n; i += ITEM_THREADS) {
 		struct cuda_item x = make_item(a, layer, i);
 
-		x.any_heat = (uint16_t)any;
+		x.any_heat = (uint8_t)any;
 		a.item[(size_t)layer * n + (a.ordered ? atomicAdd(&bin[item_bin(a, x)], 1u) : i)] = x;
 	}
 }
@@ -308,6 +312,7 @@ static cudaError_t attend_mma(struct cuda_step *st, cudaStream_t s, uint32_t lay
 	a.out = *out;
 	a.lse = lse;
 	a.scale = scale * 1.4426950408889634f;
+	a.keep_depth = cuda_keeps(st, layer, q, a.scale, &a.keep_q, &a.keep_lse) ? st->keep.depth : 0u;
 	a.logits = st->logits;
 	a.scratch_slots = scratch_slots(st->live_max);
 	a.far_depth = st->mma.rows * st->mma.heat_floats / ((sh->group < MMA_FAR_HEADS ? sh->group : MMA_FAR_HEADS) * MMA_FAR_SLOTS);

@@ -50,6 +50,40 @@ static __device__ __forceinline__ void mma_take(const struct mma_args &a, const 
 		mma_next_item(a, x.thread, k, word, next);
 }
 
+/* The lane's query on its way to where it is kept: 16 bytes of a thread. The CTA whose part of a cluster is the last has the least to do. */
+struct mma_query {
+	const uint4 *from;
+	uint4 *to;
+	uint32_t vecs;			/* of 16 bytes, of all threads; 0: it is not kept, or not by this CTA */
+	uint4 v;
+};
+
+template <int D> static __device__ __forceinline__ struct mma_query mma_look_query(const struct mma_args &a, const struct mma_lane &x)
+{
+	struct mma_query k = {};
+
+	if (!x.keeps || x.rank + 1u != x.cluster)
+		return k;
+	k.vecs = a.group * (D / 8u);
+	k.from = (const uint4 *)((const uint16_t *)a.q.data + (int64_t)x.item.row * a.q.stride + (int64_t)x.item.kv_head * a.group * D) + threadIdx.x;
+	k.to = (uint4 *)(a.keep_q + mma_kept_at(a, x) * D) + threadIdx.x;
+	if (threadIdx.x < k.vecs)
+		k.v = *k.from;
+	return k;
+}
+
+static __device__ __forceinline__ void mma_keep_query(const struct mma_query &k)
+{
+	if (threadIdx.x < k.vecs)
+		*k.to = k.v;
+#pragma unroll 1
+	for (uint32_t e = MMA_THREADS; threadIdx.x + e < k.vecs; e += MMA_THREADS)
+		k.to[e] = k.from[e];
+}
+
+/* Can kernels of this head size keep queries? */
+template <int D> static __host__ __device__ constexpr bool mma_can_keep(void) { return D == 64 || D == 128; }
+
 /* The lane that x describes: its pages into the warps' parts, merged, written, its heat added. */
 template <int TYPE, int D, int NT, int WAY>
 static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_plan &plan,
@@ -66,6 +100,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 	struct mma_quarter<NT> quarter;
 	struct mma_own<4> four = {};
 	struct mma_own<1> one = {};
+	struct mma_query query = {};
 
 	quarter.out = t.out + x.warp * a.rows * (D + 4u);
 	quarter.any = false;
@@ -77,6 +112,8 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 	mma_read_lane<TYPE, D, NT, WAY>(a, x, q, r, x.heat ? kept : NULL, stride, next, quarter);
 	if constexpr (mma_looks_ahead<TYPE, NT, RUN>())
 		ahead = mma_look_ahead<D>(a, x, k, next);
+	if constexpr (mma_can_keep<D>())
+		query = mma_look_query<D>(a, x);
 	if (RUN && x.heat && adds)
 		heat_at = mma_heat_at(a, x, threadIdx.x * 4u);
 	else if (x.heat && !adds && x.cluster == 1u)
@@ -99,6 +136,8 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 		else if (x.heat)
 			mma_heat<4>(a, x, t.end, kept, stride, four);
 		mma_write_alone<D>(a, x, t);
+		if constexpr (mma_can_keep<D>())
+			mma_keep_query(query);
 		return;
 	}
 	mma_exchange<D>(a, x, t);
@@ -108,6 +147,8 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 		mma_heat_add<1>(a, x, t.part, kept, stride, heat_at);
 	else if (x.heat)
 		mma_heat<1>(a, x, t.part, kept, stride, one);
+	if constexpr (mma_can_keep<D>())
+		mma_keep_query(query);
 }
 
 template <int TYPE, int D, int NT, int WAY>
@@ -138,7 +179,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 			mma_bar_new(t.bar, x.cluster * (t.even * 8u + mma_own_slice(a, x, t.slice) * 4u));
 		mma_cluster_arrive();
 	}
-	mma_ring_new<TYPE, D, NT>(a, x, shared, (WAY == MMA_ANY && a.tile) || x.item.any_heat ? plan.ring : plan.logits, r);
+	mma_ring_new<TYPE, D, NT>(a, x, shared, (WAY == MMA_ANY && a.tile) || mma_any_heat(a, x) ? plan.ring : plan.logits, r);
 	fresh = size::pages == 2u ? x.item.fresh_page & ~1u : x.item.fresh_page;
 	/* Ahead of the kernel before: only pages that it cannot have written. That is the step's own append, if anything. */
 #pragma unroll 1

@@ -50,6 +50,9 @@ struct mma_args {
 	float *logits;			/* scratch: [tile of the launch][kv head][rows][scratch_slots]; if a CTA has whole lanes: [CTA][rows][scratch_slots] */
 	uint32_t scratch_slots;
 	uint32_t newest;		/* every query sees every live slot: positions are not read */
+	uint16_t *keep_q;		/* of the layer: struct cuda_keep */
+	float *keep_lse;
+	uint32_t keep_depth;		/* 0: heat is taken at once */
 	uint32_t far_depth;		/* how often a few heads of some slots fit where logits have room: mma_heat_far(). 0: not at all */
 };
 
@@ -160,7 +163,8 @@ struct mma_lane {
 	uint32_t pages, per_strip;
 	uint32_t first, end;		/* strips of the warp */
 	uint32_t cta_page, cta_pages;	/* first page of the CTA, and how many */
-	bool heat;
+	bool heat;			/* taken here and now */
+	bool keeps;			/* taken later: the query is kept */
 	bool newest;			/* every query sees every live slot: positions are not read */
 	bool bare;			/* and stages of the ring have no room for them */
 	uint32_t warp, thread, g, t4;	/* thread = 4 g + t4 */
@@ -262,7 +266,22 @@ template <int TYPE> static __device__ __forceinline__ void mma_begin(const struc
 {
 	x.n_rows = min(x.item.n * a.group - x.row0, a.rows);
 	mma_share<TYPE>(x);
-	x.heat = mma_takes_heat(a, x);
+	x.keeps = a.keep_depth && x.item.kept;
+	x.heat = !x.keeps && mma_takes_heat(a, x);
+}
+
+/* Does any lane of the layer take heat here and now? */
+static __device__ __forceinline__ bool mma_any_heat(const struct mma_args &a, const struct mma_lane &x)
+{
+	return x.item.any_heat & (a.keep_depth ? CUDA_HEAT_NOW : CUDA_HEAT_NOW | CUDA_HEAT_LATER);
+}
+
+/* Where the first head's query is kept, and its log-sum-exp. */
+static __device__ __forceinline__ size_t mma_kept_at(const struct mma_args &a, const struct mma_lane &x)
+{
+	uint32_t at = x.item.kept - 1u;
+
+	return (((size_t)(at >> 8) * a.n_kv_heads + x.item.kv_head) * a.keep_depth + (at & 255u)) * a.group;
 }
 
 /*

@@ -242,6 +242,8 @@ static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, co
 	*end = make_float2(M, L > 0.0f ? __frcp_rn(L) : 0.0f);
 	if (x.rank == 0 && a.lse)
 		a.lse[mma_lse_at(a, x, r)] = L > 0.0f ? (M + __log2f(L)) * 0.6931471805599453f : __int_as_float(0xff800000);
+	if (x.rank == 0 && x.keeps)
+		a.keep_lse[mma_kept_at(a, x) + r] = L > 0.0f ? M + __log2f(L) : CUDA_KEPT_NONE;
 }
 
 /* Merge four (maximum, sum) that lie `step` apart; leaves their factors in by[0], by[step], ... */

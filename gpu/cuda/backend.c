@@ -34,6 +34,8 @@ const struct gpu_backend gpu_cuda_backend = {
 	.append = cuda_append,
 	.attend = cuda_attend,
 	.observe = cuda_observe,
+	.keep = cuda_keep,
+	.heat_kept = cuda_heat_kept,
 	.select = cuda_select,
 	.move = cuda_move,
 };

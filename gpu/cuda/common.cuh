@@ -108,11 +108,29 @@ struct cuda_item {
 	uint32_t fresh_page;		/* that this step's token is written to; ~0 unless there is exactly one token */
 	uint32_t row, n;		/* as in struct gpu_seq; n = 0: there is no such lane */
 	int32_t pos;
-	uint32_t tile, kv_head;
-	uint16_t n_heat, any_heat;	/* as in struct gpu_table; does any lane of the layer take heat in this step? */
+	uint32_t tile;
+	uint16_t kv_head;
+	uint8_t n_heat, any_heat;	/* as in struct gpu_table; does any lane of the layer take heat in this step? CUDA_HEAT_NOW, CUDA_HEAT_LATER */
 	uint32_t heat[GPU_MAX_HEAT], observe;
 	int32_t heat_from;		/* as in struct gpu_seq */
+	uint32_t kept;			/* the same; 0 also where the query gives no heat, or not the kind that can be taken later */
 };
+
+enum { CUDA_HEAT_NOW = 1, CUDA_HEAT_LATER = 2 };
+
+/*
+ * What gpu_keep() made room for: [layer][room][kv head][place][head of the group], a query's head_dim numbers as they came, and its log-sum-exp,
+ * to the base 2 and with the scale in it; CUDA_KEPT_NONE: nothing is kept there.
+ */
+struct cuda_keep {
+	uint16_t *q;
+	float *lse;
+	struct gpu_kept *list;		/* of gpu_heat_kept() on its way */
+	struct gpu_shape shape;
+	uint32_t n_layers, depth;
+};
+
+#define CUDA_KEPT_NONE 3.3961514e38f	/* 0x7f7f7f7f */
 
 #define CUDA_LAYERS 256u		/* of a model at most */
 
@@ -145,8 +163,11 @@ struct cuda_step {
 	uint32_t kept_rows, kept_slots;
 	struct cuda_item *item;		/* [CUDA_LAYERS][kv head * (single ? tile : session)] */
 	size_t item_bytes;
+	struct cuda_keep keep;
 	int first;			/* nothing has been launched since step_set: what comes must wait for its kernels */
 	uint64_t key;			/* of all the above, as step_set left it: whatever launches depend on is in this struct */
+	float keep_scale;		/* of the queries that are kept, times log2(e); 0: none has been yet */
+	uint32_t keep_type;		/* and their type */
 };
 
 static inline struct cuda_device *cuda_dev(struct gpu_device *dev) { return (struct cuda_device *)dev; }
@@ -165,6 +186,9 @@ static inline struct cuda_view cuda_view_of(const struct gpu_map *map)
  */
 int cuda_heat(struct cuda_step *step, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
 	      float scale, int observed, uint32_t last, uint32_t done_pairs);
+
+/* keep.cu: queries of the layer, and their log-sum-exps; false: attend must take heat at once. scale: times log2(e). */
+bool cuda_keeps(struct cuda_step *step, uint32_t layer, const struct gpu_tensor *q, float scale, uint16_t **kept_q, float **kept_lse);
 
 /* attend_f32.cu */
 cudaError_t cuda_attend_f32(const struct cuda_step *st, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q,

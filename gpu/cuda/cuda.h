@@ -46,12 +46,14 @@ int cuda_step_set(struct gpu_step *step, gpu_stream s, const struct gpu_shape *s
 		  const struct gpu_seq *seq, unsigned n_seqs, uint32_t live_max);
 uint64_t cuda_step_key(const struct gpu_step *step);
 
-/* append.cu, attend.cu, observe.cu, select.cu, move.cu */
+/* append.cu, attend.cu, observe.cu, keep.cu, select.cu, move.cu */
 int cuda_append(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *k, const struct gpu_tensor *v);
 int cuda_attend(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q,
 		const struct gpu_tensor *out, float scale, float *lse);
 int cuda_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
 		 float scale, uint32_t last);
+int cuda_keep(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t depth);
+int cuda_heat_kept(struct gpu_step *step, gpu_stream s, const struct gpu_kept *kept, unsigned n);
 int cuda_select(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 		unsigned what, struct gpu_turn_stats *stats);
 int cuda_move(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const uint32_t *src, const uint32_t *dst,

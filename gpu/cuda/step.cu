@@ -2,7 +2,7 @@
  * Maps (slab addresses) and steps (the list of sessions) on a device, and the scratch that a step's operations need.
  *
  * What: host arrays sent through the staging ring; no kernels.
- * Memory traffic: 8 bytes a slab when it is set; 32 bytes a session, 8 a token and 8 a tile once a step.
+ * Memory traffic: 8 bytes a slab when it is set; 40 bytes a session, 8 a token and 8 a tile once a step.
  * Graphs: what differs from step to step lies in the lists, at addresses that stay; what launches depend on is in struct cuda_step, and its
  * hash is the step's key. A session that is not there has an empty table behind the lists: every kernel finds that it has no lanes.
  * Determinism: scratch only holds values that the same operation wrote before it reads them.
@@ -124,6 +124,9 @@ void cuda_step_free(struct gpu_device *dev, struct gpu_step *step)
 		(void)cudaFree(st->partial);
 		(void)cudaFree(st->logits);
 		(void)cudaFree(st->item);
+		(void)cudaFree(st->keep.q);
+		(void)cudaFree(st->keep.lse);
+		(void)cudaFree(st->keep.list);
 	}
 	free(st);
 }

@@ -102,35 +102,28 @@ static void report_beside(const struct bench *b, const char *what, double t, dou
 	bench_report(name, kv_bytes(b) / t * 1e-9, "GB/s", kv_bytes(b) / peer * 1e-9, text, peer / t >= goal);
 }
 
-/* Seconds of a layer with observe = 4 when session i is at a position of i * stride + phase, modulo 4. */
-static double time_observe4(struct bench *b, int32_t phase, int32_t stride)
-{
-	for (uint32_t i = 0; i < b->sh->sessions; i++)
-		b->seq[i].pos = (int32_t)(b->sh->live - 8) + (phase + (int32_t)i * stride) % 4;
-	return time_attend(b, 4);
-}
-
 static void bench_peer(const struct shape *sh)
 {
 	struct bench b = {};
-	double plain, alike, apart, peer;
+	struct kept_times kept;
+	double plain, peer;
 	size_t bytes;
 	char *kv;
 
 	printf("%s\n", sh->name);
 	open_shape(&b, sh);
 	plain = time_attend(&b, 0);
-	alike = (3.0 * time_observe4(&b, 1, 0) + time_observe4(&b, 0, 0)) / 4.0;
-	apart = time_observe4(&b, 0, 1);
+	kept = time_kept(&b);
 	bytes = (size_t)kv_bytes(&b) * sh->layers;
 	cu(cudaMalloc(&kv, bytes), "FlashInfer's pages");
 	fill_pages<<<2048, 256, 0, (cudaStream_t)stream>>>(kv, bytes / 4, GPU_BF16);
 	must(gpu_sync(dev, stream), "fill");
 	peer = time_peer(&b, kv);
 	report_beside(&b, "no heat", plain, peer, 1.05);
-	report_beside(&b, "observe = 4, mean of 4 steps", alike, peer, 1.0);
-	if (sh->sessions >= 4)
-		report_beside(&b, "observe = 4, a quarter of the sessions a step", apart, peer, 1.0);
+	report_beside(&b, "heat of every query, later", together(&b, &kept), peer, 1.0);
+	report_beside(&b, "the same, sessions as they come", as_they_come(&b, &kept), peer, 1.0);
+	/* Every fourth query kept, and a window of 32 ends with a quarter of them: the heat of fewer queries costs less, hardly. */
+	report_beside(&b, "observe = 4", plain + (kept.step - plain) / 4 + kept.all / sh->layers / std::max(32u, kept.depth), peer, 1.0);
 	cudaFree(kv);
 	close_shape(&b);
 }

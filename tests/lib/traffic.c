@@ -256,11 +256,17 @@ static int set_up(struct traffic *t, const char *socket)
 	struct ebb_options o = { .socket = socket, .name = s->name ? s->name : "traffic", .no_uring = s->no_uring,
 				 .why = why, .why_bytes = sizeof(why) };
 	struct ebb_batch_options b;
+	struct ebb_pool_info pool;
+	char device[32] = "host";
 	size_t floats;
 	int rc = ebb_connect(&t->ebb, &o);
 
+	if (!rc)
+		rc = ebb_pool(t->ebb, 0, &pool);
 	if (rc)
 		return complain(t, rc, "connect", why);
+	if (pool.is_cuda)
+		snprintf(device, sizeof(device), "cuda:%d", pool.ordinal);
 	__atomic_store_n(&t->report->connected, 1, __ATOMIC_RELEASE);
 	maybe_die(t, AT_CONNECTED, 0);
 	t->kv_floats = (size_t)s->n_kv_heads * s->head_dim;
@@ -268,7 +274,7 @@ static int set_up(struct traffic *t, const char *socket)
 	t->max_rows = s->chunk * s->n_sessions;
 	floats = 2 * (t->kv_floats + t->q_floats) * t->max_rows;
 	t->host = calloc(floats, sizeof(float));
-	rc = t->host ? gpu_open(&t->dev, td_device()) : -ENOMEM;
+	rc = t->host ? gpu_open(&t->dev, device) : -ENOMEM;
 	if (!rc)
 		rc = gpu_slab_new(t->dev, floats * sizeof(float), 0, &t->slab);
 	if (!rc)

@@ -1,7 +1,7 @@
 /*
  * A client without a model: random keys, values and queries that are a function of (seed, session, position, layer) alone, so
- * that what attention returns can be compared bit for bit between runs. Runs in a child process, on the host or on CUDA (the parent
- * never touches CUDA, so that it may fork). What the child does is seen in a struct traffic_report that both share.
+ * that what attention returns can be compared bit for bit between runs. Runs in a child process, on the device of the daemon's first pool (on CUDA
+ * the parent never touches it, so that it may fork). What the child does is seen in a struct traffic_report that both share.
  */
 #ifndef TESTS_LIB_TRAFFIC_H
 #define TESTS_LIB_TRAFFIC_H
