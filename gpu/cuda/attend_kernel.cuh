@@ -141,7 +141,16 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 		return;
 	}
 	mma_exchange<D>(a, x, t);
-	mma_merge_parts(a, x, t);
+	if (WAY == MMA_SIXTEEN && !x.heat && t.slice <= 32u && x.n_rows <= 8u) {	/* what is left is one warp's: no barrier */
+		if (x.warp == 0) {
+			mma_merge_parts<true>(a, x, t);
+			mma_write_slice(a, x, t);
+		}
+		if constexpr (mma_can_keep<D>())
+			mma_keep_query(query);
+		return;
+	}
+	mma_merge_parts<false>(a, x, t);
 	mma_write_slice(a, x, t);
 	if (x.heat && adds)
 		mma_heat_add<1>(a, x, t.part, kept, stride, heat_at);

@@ -341,8 +341,9 @@ static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, co
 
 /*
  * The parts that the CTAs of the cluster have: 4 quarters, or 4 times 4 groups. Four neighbouring threads have a row. The lane's (maximum, 1 / sum)
- * goes to part[], which nobody reads any more: end[] may still be on its way to other CTAs.
+ * goes to part[], which nobody reads any more: end[] may still be on its way to other CTAs. ALONE: by one warp, of up to 8 rows.
  */
+template <bool ALONE>
 static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
 {
 	if (threadIdx.x < 64u) {	/* whole warps: they exchange values */
@@ -367,7 +368,10 @@ static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a,
 		if (there && q == 0)
 			mma_row_done(a, x, r, M, L, &t.part[r]);
 	}
-	__syncthreads();
+	if (ALONE)
+		__syncwarp();
+	else
+		__syncthreads();
 }
 
 static __device__ __forceinline__ void mma_write_slice(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)

@@ -228,6 +228,7 @@ struct bench {
 	struct gpu_table head;
 	uint32_t longest;
 	double slots;			/* of one layer */
+	uint32_t run;			/* pages of a lane that lie side by side; 0: 1 */
 	uint32_t heats, arrays;		/* that blocks and credit blocks have room for; 0: 1 */
 	std::vector<struct gpu_lane> lane;	/* [session][lane] */
 	std::vector<void *> table;
@@ -247,14 +248,15 @@ static uint32_t place(uint64_t bytes)
 	return (uint32_t)((pool_at - bytes) / GPU_UNIT);
 }
 
-static std::vector<uint32_t> places(size_t n, uint64_t bytes, bool shuffled)
+/* n ids; those of `run` neighbours lie side by side, the runs anywhere. */
+static std::vector<uint32_t> places(size_t n, uint64_t bytes, uint32_t run)
 {
 	std::vector<uint32_t> id(n);
 
 	for (size_t i = 0; i < n; i++)
 		id[i] = place(bytes);
-	for (size_t i = n; shuffled && i > 1; i--)
-		std::swap(id[i - 1], id[draw() % i]);
+	for (size_t i = n / run; i > 1; i--)
+		std::swap_ranges(id.begin() + (i - 1) * run, id.begin() + i * run, id.begin() + draw() % i * run);
 	return id;
 }
 
@@ -323,8 +325,8 @@ static void make_tables(struct bench *b, bool with_pages)
 	}
 	b->slots = (double)sh->sessions * sh->kv * sh->live;
 	*t = (struct gpu_table){ (uint32_t)lanes, 32, gpu_pages_for(b->longest), gpu_blocks_for(b->longest), 1, { EVICT_HEAT_SUM }, 1 };
-	block = places(n * t->max_blocks, gpu_block_bytes(b->heats ? b->heats : 1), true);
-	credit = places(n * t->max_blocks, gpu_block_bytes(b->arrays ? b->arrays : 1), true);
+	block = places(n * t->max_blocks, gpu_block_bytes(b->heats ? b->heats : 1), 1);
+	credit = places(n * t->max_blocks, gpu_block_bytes(b->arrays ? b->arrays : 1), 1);
 	for (uint64_t at = 0; at < pool_at; at += SLAB_BYTES)
 		must(gpu_scrub(dev, stream, slab[at / SLAB_BYTES].base, (size_t)std::min<uint64_t>(SLAB_BYTES, pool_at - at)), "scrub");
 	pool_at = (pool_at + (1 << 20)) / (1 << 20) * (1 << 20);
@@ -336,7 +338,7 @@ static void make_tables(struct bench *b, bool with_pages)
 
 		for (size_t i = 0; i < n; i++)
 			need += gpu_pages_for(b->lane[i].len + b->lane[i].fresh);
-		id = places(need, gpu_page_bytes(sh->type, sh->d), true);
+		id = places(need, gpu_page_bytes(sh->type, sh->d), b->run ? b->run : 1);
 		for (size_t i = 0; i < n; i++)
 			for (uint32_t p = 0; p < gpu_pages_for(b->lane[i].len + b->lane[i].fresh); p++)
 				page[i * t->max_pages + p] = id[at++];
@@ -382,14 +384,18 @@ static void make_step(struct bench *b)
 	must(gpu_step_set(b->step, stream, &b->gs, map, b->seq.data(), sh->sessions, b->longest), "step_set");
 }
 
+/* How often a graph walks over all layers. */
+static uint32_t rounds(const struct shape *sh) { return sh->n == 1 ? (31 + sh->layers) / sh->layers : 1; }
+
 static double time_attend(struct bench *b, uint32_t observe)
 {
 	b->head.observe = observe;
 	write_headers(b);
 	must(gpu_step_set(b->step, stream, &b->gs, map, b->seq.data(), b->sh->sessions, b->longest), "step_set");
-	return time_graph(b->sh->layers, [&] {
-		for (uint32_t l = 0; l < b->sh->layers; l++)
-			must(gpu_attend(b->step, stream, l, &b->q, &b->out, 0.02f, NULL), "attend");
+	/* 32 layers at least, as a model has: what a graph costs before its first kernel is not a layer's. */
+	return time_graph(b->sh->layers * rounds(b->sh), [&] {
+		for (uint32_t l = 0; l < b->sh->layers * rounds(b->sh); l++)
+			must(gpu_attend(b->step, stream, l % b->sh->layers, &b->q, &b->out, 0.02f, NULL), "attend");
 	});
 }
 
@@ -415,76 +421,7 @@ static double kv_bytes(const struct bench *b)
 	return b->slots * (double)gpu_page_bytes(b->sh->type, b->sh->d) / GPU_PAGE_SLOTS;
 }
 
-/* Queries that libebb would keep (libclient/keep.c). */
-static uint32_t keep_depth(const struct shape *sh)
-{
-	uint32_t most = std::min(32u, 128u / sh->group), depth = 8;
-
-	while (depth * 2 <= most && depth * 2 <= sh->live / (16 * sh->group))
-		depth *= 2;
-	return depth;
-}
-
-/* What a layer of a step costs that keeps its queries, and the heat of a window of them, for all layers: of all sessions, and of `few` of them. */
-struct kept_times {
-	uint32_t depth, few;
-	double step, all, some;		/* step 0: this shape keeps none */
-};
-
-static double time_heat_kept(struct bench *b, const std::vector<struct gpu_kept> &kept, uint32_t n)
-{
-	std::vector<double> t;
-
-	for (int i = 0; i < REPLAYS; i++)
-		t.push_back(time_events([&] { must(gpu_heat_kept(b->step, stream, kept.data(), n), "heat_kept"); }, 200));
-	std::sort(t.begin(), t.end());
-	return t[t.size() / 2];
-}
-
-static struct kept_times time_kept(struct bench *b)
-{
-	const struct shape *sh = b->sh;
-	struct kept_times t = { keep_depth(sh), 0, 0, 0, 0 };
-	std::vector<struct gpu_kept> kept;
-
-	t.few = (sh->sessions + t.depth - 1) / t.depth;
-	if (sh->n > 1 || gpu_keep(b->step, stream, &b->gs, sh->layers, t.depth))
-		return t;
-	for (uint32_t place = t.depth; place-- > 0;) {
-		for (uint32_t i = 0; i < sh->sessions; i++)
-			b->seq[i].kept = gpu_kept_at(i, place);
-		if (!place) {
-			t.step = time_attend(b, 1);
-			continue;
-		}
-		b->head.observe = 1;
-		write_headers(b);
-		must(gpu_step_set(b->step, stream, &b->gs, map, b->seq.data(), sh->sessions, b->longest), "step_set");
-		for (uint32_t l = 0; l < sh->layers; l++)
-			must(gpu_attend(b->step, stream, l, &b->q, &b->out, 0.02f, NULL), "attend");
-	}
-	for (uint32_t i = 0; i < sh->sessions; i++)
-		kept.push_back({ b->table[i], i, t.depth, 1, (int32_t)sh->live, 1 });
-	t.all = time_heat_kept(b, kept, sh->sessions);
-	t.some = time_heat_kept(b, kept, t.few);
-	for (struct gpu_seq &s : b->seq)
-		s.kept = 0;
-	must(gpu_keep(b->step, stream, &b->gs, sh->layers, 0), "keep");
-	return t;
-}
-
-/* A layer of a step with heat later: sessions whose windows end together, as they come (a part of them each step). */
-static double together(const struct bench *b, const struct kept_times *t) { return t->step + t->all / b->sh->layers / t->depth; }
-static double as_they_come(const struct bench *b, const struct kept_times *t)
-{
-	return t->step + t->some / b->sh->layers * b->sh->sessions / t->depth / t->few;
-}
-
-static void print_kept(const struct bench *b, const struct kept_times *t)
-{
-	printf("    keeping queries %.2f us; heat of %u queries a session %.2f us a layer; as they come %.2f us a step\n", t->step * 1e6, t->depth,
-	       t->all / b->sh->layers * 1e6, as_they_come(b, t) * 1e6);
-}
+#include "tests/gpu/bench_keep.cuh"
 
 static void bench_attend(const struct shape *sh)
 {
