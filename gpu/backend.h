@@ -48,7 +48,8 @@ struct gpu_backend {
 		      const struct gpu_tensor *out, float scale, float *lse);
 	int (*observe)(struct gpu_step *step, gpu_stream s, uint32_t layer, const struct gpu_tensor *q, const float *lse,
 		       float scale, uint32_t last);
-	int (*keep)(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t depth);	/* NULL: never */
+	int (*keep)(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t rooms,
+		    uint32_t depth);	/* NULL: never */
 	int (*heat_kept)(struct gpu_step *step, gpu_stream s, const struct gpu_kept *kept, unsigned n);
 	int (*select)(struct gpu_device *dev, gpu_stream s, const struct gpu_map *map, const struct gpu_turn *turn, unsigned n,
 		      unsigned what, struct gpu_turn_stats *stats);

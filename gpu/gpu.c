@@ -203,11 +203,12 @@ int gpu_may_keep(const struct gpu_table *table)
 	return table->n_heat == 1 && table->heat[0] == EVICT_HEAT_SUM && table->observe;
 }
 
-int gpu_keep(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t depth)
+int gpu_keep(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t rooms,
+	     uint32_t depth)
 {
-	if (depth > 256 || !n_layers)
+	if (depth > 256 || !n_layers || (depth && (!rooms || rooms > 1u << 23)))
 		return -EINVAL;
-	return step->dev->ops->keep ? step->dev->ops->keep(step, s, shape, n_layers, depth) : -ENOTSUP;
+	return step->dev->ops->keep ? step->dev->ops->keep(step, s, shape, n_layers, rooms, depth) : -ENOTSUP;
 }
 
 int gpu_heat_kept(struct gpu_step *step, gpu_stream s, const struct gpu_kept *kept, unsigned n)

@@ -192,16 +192,17 @@ int gpu_observe(struct gpu_step *step, gpu_stream s, uint32_t layer, const struc
  * may keep its queries, and the heat of many steps is taken from them together, which reads K once more. A slot then has their sum, in a fixed order:
  * of fixed queries, then over those; not the bits of steps that add at once.
  *
- * gpu_keep - room in the step for `depth` queries (1 .. 256) of each of max_seqs sessions in n_layers layers, memory of the device. What was kept is forgotten. A
- * step of one token whose gpu_seq says where then keeps its query in attend, where that can be done: heat is one array of sums, the
- * queries have the slots' type (q8: either type of 16 bits) and one scale; else it adds its heat at once. Enqueued on `s`; waits for the device. depth 0: no room.
- * Errors: -ENOTSUP a device, or a shape, that never keeps any; -ENOMEM; after both there is none.
+ * gpu_keep - `rooms` in the step, each for `depth` queries (1 .. 256) of a session in n_layers layers, memory of the device. What was kept is
+ * forgotten. A step of one token whose gpu_seq says where then keeps its query in attend, where that can be done: heat is one array of sums,
+ * the queries have the slots' type (q8: either type of 16 bits) and one scale; else it adds its heat at once. Enqueued on `s`, before a
+ * gpu_step_set(); waits for the device. depth 0: no rooms any more. Errors: -ENOTSUP a device, or a shape, that never keeps any; -ENOMEM;
+ * after both there are none.
  *
  * gpu_heat_kept - add the heat of what sessions have kept, of all layers, and forget it. Slots that a token has taken since a query take none from it.
  */
 struct gpu_kept {
 	const void *table;	/* NULL: only forget */
-	uint32_t room, n;	/* the queries are those of places 0 .. n-1 */
+	uint32_t room, n;	/* the queries are those of places 0 .. n-1 of the room */
 	uint32_t used;		/* tokens of the window appended so far */
 	int32_t pos;		/* of the first query */
 	uint32_t every;		/* how far the others are apart: 1, or the table's observe */
@@ -211,7 +212,7 @@ static inline uint32_t gpu_kept_at(uint32_t room, uint32_t place) { return (room
 
 /* 1 if the heat of a session with this table can be taken later: it has one array, of sums, and some query is observed. */
 int gpu_may_keep(const struct gpu_table *table);
-int gpu_keep(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t depth);
+int gpu_keep(struct gpu_step *step, gpu_stream s, const struct gpu_shape *shape, uint32_t n_layers, uint32_t rooms, uint32_t depth);
 int gpu_heat_kept(struct gpu_step *step, gpu_stream s, const struct gpu_kept *kept, unsigned n);
 
 /* --- the daemon's operations --------------------------------------------------------------------------------------- */

@@ -125,7 +125,7 @@ struct ebb_batch {
 	struct gpu_seq *seq;		/* [max_sessions] */
 	uint64_t **word;		/* [max_sessions]: words of the step's sessions, what to wait for at its begin, `finished` at its end; */
 	uint64_t *value;		/* and their values */
-	uint32_t depth;			/* of a room for queries; 0: heat is added at once */
+	uint32_t rooms, depth;		/* for queries: how many, of how many each; 0: heat is added at once */
 	bool keeps_none;		/* the device does not keep queries of this batch, or shall not */
 	bool *room;			/* [max_sessions]: taken */
 	struct gpu_kept *due;		/* [max_sessions]: for gpu_heat_kept() */

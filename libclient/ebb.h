@@ -217,9 +217,9 @@ struct ebb_batch_options {
 	uint32_t pad_sessions;
 	/*
 	 * CUDA: attention scores of steps of one token a session are taken once a window, or once in so many steps, from the queries that libebb keeps until
-	 * then. They take up to a 32nd of the memory that max_sessions sessions as long as the longest have, outside the pool, as soon as there is one
-	 * (and if there is so much; float32 slots, other head_dims than 64 and 128, and policies that want more than a sum of scores keep none). 1: no queries
-	 * are kept, every step adds its scores itself and takes longer (docs/performance.md).
+	 * then. They take up to a 32nd of the memory that the batch's sessions (the next power of two of them) would have if all were as long as the
+	 * longest: outside the pool, in this process, and only if there is so much. Float32 slots, other head_dims than 64 and 128, and policies that want more
+	 * than a sum of scores keep none. 1: no queries are kept, every step adds its scores itself and takes longer (docs/performance.md).
 	 */
 	uint32_t scores_at_once;
 };

@@ -3,8 +3,8 @@
  * their heat is added together. That writes 1 / depth of what heat writes when it is added step by step, and reads K once more each time.
  *
  * Invariant: what a session has kept are the queries of `kept` positions from kept_pos on, `observe` apart; a step that does not follow, or of several
- * tokens, adds its heat at once, and so does a query that the table observes by now though it did not when the session was opened. The heat of all of them is on its way, in the batch's stream, before the daemon hears that the window is
- * used up. A claim may come earlier than we hear of it: then what was kept counts in the next window, for the slots that are there by then.
+ * tokens, adds its heat at once, and so does a query that the table observes by now though it did not when the session was opened. The heat of all of
+ * them is on its way, in the batch's stream, before the daemon hears that the window is used up. A claim may come earlier than we hear of it: then what was kept counts in the next window, for the slots that are there by then.
  *
  * Heat is added only to sessions that have a step open: any other the daemon may take at any moment, and its memory with it. So a session that leaves its
  * batch in the middle of a window loses what it has kept, once: from then on its heat is added at once.
@@ -20,7 +20,7 @@
 
 /*
  * How many queries of a session to keep: what takes a 32nd of the memory that the longest lane's K and V take, since there is a room for every
- * lane of the batch. 0: lanes are too short to be worth it.
+ * lane of every member. 0: lanes are too short to be worth it.
  */
 static uint32_t depth_for(const struct gpu_shape *shape, uint32_t live_max)
 {
@@ -78,14 +78,28 @@ void ebbi_keep_leave(struct ebb_session *s)
 	(void)add(s->batch, 1);		/* on a lost device there is nothing to forget */
 }
 
-/* Room for more queries where lanes have grown. What rooms hold is added first. */
+/* Rooms for all members: a power of two of them, so that they seldom become more. */
+static uint32_t rooms_for(const struct ebb_batch *b)
+{
+	uint32_t last = 0, rooms = 1;
+
+	for (uint32_t i = 0; i < b->n; i++)
+		last = b->member[i]->room > last ? b->member[i]->room : last;
+	while (rooms <= last)
+		rooms *= 2u;
+	return rooms < b->max_sessions ? rooms : b->max_sessions;
+}
+
+/* Larger rooms where lanes have grown, more where sessions have joined. What they hold is added first. */
 static int grow(struct ebb_batch *b, uint32_t live_max)
 {
 	const struct gpu_shape *shape = &b->member[0]->shape;
-	uint32_t depth = depth_for(shape, live_max), n = 0;
+	uint32_t rooms = rooms_for(b), depth = depth_for(shape, live_max), n = 0;
 	int rc;
 
-	if (depth <= b->depth || b->keeps_none)
+	rooms = rooms > b->rooms ? rooms : b->rooms;
+	depth = depth > b->depth ? depth : b->depth;
+	if (!depth || (rooms == b->rooms && depth == b->depth))
 		return 0;
 	for (uint32_t i = 0; i < b->n; i++)
 		if (b->member[i]->kept)
@@ -93,7 +107,8 @@ static int grow(struct ebb_batch *b, uint32_t live_max)
 	rc = add(b, n);
 	if (rc)
 		return rc;
-	rc = gpu_keep(b->step, b->stream, shape, b->member[0]->n_layers, depth);
+	rc = gpu_keep(b->step, b->stream, shape, b->member[0]->n_layers, rooms, depth);
+	b->rooms = rc ? 0 : rooms;
 	b->depth = rc ? 0 : depth;
 	b->keeps_none = rc != 0;
 	return rc && rc != -ENOTSUP && rc != -ENOMEM ? ebbi_broken(b->ebb, "the device cannot keep queries: %s", strerror(-rc)) : 0;
@@ -106,7 +121,7 @@ int ebbi_keep(struct ebb_batch *b, uint32_t live_max)
 
 	for (uint32_t i = 0; i < b->n_seqs; i++)
 		any |= b->active[i]->observe && b->seq[i].n == 1;
-	rc = any && !b->ebb->local ? grow(b, live_max) : 0;
+	rc = any && !b->keeps_none && !b->ebb->local ? grow(b, live_max) : 0;
 	for (uint32_t i = 0; i < b->n_seqs && !rc && b->depth; i++) {
 		struct ebb_session *s = b->active[i];
 		struct gpu_seq *q = &b->seq[i];

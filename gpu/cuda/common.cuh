@@ -127,7 +127,7 @@ struct cuda_keep {
 	float *lse;
 	struct gpu_kept *list;		/* of gpu_heat_kept() on its way */
 	struct gpu_shape shape;
-	uint32_t n_layers, depth;
+	uint32_t n_layers, rooms, depth;
 };
 
 #define CUDA_KEPT_NONE 3.3961514e38f	/* 0x7f7f7f7f */

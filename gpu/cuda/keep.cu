@@ -409,10 +409,10 @@ static void forget(struct cuda_step *st)
 	st->keep_type = 0;
 }
 
-int cuda_keep(struct gpu_step *step, gpu_stream stream, const struct gpu_shape *shape, uint32_t n_layers, uint32_t depth)
+int cuda_keep(struct gpu_step *step, gpu_stream stream, const struct gpu_shape *shape, uint32_t n_layers, uint32_t rooms, uint32_t depth)
 {
 	struct cuda_step *st = (struct cuda_step *)step;
-	size_t pairs = (size_t)n_layers * st->max_seqs * shape->n_kv_heads * depth * shape->group;
+	size_t pairs = (size_t)n_layers * rooms * shape->n_kv_heads * depth * shape->group;
 	cudaStream_t s = cuda_stream(stream);
 	struct cuda_keep k = {};
 	int rc = cuda_use(step->dev);
@@ -426,6 +426,7 @@ int cuda_keep(struct gpu_step *step, gpu_stream stream, const struct gpu_shape *
 		return -ENOTSUP;
 	k.shape = *shape;
 	k.n_layers = n_layers;
+	k.rooms = rooms;
 	k.depth = depth;
 	rc = cuda_errno(cudaMalloc((void **)&k.q, pairs * shape->head_dim * sizeof(*k.q)));
 	if (!rc)
@@ -445,7 +446,7 @@ int cuda_keep(struct gpu_step *step, gpu_stream stream, const struct gpu_shape *
 bool cuda_keeps(struct cuda_step *st, uint32_t layer, const struct gpu_tensor *q, float scale, uint16_t **kept_q, float **kept_lse)
 {
 	const struct cuda_keep *k = &st->keep;
-	size_t pair = (size_t)layer * st->max_seqs * k->shape.n_kv_heads * k->depth * k->shape.group;
+	size_t pair = (size_t)layer * k->rooms * k->shape.n_kv_heads * k->depth * k->shape.group;
 
 	if (layer >= k->n_layers || !k->depth || memcmp(&k->shape, &st->shape, sizeof(k->shape)) != 0)
 		return false;
@@ -472,7 +473,7 @@ int cuda_heat_kept(struct gpu_step *step, gpu_stream stream, const struct gpu_ke
 	if (n > st->max_seqs)
 		return -EINVAL;
 	for (unsigned i = 0; i < n; i++)
-		if (kept[i].room >= st->max_seqs || !kept[i].every)
+		if (kept[i].room >= k->rooms || !kept[i].every)
 			return -EINVAL;
 	rc = cuda_write(step->dev, stream, k->list, kept, n * sizeof(*kept));
 	if (rc)
@@ -484,7 +485,7 @@ int cuda_heat_kept(struct gpu_step *step, gpu_stream stream, const struct gpu_ke
 	a.n_kv_heads = k->shape.n_kv_heads;
 	a.group = k->shape.group;
 	a.depth = k->depth;
-	a.rooms = st->max_seqs;
+	a.rooms = k->rooms;
 	a.bf16 = st->keep_type == GPU_BF16;
 	a.scale = st->keep_scale;
 	switch (k->shape.slot_type) {

@@ -205,6 +205,8 @@ static void fill_lists(char *at, const struct cuda_step *st, const struct gpu_se
 	for (unsigned i = 0; i < n_seqs; i++) {
 		if (!seq[i].table)
 			((struct gpu_seq *)at)[i].table = st->lists + list_bytes(st->max_seqs, st->max_rows);
+		if (seq[i].kept && ((seq[i].kept - 1u) >> 8 >= st->keep.rooms || (seq[i].kept - 1u) % 256u >= st->keep.depth))	/* no such place: at once */
+			((struct gpu_seq *)at)[i].kept = 0;
 		if ((uint64_t)seq[i].n * group > wide)
 			wide_tile = list_tiles(wide_tile, i, seq[i].n * group, WIDE_ROWS);
 		else

@@ -33,7 +33,7 @@ static struct kept_times time_kept(struct bench *b)
 	std::vector<struct gpu_kept> kept;
 
 	t.few = (sh->sessions + t.depth - 1) / t.depth;
-	if (sh->n > 1 || gpu_keep(b->step, stream, &b->gs, sh->layers, t.depth))
+	if (sh->n > 1 || gpu_keep(b->step, stream, &b->gs, sh->layers, sh->sessions, t.depth))
 		return t;
 	for (uint32_t place = t.depth; place-- > 0;) {
 		for (uint32_t i = 0; i < sh->sessions; i++)
@@ -54,7 +54,7 @@ static struct kept_times time_kept(struct bench *b)
 	t.some = time_heat_kept(b, kept, t.few);
 	for (struct gpu_seq &s : b->seq)
 		s.kept = 0;
-	must(gpu_keep(b->step, stream, &b->gs, sh->layers, 0), "keep");
+	must(gpu_keep(b->step, stream, &b->gs, sh->layers, 0, 0), "keep");
 	return t;
 }
 

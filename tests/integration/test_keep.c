@@ -83,19 +83,21 @@ static void fill(uint16_t *x, size_t n, uint64_t seed)
 	}
 }
 
-static void step(struct side *s, uint32_t n, uint32_t look)
+/* n tokens, and as many as are given of the batch's second session, whose numbers are others. */
+static void step_both(struct side *s, uint32_t n, struct ebb_session *second, uint32_t n_second, uint32_t look)
 {
 	uint16_t *base = slab.base;
 	const struct ebb_tensor k = { base, EBB_BF16, 0 }, v = { base + ROWS * KV, EBB_BF16, 0 }, q = { base + 2 * ROWS * KV, EBB_BF16, 0 };
 	const struct ebb_tensor out = { base + ROWS * (2 * KV + Q), EBB_BF16, 0 };
-	const uint32_t first = ebb_session_tokens(s->session);
-	uint32_t given = n;
+	const uint64_t first = ebb_session_tokens(s->session), other = second ? (1ull << 40) + ebb_session_tokens(second) : 0;
+	uint32_t given[2] = { n, n_second };
 
-	must(s, ebb_step_begin(s->batch, &given, -1));
-	assert_int_equal(given, n);
+	must(s, ebb_step_begin(s->batch, given, -1));
+	assert_int_equal(given[0], n);
+	assert_int_equal(given[1], n_second);
 	for (uint32_t layer = 0; layer < LAYERS; layer++) {
-		for (uint32_t i = 0; i < n; i++) {
-			const uint64_t seed = (uint64_t)(first + i) << 8 | layer;
+		for (uint32_t i = 0; i < n + n_second; i++) {
+			const uint64_t seed = (i < n ? first + i : other + i - n) << 8 | layer;
 
 			fill(numbers + i * KV, KV, seed);
 			fill(numbers + (ROWS + i) * KV, KV, seed + 1000003);
@@ -111,6 +113,11 @@ static void step(struct side *s, uint32_t n, uint32_t look)
 		must(s, s->n < 0 ? s->n : 0);
 	}
 	must(s, ebb_step_end(s->batch));
+}
+
+static void step(struct side *s, uint32_t n, uint32_t look)
+{
+	step_both(s, n, NULL, 0, look);
 }
 
 static float score_of(const struct side *s, int32_t pos)
@@ -219,6 +226,39 @@ static void leaving_in_the_middle_of_a_window(void **state)
 	td_await(&d, "status:pools.0.used_bytes", 0);
 }
 
+/* A second one joins when the first has kept some: rooms become more, and nothing is lost. */
+static void another_session_joins(void **state)
+{
+	const char *settings = "policy=h2o budget=2000 floor=2000 slots=bf16";
+	const struct ebb_session_options so = { .n_layers = LAYERS, .n_kv_heads = HEADS, .group = GROUP, .head_dim = DIM, .max_tokens = TOKENS,
+						.settings = settings };
+	struct side later, once;
+	struct ebb_session *second;
+
+	(void)state;
+	begin(&later, 0, settings);
+	begin(&once, 1, settings);
+	for (uint32_t at = 0; at < 608; at += 16) {
+		step(&later, 16, UINT32_MAX);
+		step(&once, 16, UINT32_MAX);
+	}
+	for (uint32_t i = 0; i < 5; i++) {
+		step(&later, 1, UINT32_MAX);
+		step(&once, 1, UINT32_MAX);
+	}
+	must(&later, ebb_session_open(later.ebb, &so, &second));
+	must(&later, ebb_batch_join(later.batch, second));
+	for (uint32_t i = 0; i < 60; i++) {
+		step_both(&later, 1, second, i ? 1 : 15, i % (LAYERS * HEADS));
+		step(&once, 1, i % (LAYERS * HEADS));
+		compare(&later, &once, 0);
+	}
+	must(&later, ebb_session_close(second));
+	end(&later);
+	end(&once);
+	td_await(&d, "status:pools.0.used_bytes", 0);
+}
+
 static int set_up(void **state)
 {
 	char ini[256];
@@ -247,6 +287,7 @@ int main(void)
 		cmocka_unit_test(a_budget_takes_the_same_tokens),
 		cmocka_unit_test(every_fourth_query),
 		cmocka_unit_test(leaving_in_the_middle_of_a_window),
+		cmocka_unit_test(another_session_joins),
 	};
 
 	return cmocka_run_group_tests(tests, set_up, tear_down);

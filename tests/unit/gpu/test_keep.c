@@ -89,7 +89,7 @@ static void run_case(const struct world_spec *spec, uint32_t type, uint32_t dept
 	struct kept kept[SESSIONS] = { { 0, 0 } };
 	uint64_t random = spec->seed;
 
-	assert_int_equal(gpu_keep(w->step, w->stream, &spec->shape, LAYERS, depth), keeps(w) ? 0 : -ENOTSUP);
+	assert_int_equal(gpu_keep(w->step, w->stream, &spec->shape, LAYERS, SESSIONS, depth), keeps(w) ? 0 : -ENOTSUP);
 	for (unsigned i = 0; i < SESSIONS; i++) {
 		world_fill(w, i, len, n_len, STEPS);
 		world_fill(twin, i, len, n_len, STEPS);
@@ -216,8 +216,9 @@ static void what_is_forgotten_adds_nothing(void **state)
 	struct kept kept[SESSIONS] = { { 8, 0 }, { 8, 0 }, { 8, 0 } };
 
 	(void)state;
-	assert_int_equal(gpu_keep(w->step, w->stream, &spec.shape, LAYERS, 8), keeps(w) ? 0 : -ENOTSUP);
-	assert_int_equal(gpu_keep(w->step, w->stream, &spec.shape, LAYERS, 257), -EINVAL);
+	assert_int_equal(gpu_keep(w->step, w->stream, &spec.shape, LAYERS, SESSIONS, 8), keeps(w) ? 0 : -ENOTSUP);
+	assert_int_equal(gpu_keep(w->step, w->stream, &spec.shape, LAYERS, SESSIONS, 257), -EINVAL);
+	assert_int_equal(gpu_keep(w->step, w->stream, &spec.shape, LAYERS, 0, 8), -EINVAL);
 	for (unsigned i = 0; i < SESSIONS; i++)
 		world_fill(w, i, lengths, 9, STEPS);
 	world_put(w);
@@ -225,7 +226,7 @@ static void what_is_forgotten_adds_nothing(void **state)
 	kept[0].n = kept[1].n = kept[2].n = 8;
 	flush(w, kept, 7, 1);
 	world_check(w, 0, 0);
-	assert_int_equal(gpu_keep(w->step, w->stream, &spec.shape, LAYERS, 0), keeps(w) ? 0 : -ENOTSUP);
+	assert_int_equal(gpu_keep(w->step, w->stream, &spec.shape, LAYERS, 0, 0), keeps(w) ? 0 : -ENOTSUP);
 	world_free(w);
 }
 
