@@ -90,7 +90,7 @@ static uint32_t rooms_for(const struct ebb_batch *b)
 	return rooms < b->max_sessions ? rooms : b->max_sessions;
 }
 
-/* Larger rooms where lanes have grown, more where sessions have joined. What they hold is added first. */
+/* Larger rooms where lanes have grown, more where sessions have joined. What they hold is added first; of a session that sits the step out it is lost. */
 static int grow(struct ebb_batch *b, uint32_t live_max)
 {
 	const struct gpu_shape *shape = &b->member[0]->shape;

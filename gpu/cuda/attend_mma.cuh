@@ -14,10 +14,10 @@
  * share it, on heat, on page ids, on other sessions.
  *
  * Heat: the logits stay in shared memory (or scratch) until the lane's log-sum-exp is known; then each slot has one owner, who adds up the
- * heads in order, and the queries in order.
+ * heads in order, and the queries in order. Or it is taken later (keep.cu): then a lane's query and log-sum-exp are kept when it is written.
  *
  * Memory traffic: K, V and positions (unless every query sees every slot) once; logits none (or 8 bytes a pair and slot, L2); heat 8 bytes
- * a slot and array.
+ * a slot and array, or a query's bytes.
  */
 #ifndef GPU_CUDA_ATTEND_MMA_CUH
 #define GPU_CUDA_ATTEND_MMA_CUH
