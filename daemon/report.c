@@ -333,8 +333,6 @@ static void add_merges(json_t *list)
 
 static json_t *policies(struct daemon *d)
 {
-	static const char *const trait_names[] = { "none", "key norm", "value L1 norm", "value L2 norm", "cosine to the mean key",
-						   "redundancy among keys", "lag" };
 	json_t *list = json_array();
 
 	(void)d;
@@ -349,7 +347,7 @@ static json_t *policies(struct daemon *d)
 		for (uint32_t k = 0; k < evict_n_heat(i); k++)
 			json_array_append_new(heat, json_string(evict_heat_names[p->heat[k]]));
 		for (uint32_t k = 0; k < evict_n_trait(i); k++)
-			json_array_append_new(traits, json_string(trait_names[p->trait[k]]));
+			json_array_append_new(traits, json_string(evict_trait_names[p->trait[k]]));
 		json_object_set_new(o, "heat", heat);
 		json_object_set_new(o, "traits", traits);
 		set_text(o, "merge", evict_merges[p->merge].name);

@@ -43,6 +43,7 @@ struct evict_policy_info {
 
 extern const struct evict_policy_info evict_policies[EVICT_N_POLICIES];
 extern const char *const evict_heat_names[EVICT_N_HEAT];	/* by enum evict_heat */
+extern const char *const evict_trait_names[EVICT_N_TRAITS];	/* by enum evict_trait */
 
 /*
  * evict_parse - read "NAME" or "NAME:key=value,key=value" into a rule: policy, params (others at their defaults), heat and trait.

@@ -44,6 +44,7 @@ enum evict_trait {
 	 * last whole partition and what follows it have 1. With fewer than 2 lag slots behind the sinks: place in the lane / n.
 	 */
 	EVICT_KEY_LAG = 7,
+	EVICT_N_TRAITS = 8,
 };
 
 EVICT_FN int evict_trait_once(uint32_t trait)

@@ -37,7 +37,7 @@ static void every_policy_is_described_as_it_is(void **state)
 		for (uint32_t h = 0; h < EVICT_MAX_HEAT; h++)
 			assert_true(p->heat[h] <= EVICT_HEAT_LAST);
 		for (uint32_t h = 0; h < EVICT_MAX_TRAIT; h++)
-			assert_true(p->trait[h] <= EVICT_KEY_LAG && (p->trait[h] != EVICT_NO_TRAIT) == (h < evict_n_trait(i)));
+			assert_true(p->trait[h] < EVICT_N_TRAITS && (p->trait[h] != EVICT_NO_TRAIT) == (h < evict_n_trait(i)));
 		for (uint32_t k = 0; k < p->n_params; k++) {
 			assert_true(p->param[k].name && p->param[k].text);
 			assert_true(p->param[k].min <= p->param[k].def && p->param[k].def <= p->param[k].max);
@@ -45,6 +45,11 @@ static void every_policy_is_described_as_it_is(void **state)
 		for (uint32_t j = 0; j < i; j++)
 			assert_string_not_equal(p->name, evict_policies[j].name);
 	}
+	for (uint32_t t = 0; t < EVICT_N_TRAITS; t++)
+		assert_true(evict_trait_names[t] && *evict_trait_names[t]);
+	assert_string_equal(evict_trait_names[evict_policies[EVICT_ebb].trait[0]], "distance of the value from others");
+	assert_string_equal(evict_trait_names[evict_policies[EVICT_keydiff].trait[0]], "cosine to the mean key");
+	assert_string_equal(evict_trait_names[evict_policies[EVICT_lagkv].trait[0]], "lag");
 	assert_string_equal(evict_policies[EVICT_full].name, "full");
 	assert_string_equal(evict_policies[EVICT_streaming].name, "streaming");
 	assert_string_equal(evict_policies[EVICT_random].name, "random");
