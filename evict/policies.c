@@ -42,7 +42,7 @@ static void lagkv_needs(struct evict_rule *rule)
 const char *const evict_heat_names[EVICT_N_HEAT] = { "sum", "max", "squares", "last" };
 const char *const evict_trait_names[EVICT_N_TRAITS] = {
 	[EVICT_NO_TRAIT] = "none", [EVICT_KEY_NORM] = "key norm", [EVICT_VALUE_L1] = "value L1 norm", [EVICT_VALUE_L2] = "value L2 norm",
-	[EVICT_VALUE_APART] = "distance of the value from others", [EVICT_KEY_COSINE] = "cosine to the mean key",
+	[EVICT_VALUE_APART] = "distance of the value from the others", [EVICT_KEY_COSINE] = "cosine to the mean key",
 	[EVICT_KEY_REDUNDANCY] = "redundancy among keys", [EVICT_KEY_LAG] = "lag",
 };
 

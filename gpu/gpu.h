@@ -208,6 +208,8 @@ struct gpu_kept {
 	uint32_t every;		/* how far the others are apart: 1, or the table's observe */
 };
 
+#define GPU_KEPT_PAIRS 128u	/* (query, head of the group) pairs of a room at most, else -ENOTSUP */
+
 static inline uint32_t gpu_kept_at(uint32_t room, uint32_t place) { return (room << 8 | place) + 1u; }
 
 /* 1 if the heat of a session with this table can be taken later: it has one array, of sums, and some query is observed. */

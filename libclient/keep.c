@@ -4,7 +4,8 @@
  *
  * Invariant: what a session has kept are the queries of `kept` positions from kept_pos on, `observe` apart; a step that does not follow, or of several
  * tokens, adds its heat at once, and so does a query that the table observes by now though it did not when the session was opened. The heat of all of
- * them is on its way, in the batch's stream, before the daemon hears that the window is used up. A claim may come earlier than we hear of it: then what was kept counts in the next window, for the slots that are there by then.
+ * them is on its way, in the batch's stream, before the daemon hears that the window is used up. A claim may come earlier than we hear of
+ * it: then what was kept counts in the next window, for the slots that are there by then.
  *
  * Heat is added only to sessions that have a step open: any other the daemon may take at any moment, and its memory with it. So a session that leaves its
  * batch in the middle of a window loses what it has kept, once: from then on its heat is added at once.
@@ -14,7 +15,6 @@
 #include <errno.h>
 #include <string.h>
 
-#define PAIRS 128u	/* (query, head of a group) pairs of a room at most */
 #define LEAST 8u	/* queries: for fewer, reading K once more costs what it saves */
 #define MOST 32u
 
@@ -24,7 +24,7 @@
  */
 static uint32_t depth_for(const struct gpu_shape *shape, uint32_t live_max)
 {
-	uint32_t most = PAIRS / shape->group < MOST ? PAIRS / shape->group : MOST, depth = LEAST;
+	uint32_t most = GPU_KEPT_PAIRS / shape->group < MOST ? GPU_KEPT_PAIRS / shape->group : MOST, depth = LEAST;
 
 	if (live_max / (16u * shape->group) < LEAST || most < LEAST)
 		return 0;

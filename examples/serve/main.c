@@ -331,7 +331,7 @@ static int handover(void)
 				return 1;
 		}
 		for (size_t k = 0; k < KINDS; k++) {
-			const struct serve_result *m = &r[k][ROUNDS / 2];
+			const struct serve_result *m = &r[k][ROUNDS / 2];	/* once they are sorted */
 
 			qsort(r[k], ROUNDS, sizeof(r[k][0]), by_window);
 			base = k < 2 ? m->window_ms : base;

@@ -210,7 +210,7 @@ static __device__ __forceinline__ struct cuda_item make_item(const struct item_a
 	x.heat[1] = head.heat[1];
 	x.observe = head.observe;
 	x.heat_from = seq.heat_from;
-	x.kept = x.n == 1u && x.n_heat == 1u && x.heat[0] == EVICT_HEAT_SUM && mma_gives_heat(x) ? seq.kept : 0u;
+	x.kept = mma_sums(x) && mma_gives_heat(x) ? seq.kept : 0u;
 	return x;
 }
 

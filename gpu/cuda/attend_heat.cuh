@@ -101,12 +101,6 @@ static __device__ __forceinline__ void mma_add_queries(const struct mma_args &a,
 	}
 }
 
-/* The usual heat: the sum of one query's probabilities. Nobody else adds to a slot in this step, so the memory may: nothing to wait for. */
-static __device__ __forceinline__ bool mma_heat_adds(const struct mma_lane &x)
-{
-	return x.item.n == 1u && x.item.n_heat == 1u && x.item.heat[0] == EVICT_HEAT_SUM;
-}
-
 /* Add to N neighbouring floats; -inf: leave that one alone. */
 template <int N> static __device__ __forceinline__ void mma_red(float *at, const float (&v)[N])
 {
@@ -135,7 +129,10 @@ template <int N> static __device__ __forceinline__ void mma_add_head(float2 end,
 		sum[j] = __fadd_rn(sum[j], __fmul_rn(mma_exp2(__fsub_rn(logit[j], end.x)), end.y));
 }
 
-/* As mma_heat(), which it has the bits of, but for numbers below 2^-126. at: where the heat of the thread's first slots is. */
+/*
+ * mma_heat() of the usual heat (mma_sums()): nobody else adds to a slot in this step, so the memory may, and there is nothing to wait for. The
+ * same bits, but for numbers below 2^-126. at: where the heat of the thread's first slots is.
+ */
 template <int N>
 static __device__ __forceinline__ void mma_heat_add(const struct mma_args &a, const struct mma_lane &x, const float2 *end,
 						    const float *kept, uint32_t stride, float *at)

@@ -96,7 +96,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 	size_t room = RUN ? blockIdx.x : (size_t)x.tile * a.n_kv_heads + x.item.kv_head;
 	float *kept = far ? a.logits + room * a.rows * a.scratch_slots + x.cta_page * GPU_PAGE_SLOTS : (float *)(shared + plan.logits);
 	uint32_t stride = far ? a.scratch_slots : a.heat_floats;
-	bool adds = mma_heat_adds(x);
+	bool adds = mma_sums(x.item);
 	struct mma_quarter<NT> quarter;
 	struct mma_own<4> four = {};
 	struct mma_own<1> one = {};
@@ -136,8 +136,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 		else if (x.heat)
 			mma_heat<4>(a, x, t.end, kept, stride, four);
 		mma_write_alone<D>(a, x, t);
-		if constexpr (mma_can_keep<D>())
-			mma_keep_query(query);
+		mma_keep_query(query);
 		return;
 	}
 	mma_exchange<D>(a, x, t);
@@ -146,8 +145,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 			mma_merge_parts<true>(a, x, t);
 			mma_write_slice(a, x, t);
 		}
-		if constexpr (mma_can_keep<D>())
-			mma_keep_query(query);
+		mma_keep_query(query);
 		return;
 	}
 	mma_merge_parts<false>(a, x, t);
@@ -156,8 +154,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 		mma_heat_add<1>(a, x, t.part, kept, stride, heat_at);
 	else if (x.heat)
 		mma_heat<1>(a, x, t.part, kept, stride, one);
-	if constexpr (mma_can_keep<D>())
-		mma_keep_query(query);
+	mma_keep_query(query);
 }
 
 template <int TYPE, int D, int NT, int WAY>
@@ -195,7 +192,7 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	for (uint32_t fed = 0, waited = 0; fed <= r.stages; fed++) {
 		if (!waited && (x.item.n != 1u || r.feed >= r.end || r.feed == fresh || fed == r.stages)) {
 			mma_next();
-			if (!RUN && x.heat && mma_heat_adds(x))
+			if (!RUN && x.heat && mma_sums(x.item))
 				heat_at = mma_heat_at(a, x, threadIdx.x * (x.cluster == 1u ? 4u : 1u));
 			if (!RUN && x.cluster > 1u)
 				mma_cluster_wait();	/* everyone's barrier is ready */

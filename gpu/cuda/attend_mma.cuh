@@ -255,6 +255,12 @@ static __device__ __forceinline__ bool mma_gives_heat(const struct cuda_item &x)
 	return any;
 }
 
+/* The usual heat: the sum of one query's probabilities. */
+static __device__ __forceinline__ bool mma_sums(const struct cuda_item &x)
+{
+	return x.n == 1u && x.n_heat == 1u && x.heat[0] == EVICT_HEAT_SUM;
+}
+
 /* Heat is taken here when all pairs of the session are in this tile. Otherwise observe.cu takes it afterwards. */
 static __device__ __forceinline__ bool mma_takes_heat(const struct mma_args &a, const struct mma_lane &x)
 {

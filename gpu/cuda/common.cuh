@@ -190,6 +190,8 @@ int cuda_heat(struct cuda_step *step, cudaStream_t s, uint32_t layer, const stru
 /* keep.cu: queries of the layer, and their log-sum-exps; false: attend must take heat at once. scale: times log2(e). */
 bool cuda_keeps(struct cuda_step *step, uint32_t layer, const struct gpu_tensor *q, float scale, uint16_t **kept_q, float **kept_lse);
 
+void cuda_keep_free(struct cuda_step *step);	/* what cuda_keep() made room for */
+
 /* attend_f32.cu */
 cudaError_t cuda_attend_f32(const struct cuda_step *st, cudaStream_t s, uint32_t layer, const struct gpu_tensor *q,
 			    const struct gpu_tensor *out, float scale, float *lse);

@@ -1,7 +1,7 @@
 /*
  * keep: heat of many steps at once, from the queries that attend has kept.
  *
- * What: a CTA takes a lane. Its queries, up to 128 (query, head) pairs, lie in shared memory; each warp streams every fourth unit of 32 slots'
+ * What: a CTA takes a lane. Its queries, up to GPU_KEPT_PAIRS (query, head) pairs, lie in shared memory; each warp streams every fourth unit of 32 slots'
  * K rows through shared memory of its own. Slots are the rows of S = K q^T, pairs the columns; a probability is 2^(S scale - lse), and a thread adds up those of
  * its columns.
  * Memory traffic: K once, 4 bytes of position and 8 of heat a slot, and the kept queries. 32 queries of 4 heads over 2048 slots of 128 channels: 64 bytes
@@ -15,9 +15,8 @@
 #define KEEP_WARPS 4u
 #define KEEP_CTAS 3			/* of a multiprocessor */
 #define KEEP_THREADS (KEEP_WARPS * 32u)
-#define KEEP_PAIRS 128u
 #define KEEP_SLOTS 32u			/* of a unit: two pages, of one block */
-#define KEEP_TILES 2u			/* of 8 pairs at a time; KEEP_PAIRS is a multiple */
+#define KEEP_TILES 2u			/* of 8 pairs at a time; GPU_KEPT_PAIRS is a multiple */
 
 struct keep_args {
 	struct cuda_view view;
@@ -37,8 +36,8 @@ template <int TYPE, int D> struct keep_size {
 	static constexpr bool q8 = TYPE == GPU_Q8, half = TYPE != GPU_BF16;	/* int8 fits float16, too */
 	static constexpr uint32_t row = D * (q8 ? 1u : 2u), pieces = row / 16u, q_row = D * 2u, q_pieces = q_row / 16u;
 	static constexpr uint32_t pos = KEEP_SLOTS * row, param = pos + KEEP_SLOTS * 4u, block = param + (q8 ? KEEP_SLOTS * 4u : 0u), unit = block + 16u;
-	static constexpr uint32_t lse = KEEP_PAIRS * q_row, by = lse + KEEP_PAIRS * 4u, sum = by + (q8 ? KEEP_PAIRS * 4u : 0u);
-	static constexpr uint32_t units = sum + KEEP_PAIRS * 4u, all = units + KEEP_WARPS * unit;
+	static constexpr uint32_t lse = GPU_KEPT_PAIRS * q_row, by = lse + GPU_KEPT_PAIRS * 4u, sum = by + (q8 ? GPU_KEPT_PAIRS * 4u : 0u);
+	static constexpr uint32_t units = sum + GPU_KEPT_PAIRS * 4u, all = units + KEEP_WARPS * unit;
 
 	static __device__ __forceinline__ uint32_t place(uint32_t r) { return pieces < 8u ? r / 2u % 4u : r % 8u; }
 };
@@ -154,7 +153,7 @@ static __device__ __forceinline__ void keep_slots(const struct keep_args &a, con
 		int32_t own = ((const int32_t *)(unit + size::pos))[i];
 
 		x.from[s / 2u][s % 2u] = !x.block || slot >= live ? UINT32_MAX : own <= kept.pos ? 0u :
-					 min(((uint32_t)own - (uint32_t)kept.pos + kept.every - 1u) / kept.every, KEEP_PAIRS) * a.group;
+					 min(((uint32_t)own - (uint32_t)kept.pos + kept.every - 1u) / kept.every, GPU_KEPT_PAIRS) * a.group;
 		if (size::q8) {
 			float2 p = __half22float2(((const __half2 *)(unit + size::param))[i]);
 
@@ -395,11 +394,11 @@ template <int TYPE> static cudaError_t launch(const struct keep_args &a, const s
 
 static bool can_keep(const struct cuda_device *d, const struct gpu_shape *s, uint32_t depth)
 {
-	return s->slot_type != GPU_F32 && (s->head_dim == 64u || s->head_dim == 128u) && depth * s->group <= KEEP_PAIRS &&
+	return s->slot_type != GPU_F32 && (s->head_dim == 64u || s->head_dim == 128u) && depth * s->group <= GPU_KEPT_PAIRS &&
 	       d->shared_block >= keep_size<GPU_BF16, 128>::all;
 }
 
-static void forget(struct cuda_step *st)
+void cuda_keep_free(struct cuda_step *st)
 {
 	(void)cudaFree(st->keep.q);	/* these wait for the steps that still use them */
 	(void)cudaFree(st->keep.lse);
@@ -419,7 +418,7 @@ int cuda_keep(struct gpu_step *step, gpu_stream stream, const struct gpu_shape *
 
 	if (rc)
 		return rc;
-	forget(st);
+	cuda_keep_free(st);
 	if (!depth)
 		return 0;
 	if (!can_keep(cuda_dev(step->dev), shape, depth))
@@ -439,7 +438,7 @@ int cuda_keep(struct gpu_step *step, gpu_stream stream, const struct gpu_shape *
 		rc = cuda_errno(cudaMemsetAsync(k.lse, 0x7f, pairs * sizeof(*k.lse), s));
 	st->keep = k;
 	if (rc)
-		forget(st);
+		cuda_keep_free(st);
 	return rc;
 }
 

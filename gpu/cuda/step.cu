@@ -124,9 +124,7 @@ void cuda_step_free(struct gpu_device *dev, struct gpu_step *step)
 		(void)cudaFree(st->partial);
 		(void)cudaFree(st->logits);
 		(void)cudaFree(st->item);
-		(void)cudaFree(st->keep.q);
-		(void)cudaFree(st->keep.lse);
-		(void)cudaFree(st->keep.list);
+		cuda_keep_free(st);
 	}
 	free(st);
 }

@@ -3,7 +3,7 @@
 /* Queries that libebb would keep (libclient/keep.c). */
 static uint32_t keep_depth(const struct shape *sh)
 {
-	uint32_t most = std::min(32u, 128u / sh->group), depth = 8;
+	uint32_t most = std::min(32u, GPU_KEPT_PAIRS / sh->group), depth = 8;
 
 	while (depth * 2 <= most && depth * 2 <= sh->live / (16 * sh->group))
 		depth *= 2;

@@ -45,12 +45,17 @@ static void must(struct side *s, int rc)
 		fail_msg("%d: %s", rc, s->ebb ? ebb_error(s->ebb) : "no connection");
 }
 
+static struct ebb_session_options options(const char *settings)
+{
+	return (struct ebb_session_options){ .n_layers = LAYERS, .n_kv_heads = HEADS, .group = GROUP, .head_dim = DIM, .max_tokens = TOKENS,
+					     .settings = settings };
+}
+
 static void begin(struct side *s, uint32_t at_once, const char *settings)
 {
 	const struct ebb_options o = { .socket = d.socket, .name = "keep" };
 	const struct ebb_batch_options b = { .stream = stream, .max_sessions = 2, .max_rows = ROWS, .scores_at_once = at_once };
-	const struct ebb_session_options so = { .n_layers = LAYERS, .n_kv_heads = HEADS, .group = GROUP, .head_dim = DIM, .max_tokens = TOKENS,
-						.settings = settings };
+	const struct ebb_session_options so = options(settings);
 
 	memset(s, 0, sizeof(*s));
 	must(s, ebb_connect(&s->ebb, &o));
@@ -194,8 +199,7 @@ static void leaving_in_the_middle_of_a_window(void **state)
 {
 	struct side s;
 	struct ebb_session *other;
-	const struct ebb_session_options so = { .n_layers = LAYERS, .n_kv_heads = HEADS, .group = GROUP, .head_dim = DIM, .max_tokens = TOKENS,
-						.settings = "policy=h2o budget=600 slots=bf16" };
+	const struct ebb_session_options so = options("policy=h2o budget=600 slots=bf16");
 
 	(void)state;
 	begin(&s, 0, "policy=h2o budget=600 slots=bf16");
@@ -230,8 +234,7 @@ static void leaving_in_the_middle_of_a_window(void **state)
 static void another_session_joins(void **state)
 {
 	const char *settings = "policy=h2o budget=2000 floor=2000 slots=bf16";
-	const struct ebb_session_options so = { .n_layers = LAYERS, .n_kv_heads = HEADS, .group = GROUP, .head_dim = DIM, .max_tokens = TOKENS,
-						.settings = settings };
+	const struct ebb_session_options so = options(settings);
 	struct side later, once;
 	struct ebb_session *second;
 

@@ -47,7 +47,7 @@ static void every_policy_is_described_as_it_is(void **state)
 	}
 	for (uint32_t t = 0; t < EVICT_N_TRAITS; t++)
 		assert_true(evict_trait_names[t] && *evict_trait_names[t]);
-	assert_string_equal(evict_trait_names[evict_policies[EVICT_ebb].trait[0]], "distance of the value from others");
+	assert_string_equal(evict_trait_names[evict_policies[EVICT_ebb].trait[0]], "distance of the value from the others");
 	assert_string_equal(evict_trait_names[evict_policies[EVICT_keydiff].trait[0]], "cosine to the mean key");
 	assert_string_equal(evict_trait_names[evict_policies[EVICT_lagkv].trait[0]], "lag");
 	assert_string_equal(evict_policies[EVICT_full].name, "full");

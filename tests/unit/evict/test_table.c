@@ -128,8 +128,6 @@ static void put_params(struct out *o, const struct evict_param *param, uint32_t 
 static void put_rank(struct out *o, uint32_t i)
 {
 	static const char *const heat[] = { "sum", "maximum", "sum of squares", "last query" };
-	static const char *const trait[] = { "", "key norm", "value L1 norm", "value L2 norm", "distance of the value from the others",
-					     "cosine to the mean key", "redundancy among keys", "lag" };
 	const struct evict_policy_info *p = &evict_policies[i];
 	uint32_t n = 0;
 
@@ -137,7 +135,7 @@ static void put_rank(struct out *o, uint32_t i)
 	for (uint32_t k = 0; k < evict_n_heat(i); k++)
 		put(o, "%sheat (%s)", n++ ? ", " : "", heat[p->heat[k]]);
 	for (uint32_t k = 0; k < evict_n_trait(i); k++)
-		put(o, "%s%s%s", n++ ? ", " : "", trait[p->trait[k]], evict_trait_once(p->trait[k]) ? "" : " (every window)");
+		put(o, "%s%s%s", n++ ? ", " : "", evict_trait_names[p->trait[k]], evict_trait_once(p->trait[k]) ? "" : " (every window)");
 	put(o, "%s; %u bytes a slot.%s", n ? "" : "nothing", 4 * evict_n_heat(i) + 4 * evict_n_arrays(i),
 	    p->pin_prompt ? " Pins the prompt by default." : "");
 	if (p->merge)
