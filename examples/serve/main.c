@@ -27,7 +27,7 @@ struct options {
 	uint32_t growth;		/* tokens a session generates in the part growth */
 	uint64_t pool_bytes;
 	unsigned limit_s;		/* of one client */
-	const char *part, *log;
+	const char *part, *log, *policy;	/* policy: of the budgets on the page */
 	bool json, no_full;
 };
 
@@ -65,7 +65,7 @@ static const char usage[] =
 "  --length N          tokens of a session in all (16384)\n"
 "  --decode N          of them decoded, 32 as a warm-up; the rest is appended at random (256)\n"
 "  --sessions N        sessions in all; 0: as many as fit (0)\n"
-"  --budgets N,...     slots a lane (4096,2048,1024)\n"
+"  --budgets N,...     slots a lane (4096,2048,1024); --policy NAME  who is evicted then (h2o)\n"
 "  --processes N,...   client processes (1,4; in the part handover 1,4,8)\n"
 "  --pool BYTES        memory for KV; K, M, G (40G)\n"
 "  --layers N          of the model (32); --vocab N (128256)\n"
@@ -205,7 +205,7 @@ static int page_one(const char *name, const char *settings, uint32_t processes, 
 
 static void never_bites(char *to, size_t bytes, const char *observe)
 {
-	snprintf(to, bytes, "policy=h2o budget=%u floor=%u%s", opt.base.length, opt.base.length, observe);
+	snprintf(to, bytes, "policy=%s budget=%u floor=%u%s", opt.policy, opt.base.length, opt.base.length, observe);
 }
 
 /* What goes through the daemon, for n processes. */
@@ -225,8 +225,8 @@ static int page_ebbd(uint32_t n, uint32_t *all, struct serve_result *full)
 	for (uint32_t i = 0; i < opt.n_budgets; i++) {
 		uint32_t b = opt.budget[i];
 
-		snprintf(name, sizeof(name), "ebbd, budget %u", b);
-		snprintf(text, sizeof(text), "policy=h2o budget=%u floor=%u prefill=chunked", b, b);
+		snprintf(name, sizeof(name), "ebbd, %s, budget %u", opt.policy, b);
+		snprintf(text, sizeof(text), "policy=%s budget=%u floor=%u prefill=chunked", opt.policy, b, b);
 		bad |= page_one(name, text, n, &all[3 + i], full, n == 1 && b == 1024 ? 6 : 0, n == 1 && b == 1024 ? 12 : 0);
 	}
 	return bad;
@@ -429,6 +429,8 @@ static int option(const char *name, const char *value)
 		return (opt.base.ordinal = atoi(value)) >= 0;
 	if (strcmp(name, "--part") == 0)
 		return (opt.part = value) != NULL;
+	if (strcmp(name, "--policy") == 0)
+		return strlen(opt.policy = value) < 32;
 	if (strcmp(name, "--daemon-log") == 0)
 		return (opt.log = value) != NULL;
 	return 0;
@@ -447,7 +449,7 @@ static int parse(int argc, char **argv)
 	opt = (struct options){
 		.base = { .model = { 32, 32, 8, 128, 4096, 14336, 128256 }, .length = 16384, .decode = 256, .warm = WINDOW, .graph = 1,
 			  .settings = "" },
-		.budget = { 4096, 2048, 1024 }, .n_budgets = 3, .growth = 100000,
+		.budget = { 4096, 2048, 1024 }, .n_budgets = 3, .growth = 100000, .policy = "h2o",
 		.pool_bytes = 40ull << 30, .limit_s = 300, .part = getenv("BENCH"), .json = getenv("EBB_BENCH_ROWS") != NULL,
 	};
 	for (int i = 1; i < argc; i++) {

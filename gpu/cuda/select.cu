@@ -494,8 +494,8 @@ static int launch_steady(const struct cuda_device *d, cudaStream_t s, struct sel
 		if (evict_has_cut(turn[i].rule.policy) && may_be_steady(&turn[i], what))
 			a->places = max(a->places, min(live_most(&turn[i]) + 3u & ~3u, STEADY_PLACES));
 	}
-	a->ring = steady_ring(arrays);
-	bytes = a->ring + steady_best(min(victims, STEADY_MAX)) + steady_stats_bytes(stats) + 4u * a->places;
+	a->ring = steady_ring(arrays, a->places);
+	bytes = a->ring + steady_best(min(victims, STEADY_MAX)) + steady_stats_bytes(stats);
 	return launch(d->major >= 9, s, stats & EVICT_STATS_SUMS ? steady_kernel<STEADY_SUMS> : stats ? steady_kernel<STEADY_COUNTS> :
 		      steady_kernel<STEADY_NO_STATS>, dim3(lanes, n), 32, bytes, a);
 }

@@ -12,7 +12,7 @@
 #define LIST 2048u		/* holes or survivors waiting to be paired: two rounds of four slots a thread, a power of two */
 
 /* One session, as uploaded; begin_kernel() adds what it finds in the table. */
-struct turn_args {
+struct alignas(16) turn_args {
 	struct gpu_table table;
 	char *priv;
 	uint32_t appended, n_credit, slot_type, head_dim;

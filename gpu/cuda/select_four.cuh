@@ -54,6 +54,25 @@ static __device__ __forceinline__ void steady_take(const uint32_t *in, struct st
 		unpack4(*(const float4 *)(in + (1 + NH + k) * 256), v.a[k]);
 }
 
+/* The same from a credit block and a heat block, or nothing; at: byte offset of the four in an array. heats: arrays there are. */
+template <uint32_t NH, uint32_t NC, uint32_t NT>
+static __device__ __forceinline__ void steady_fetch(const char *credit, const char *heat, uint32_t heats, uint32_t at,
+						    struct steady_four<NH, NC, NT> &v)
+{
+	const int4 pos = *(const int4 *)(credit + at);
+
+	v.pos[0] = pos.x;
+	v.pos[1] = pos.y;
+	v.pos[2] = pos.z;
+	v.pos[3] = pos.w;
+#pragma unroll
+	for (int k = 0; k < (int)NH; k++)
+		unpack4(heat && (uint32_t)k < heats ? *(const float4 *)(heat + (1 + k) * 1024 + at) : make_float4(0, 0, 0, 0), v.heat[k]);
+#pragma unroll
+	for (int k = 0; k < (int)(NC + NT); k++)
+		unpack4(*(const float4 *)(credit + (1 + k) * 1024 + at), v.a[k]);
+}
+
 /* One of them, but for its heat. */
 template <uint32_t NH, uint32_t NC, uint32_t NT>
 static __device__ __forceinline__ struct evict_slot steady_slot(const struct steady_four<NH, NC, NT> &v, uint32_t i)

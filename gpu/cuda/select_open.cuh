@@ -26,8 +26,9 @@ struct select_args {
 /* What is known of a lane for its turn's sake. Every thread; a barrier before it is used. */
 static __device__ __forceinline__ void open_turn(const struct select_args &a, uint32_t turn, struct lane_ctx *x)
 {
-	for (uint32_t i = threadIdx.x; i < sizeof(struct turn_args) / 4u; i += blockDim.x)
-		((uint32_t *)&x->turn)[i] = ((const uint32_t *)&a.turn[turn])[i];
+	static_assert(sizeof(struct turn_args) <= 32u * sizeof(uint4), "a warp copies it at once");
+	if (threadIdx.x < sizeof(struct turn_args) / sizeof(uint4))
+		((uint4 *)&x->turn)[threadIdx.x] = ((const uint4 *)&a.turn[turn])[threadIdx.x];
 	if (threadIdx.x == 0)
 		x->view = a.view;
 }

@@ -37,20 +37,39 @@ template <uint32_t TYPE> static __device__ __forceinline__ float row_float(typen
 		return (float)x;
 }
 
+/* Of a q8 row; others have none. */
+struct row_scale {
+	float scale, offset;
+};
+
+template <uint32_t TYPE> static __device__ __forceinline__ struct row_scale row_scale_of(uint32_t halves)
+{
+	struct row_scale p = { 1.0f, 0.0f };
+
+	if (TYPE == GPU_Q8) {
+		p.scale = __half2float(__ushort_as_half((unsigned short)(halves & 0xffffu)));
+		p.offset = __half2float(__ushort_as_half((unsigned short)(halves >> 16)));
+	}
+	return p;
+}
+
+template <uint32_t TYPE> static __device__ __forceinline__ float row_value(typename row_element<TYPE>::type raw, const struct row_scale &p)
+{
+	const float x = row_float<TYPE>(raw);
+
+	return row_clean(TYPE == GPU_Q8 ? p.offset + p.scale * x : x);
+}
+
 /* A row as it is stored, at `from`; param: scale and offset of a q8 row. */
 template <uint32_t TYPE> static __device__ __forceinline__ struct row row_as(const char *from, uint32_t param, uint32_t d)
 {
-	const float scale = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param & 0xffffu))) : 1.0f;
-	const float offset = TYPE == GPU_Q8 ? __half2float(__ushort_as_half((unsigned short)(param >> 16))) : 0.0f;
+	const struct row_scale p = row_scale_of<TYPE>(param);
 	struct row r = {};
 
 #pragma unroll
 	for (uint32_t j = 0; j < ROW_MOST; j++)
-		if (j * ROW_THREADS < d) {
-			const float x = row_float<TYPE>(((const typename row_element<TYPE>::type *)from)[row_thread() + j * ROW_THREADS]);
-
-			r.x[j] = row_clean(TYPE == GPU_Q8 ? offset + scale * x : x);
-		}
+		if (j * ROW_THREADS < d)
+			r.x[j] = row_value<TYPE>(((const typename row_element<TYPE>::type *)from)[row_thread() + j * ROW_THREADS], p);
 	return r;
 }
 
@@ -373,34 +392,95 @@ struct row_first {
 	bool known;
 };
 
-/* Sums of even and of odd slots, n together, which are the two halves of a warp, become their mean. */
-static __device__ __forceinline__ void first_mean(struct row_first &f, uint32_t n)
+/* Channels c .. c + 3 of a row, c a multiple of four. */
+template <uint32_t TYPE> static __device__ __forceinline__ void row_four(const char *from, const struct row_scale &p, uint32_t c, float (&v)[4])
 {
-	const float one = 1.0f / (float)n;
+	typedef typename row_element<TYPE>::type element;
+	struct alignas(4 * sizeof(element)) four {
+		element x[4];
+	} raw = ((const struct four *)from)[c / 4u];
 
 #pragma unroll
-	for (uint32_t j = 0; j < ROW_MOST; j++)
-		f.mean.x[j] = (f.mean.x[j] + __shfl_xor_sync(0xffffffffu, f.mean.x[j], 16)) * one;
-	f.known = true;
+	for (uint32_t i = 0; i < 4; i++)
+		v[i] = row_value<TYPE>(raw.x[i], p);
+}
+
+/*
+ * The sum of the values of slots 0 .. n-1 (<= EVICT_FIRST), a warp's: thread t has channels 4 t .. 4 t + 3 of each 128, J of those. Even slots,
+ * then odd ones, as EVICT_VALUE_APART has it. What is not there is read elsewhere and thrown away: loads with a predicate wait for each other.
+ */
+template <uint32_t TYPE, uint32_t J>
+static __device__ __forceinline__ void first_sum(const struct lane_ctx &x, uint32_t n, float (&sum)[2][4])
+{
+	const uint32_t d = x.turn.head_dim, t = threadIdx.x % 32u, pages = gpu_pages_for(n), bytes = gpu_row_bytes(TYPE, d);
+	char *const own = t < pages ? cuda_at(x.view, x.page[t]) : NULL;
+	float part[2][J][4] = {};
+
+	for (uint32_t p = 0; p < pages; p++) {
+		const char *page = (const char *)__shfl_sync(0xffffffffu, (unsigned long long)own, (int)p);
+		const char *row = page + gpu_page_v(TYPE, d), *param = page + gpu_page_params(TYPE, d) + GPU_PAGE_SLOTS * 4u;
+		const uint32_t left = n - p * GPU_PAGE_SLOTS;
+
+		if (!page)
+			continue;
+#pragma unroll
+		for (uint32_t s = 0; s < GPU_PAGE_SLOTS; s++, row += bytes) {
+			const struct row_scale scale = row_scale_of<TYPE>(TYPE == GPU_Q8 ? *cuda_u32(param, s * 4u) : 0u);
+
+#pragma unroll
+			for (uint32_t j = 0; j < J; j++) {
+				float v[4];
+
+				row_four<TYPE>(row, scale, 4u * t + 128u * j < d ? 4u * t + 128u * j : 0u, v);
+#pragma unroll
+				for (uint32_t i = 0; i < 4; i++)
+					part[s % 2u][j][i] += s < left ? v[i] : 0.0f;
+			}
+		}
+	}
+#pragma unroll
+	for (uint32_t j = 0; j < J; j++)
+#pragma unroll
+		for (uint32_t i = 0; i < 4; i++)
+			sum[j][i] = 4u * t + 128u * j < d ? part[0][j][i] + part[1][j][i] : 0.0f;
 }
 
 /* Every warp for itself. */
 static __device__ __noinline__ struct row_first first_values(const struct lane_ctx &x)
 {
 	const uint32_t n = min(x.live, EVICT_FIRST);
+	const float one = 1.0f / (float)n;
+	float sum[2][4] = {};
 	struct row_first f = {};
 
 	if (!evict_has_apart(&x.turn.rule))
 		return f;
-	for (uint32_t slot = threadIdx.x / ROW_THREADS % 2u; slot < (n + 1u & ~1u); slot += 2u) {
-		const struct row none = {}, r = slot < n ? row_load(x, slot, 1) : none;
+	switch (x.turn.slot_type) {
+#define FIRST_SUM(type)												\
+	case type:												\
+		if (x.turn.head_dim <= 128)									\
+			first_sum<type, 1>(x, n, sum);								\
+		else												\
+			first_sum<type, 2>(x, n, sum);								\
+		break;
+	FIRST_SUM(GPU_F32)
+	FIRST_SUM(GPU_F16)
+	FIRST_SUM(GPU_BF16)
+	FIRST_SUM(GPU_Q8)
+#undef FIRST_SUM
+	default: break;
+	}
+#pragma unroll
+	for (uint32_t j = 0; j < ROW_MOST; j++) {	/* channel row_thread() + 16 j to either half of the warp */
+		const uint32_t from = row_thread() / 4u + 4u * (j % 8u), i = row_thread() % 4u;
+		float v[4];
 
 #pragma unroll
-		for (uint32_t j = 0; j < ROW_MOST; j++)
-			f.mean.x[j] += r.x[j];
+		for (uint32_t k = 0; k < 4; k++)
+			v[k] = __shfl_sync(0xffffffffu, sum[j / 8u][k], (int)from);
+		f.mean.x[j] = (i < 2u ? i ? v[1] : v[0] : i == 2u ? v[2] : v[3]) * one;
 	}
-	__syncwarp();
-	first_mean(f, n);
+	f.known = true;
 	return f;
 }
 

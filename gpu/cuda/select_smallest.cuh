@@ -18,18 +18,26 @@
 #define STEADY_CHUNK 64u		/* and so many of the vectors that have some behind them */
 #define STEADY_MAX 256u			/* victims */
 #define STEADY_CTAS 17u			/* of a multiprocessor: what shared memory has room for. With sums of heat, what registers have: */
-#define STEADY_SUMS_CTAS 14u
+#define STEADY_SUMS_CTAS 12u
 #define STEADY_NONE 0xffffffffu		/* the upper half of NO_KEY; no real key's is as large */
 #define STEADY_KEPT 0x3fe00000u		/* that of an infinite rank; stands for those of slots that may not leave, none of which is smaller */
 #define WARP_ALL 0xffffffffu
 
+enum { STEADY_SETTLED = 1, STEADY_FOLDED };
+
 struct steady_state {
 	struct lane_ctx lane;
 	char *credit[STEADY_BLOCKS], *heat[STEADY_BLOCKS];	/* blocks of the round; NULL: not there */
+	/*
+	 * Are tokens settled as blocks come in (STEADY_SETTLED; STEADY_FOLDED: and their credits are stored in the fold), and which slots have they (by
+	 * thread; STEADY_NONE: none)? Not in registers: what the loop over blocks finds no register for must not come from local memory, whose
+	 * loads wait for all copies under way.
+	 */
+	uint32_t settles, token[32];
 	uint32_t low[STEADY_VECTORS];	/* upper halves: the smallest of each vector; then vectors that have candidates */
 };
 
-/* Dynamic shared memory: the ring, the k smallest so far, statistics. */
+/* Dynamic shared memory: the ring, which is also room for the figures of `places` slots, the k smallest so far, statistics. */
 static __device__ __forceinline__ char *steady_memory(void)
 {
 	extern __shared__ __align__(16) char memory[];
@@ -37,9 +45,9 @@ static __device__ __forceinline__ char *steady_memory(void)
 	return memory;
 }
 
-static inline uint32_t steady_ring(uint32_t arrays)
+static inline uint32_t steady_ring(uint32_t arrays, uint32_t places)
 {
-	return max(STEADY_STAGES * arrays * GPU_BLOCK_SLOTS * 4u, STEADY_ROOM * 12u + STEADY_CHUNK * 16u * arrays);
+	return max(max(STEADY_STAGES * arrays * GPU_BLOCK_SLOTS * 4u, STEADY_ROOM * 12u + STEADY_CHUNK * 16u * arrays), places * 4u);
 }
 
 /* Bytes of the k smallest. */
@@ -67,7 +75,7 @@ struct steady_found {
 	__device__ __forceinline__ uint64_t *best(void) const { return (uint64_t *)(steady_memory() + ring); }
 	__device__ __forceinline__ uint32_t *best_slot(void) const { return (uint32_t *)(steady_memory() + ring + 8u * k); }
 	__device__ __forceinline__ char *end(void) const { return steady_memory() + ring + steady_best(k); }
-	__device__ __forceinline__ uint32_t *places(uint32_t stats) const { return (uint32_t *)(end() + steady_stats_bytes(stats)); }
+	__device__ __forceinline__ uint32_t *places(void) const { return (uint32_t *)steady_memory(); }	/* of slots (select_cut.cuh), where the ring is later */
 };
 
 static __device__ __forceinline__ uint32_t warp_thread(void) { return threadIdx.x % 32u; }
@@ -174,19 +182,26 @@ static __device__ __noinline__ uint32_t steady_rank(struct steady_found f, uint3
 	if (warp_thread() == 0)
 		f.key()[n] = NO_KEY;
 	__syncwarp();
-	for (uint32_t i = warp_thread(); i < n; i += 32u) {
-		const uint64_t key = f.key()[i];
-		uint32_t at = 0;
+	for (uint32_t i = warp_thread(); i < n; i += 64u) {	/* two at a time: what takes long is to read the others */
+		const uint32_t i2 = i + 32u < n ? i + 32u : i;
+		const uint64_t key = f.key()[i], key2 = f.key()[i2];
+		uint32_t at = 0, at2 = 0;
 
 #pragma unroll 2
 		for (uint32_t j = 0; j < n; j += 2u) {
 			const ulonglong2 other = *(const ulonglong2 *)(f.key() + j);
 
 			at += other.x < key;
+			at2 += other.x < key2;
 			at += other.y < key;
+			at2 += other.y < key2;
 		}
 		places += at;
 		steady_put(f, at, i);
+		if (i2 == i)
+			continue;
+		places += at2;
+		steady_put(f, at2, i2);
 	}
 	places = __reduce_add_sync(WARP_ALL, places);
 	__syncwarp();

@@ -5,7 +5,8 @@
  * What: a warp takes a lane, and waits for nobody: seventeen lanes share a multiprocessor, so that one's chain of addresses hides behind
  * the others' data. Blocks of 256 slots come into a ring in shared memory, by copies that need no registers; a thread folds the vectors of
  * four slots that it copied itself (select_four.cuh) and keeps the smallest upper half (protection, rank) of their keys. After every 2048
- * slots select_smallest.cuh finds the least valuable. A cut is found before (select_cut.cuh), in a pass that stores nothing.
+ * slots select_smallest.cuh finds the least valuable. A cut is found before (select_cut.cuh), in a pass that stores nothing and needs no ring: the
+ * figures lie where it will be. Tokens are settled in blocks that have come in.
  * Memory traffic: position, heat and credit of a slot read once, heat and credit written once; the candidates' read twice. With a cut: what
  * the figure needs once more.
  * Determinism: as select_smallest.cuh; sums are those of select_stats.cuh, in the same order.
@@ -20,13 +21,25 @@
 /* --- a block comes in ------------------------------------------------------------------------------------------------------------ */
 
 /*
+ * warp_thread(), read here and now: left to itself the compiler reads the register wherever it is asked for, or keeps what it compared it with,
+ * where there is no register for that.
+ */
+static __device__ __forceinline__ uint32_t thread_once(void)
+{
+	uint32_t t;
+
+	asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
+	return t;
+}
+
+/*
  * The thread's block id of the round from slot `first` on: credit blocks for eight threads, heat blocks for eight others; the turn's table
  * must be known, the lane's header need not be. What lies behind its live slots is not looked at.
  */
 static __device__ __forceinline__ uint32_t steady_id(const struct lane_ctx &x, uint32_t lane, uint32_t first, bool *there)
 {
 	const struct gpu_table *t = &x.turn.table;
-	const uint32_t i = warp_thread(), b = first / GPU_BLOCK_SLOTS + i % STEADY_BLOCKS;
+	const uint32_t i = thread_once(), b = first / GPU_BLOCK_SLOTS + i % STEADY_BLOCKS;
 	const size_t row = i < STEADY_BLOCKS ? gpu_table_credits(t) : gpu_table_blocks(t);
 
 	*there = i < 2u * STEADY_BLOCKS && lane < t->n_lanes && b < t->max_blocks && (i < STEADY_BLOCKS || t->n_heat);
@@ -46,20 +59,12 @@ static __device__ __forceinline__ uint32_t steady_named(const struct lane_ctx &x
 static __device__ __forceinline__ void steady_blocks(struct steady_state *sh, uint32_t id, bool there)
 {
 	char *at = there ? cuda_at(sh->lane.view, id) : NULL;
+	const uint32_t i = thread_once();
 
-	if (warp_thread() < STEADY_BLOCKS)
-		sh->credit[warp_thread()] = at;
-	else if (warp_thread() < 2u * STEADY_BLOCKS)
-		sh->heat[warp_thread() - STEADY_BLOCKS] = at;
-}
-
-/* warp_thread(), read once: left to itself the compiler reads the register wherever it is asked for. */
-static __device__ __forceinline__ uint32_t thread_once(void)
-{
-	uint32_t t;
-
-	asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
-	return t;
+	if (i < STEADY_BLOCKS)
+		sh->credit[i] = at;
+	else if (i < 2u * STEADY_BLOCKS)
+		sh->heat[i - STEADY_BLOCKS] = at;
 }
 
 /*
@@ -92,43 +97,55 @@ static __device__ __forceinline__ void steady_load(const struct steady_state *sh
 	asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-/* What settle() wrote while the copies were under way: the thread's token, if its slot lies in this block. Every thread. */
-static __device__ __forceinline__ void steady_patch(const struct lane_ctx &x, uint32_t *in, uint32_t heats, uint32_t arrays, uint32_t block,
-						    uint32_t token)
+/*
+ * The thread's token is settled, if its slot lies in this block, which has come in, `in` words from the ring's beginning on. Not sooner: a store
+ * to what is still on its way costs the memory more than all else here. stored: arrays of the block that are stored anyway when it is folded. t:
+ * warp_thread(). Every thread.
+ */
+static __device__ __forceinline__ void steady_settle(const struct lane_ctx &x, const struct steady_state *sh, uint32_t heats, uint32_t arrays,
+						     uint32_t block, uint32_t b, uint32_t in, uint32_t stored, uint32_t t)
 {
-	__syncwarp();
-	if (token / GPU_BLOCK_SLOTS == block) {
-		const uint32_t at = token % GPU_BLOCK_SLOTS;
+	const uint32_t token = sh->token[t], at = token % GPU_BLOCK_SLOTS;
+	char *const credit = sh->credit[b];
 
-		in[at] = (uint32_t)(x.turn.pos + (int32_t)warp_thread());
+	__syncwarp();
+	if (token / GPU_BLOCK_SLOTS == block && credit) {
+		uint32_t *ring = (uint32_t *)steady_memory() + in + at;
+
+		*ring = (uint32_t)(x.turn.pos + (int32_t)t);
+		*pos_in(credit, at) = (int32_t)*ring;
 		for (uint32_t k = 1u + heats; k < arrays; k++)
-			in[k * GPU_BLOCK_SLOTS + at] = 0;
+			ring[k * GPU_BLOCK_SLOTS] = 0;
+		for (uint32_t k = stored; k < x.turn.n_credit; k++)
+			*array_in(credit, k, at) = 0.0f;
 	}
 	__syncwarp();
 }
 
 /*
- * f(row, slot) for the n rows of slots slot_of(0 .. n-1), even ones by the warp's first half, odd ones by its second; they come through the ring. Both
- * halves call f as often: if n is odd, the second a last time with zeros and STEADY_NONE.
+ * One of the traits of the window's tokens: array `array` of their credit blocks. Rows come through the ring, half a warp reads one; what a thread
+ * knows of its own token (the addresses, in the end the trait) is looked up for 32 at once.
  */
-template <typename S, typename F>
-static __device__ __forceinline__ void steady_rows(const struct lane_ctx &x, uint32_t n, uint32_t which, uint32_t ring, const S &slot_of, const F &f)
+static __device__ __forceinline__ void steady_trait(const struct lane_ctx &x, uint32_t tokens, uint32_t ring, uint32_t trait, uint32_t array,
+						    const struct row_first &values)
 {
 	const uint32_t type = x.turn.slot_type, d = x.turn.head_dim, bytes = gpu_row_bytes(type, d), pieces = bytes / 16u;
-	const uint32_t rows = min(32u, ring / bytes) & ~1u;
+	const uint32_t t = warp_thread(), which = trait_row(trait), rows = min(32u, ring / bytes) & ~1u;
 
-	for (uint32_t first = 0; first < n; first += rows) {
-		const uint32_t m = min(rows, n - first), own = warp_thread() < m ? slot_of(first + warp_thread()) : STEADY_NONE;
+	for (uint32_t first = 0; first < tokens; first += rows) {
+		const uint32_t m = min(rows, tokens - first), own = t < m ? gpu_slot_of(x.head, x.next, first + t) : STEADY_NONE;
 		const char *page = own < x.live ? cuda_at(x.view, x.page[own / GPU_PAGE_SLOTS]) : NULL, *row = page ? row_in(x, page, own, which) : NULL;
 		const uint32_t param = page ? row_param(x, page, own, which) : 0u;
-		uint32_t r = warp_thread() / pieces, piece = warp_thread() % pieces;
+		char *credit = own < x.live ? credit_block(x, own) : NULL;
+		uint32_t r = t / pieces, piece = t % pieces;
+		float value = 0.0f;
 
 		__syncwarp();
 		for (uint32_t p = 0; p < m * pieces; p += 32u) {
 			const char *from = (const char *)__shfl_sync(WARP_ALL, (unsigned long long)row, (int)(r & 31u));
 
 			if (r < m)
-				copy16(steady_memory() + (p + warp_thread()) * 16u, (from ? from : x.turn.priv) + piece * 16u, from);
+				copy16(steady_memory() + (p + t) * 16u, (from ? from : x.turn.priv) + piece * 16u, from);
 			r += 32u / pieces;
 			piece += 32u % pieces;
 			r += piece >= pieces;
@@ -136,55 +153,43 @@ static __device__ __forceinline__ void steady_rows(const struct lane_ctx &x, uin
 		}
 		asm volatile("cp.async.commit_group;\n\tcp.async.wait_group 0;" ::: "memory");
 		__syncwarp();
-		for (r = warp_thread() / ROW_THREADS; r < (m + 1u & ~1u); r += 2u) {	/* both halves as often */
-			const uint32_t slot = __shfl_sync(WARP_ALL, own, (int)r), scale = __shfl_sync(WARP_ALL, param, (int)r);
-			const struct row none = {};
+		for (r = 0; r < m; r += 2u) {	/* the last row alone: the second half reads it, too */
+			const uint32_t mine = min(r + t / ROW_THREADS, m - 1u), scale = __shfl_sync(WARP_ALL, param, (int)mine);
+			const float v = row_trait(row_of(steady_memory() + mine * bytes, scale, type, d), trait, values, d);
+			const float even = __shfl_sync(WARP_ALL, v, 0), odd = __shfl_sync(WARP_ALL, v, ROW_THREADS);
 
-			f(r < m ? row_of(steady_memory() + r * bytes, scale, type, d) : none, r < m ? slot : STEADY_NONE);
+			value = t == r ? even : t == r + 1u ? odd : value;
 		}
-		__syncwarp();
+		if (credit)
+			*array_in(credit, array, own) = value;
 	}
 }
 
 /* Traits of the window's tokens. */
 static __device__ __noinline__ void steady_traits(const struct lane_ctx &x, uint32_t tokens, uint32_t ring)
 {
-	const uint32_t d = x.turn.head_dim;
-	struct row_first first = {};
+	const struct row_first values = first_values(x);
 
-	if (evict_has_apart(&x.turn.rule)) {
-		const uint32_t n = min(x.live, EVICT_FIRST);
-
-		steady_rows(x, n, 1, ring, [](uint32_t j) { return j; }, [&](const struct row &r, uint32_t) {
-#pragma unroll
-			for (uint32_t j = 0; j < ROW_MOST; j++)
-				first.mean.x[j] += r.x[j];
-		});
-		first_mean(first, n);
-	}
-	for (uint32_t i = 0; i < x.turn.n_once; i++) {
-		const uint32_t trait = x.turn.rule.trait[i];
-
-		steady_rows(x, tokens, trait_row(trait), ring, [&](uint32_t j) { return gpu_slot_of(x.head, x.next, j); },
-			    [&](const struct row &r, uint32_t slot) {
-			const float value = row_trait(r, trait, first, d);
-			char *credit = slot < x.live ? credit_block(x, slot) : NULL;
-
-			if (credit && row_thread() == 0)
-				*array_in(credit, x.n_credit + i, slot) = value;
-		});
-	}
+	for (uint32_t i = 0; i < x.turn.n_once; i++)
+		steady_trait(x, tokens, ring, x.turn.rule.trait[i], x.n_credit + i, values);
 }
 
 /* --- a round ------------------------------------------------------------------------------------------------------------------------- */
 
 /* What a round is told. */
 struct steady_job {
-	uint32_t first, n_heat, token;	/* token: the slot of the thread's token if it must be patched, else STEADY_NONE */
-	bool fold, sums, patches, settles, looks;	/* looks: at the heat, for statistics */
-	uint32_t *places;		/* by slot: figures are found (select_cut.cuh), and nothing else; NULL: slots are folded and ranked */
+	uint32_t first, n_heat;
+	bool fold, sums, looks;		/* looks: at the heat, for statistics */
 	struct stats_counts *heat, *ranks;	/* where they are counted; NULL: nobody asks */
 };
+
+static __device__ __forceinline__ struct steady_lane steady_lane_of(const struct lane_ctx &x, uint32_t n_heat, bool fold, bool sums)
+{
+	const int32_t from = max(max(x.turn.rule.sinks, x.turn.rule.pinned), 0);
+	const int32_t to = max(x.as_lane.now - (int32_t)min(x.plan.recent, 0x7fffffffu), from);
+
+	return { x.turn.rule, x.as_lane, x.live, x.plan.keep, x.plan.recent, n_heat, from, (uint32_t)(to - from), fold, sums };
+}
 
 /* The keys of candidates, slots of listed vectors, and of best(), which has n: it then has as many as returned. */
 template <uint32_t NC, uint32_t NT>
@@ -302,49 +307,49 @@ static __device__ __forceinline__ void steady_block(const struct lane_ctx &x, co
 	}
 }
 
-/* The same, of what a cut is found in: job.places[]. */
-template <uint32_t NH, uint32_t NC, uint32_t NT>
-static __device__ __forceinline__ void steady_figures(const struct steady_lane &y, const struct steady_state *sh,
-						      const struct steady_job &job, uint32_t t, uint32_t b, uint32_t in)
+/*
+ * Figures of the round's slots from slot `first` on, of which a cut is found: places[], by slot. Nothing is stored, and no copies are needed.
+ */
+template <uint32_t P, uint32_t NH, uint32_t NC, uint32_t NT>
+static __device__ __forceinline__ void steady_figures(struct steady_lane y, const struct steady_state *sh, uint32_t first, uint32_t *places)
 {
-	const uint32_t *from = (const uint32_t *)steady_memory() + in + 4u * t;
+	const uint32_t n = min(y.live - first, 4u * STEADY_VECTORS), whole = min(y.live, y.keep);
+	constexpr uint32_t U = NT ? 4u : 2u;	/* vectors, which are asked for before one of them is looked at */
+	struct steady_four<NH, NC, NT> v[U];
+	const char *some = NULL;
 
+	for (uint32_t b = 0; b < STEADY_BLOCKS; b++)
+		some = sh->credit[b] ? sh->credit[b] : some;
+	y.rule.policy = P;
+	y.fold = y.fold && NT == 0;	/* figures look at traits, or at what is folded */
 #pragma unroll 1
-	for (uint32_t u = 0; u < 2; u++) {
-		const uint32_t slot = job.first + b * GPU_BLOCK_SLOTS + 128u * u + 4u * t;
-		struct steady_four<NH, NC, NT> v;
-		uint32_t place[4];
-
-		if (slot >= y.live)
-			break;
-		steady_take(from + 128u * u, v);
-		if (y.fold)
-			steady_folded(y, v);
+	for (uint32_t in = 4u * warp_thread(); in < n; in += 128u * U) {
 #pragma unroll
-		for (uint32_t i = 0; i < 4; i++) {
-			const struct evict_slot e = steady_slot(v, i);
-			const bool leaves = (uint32_t)(e.pos - y.from) < y.span && slot + i < min(y.live, y.keep) && sh->credit[b];
+		for (uint32_t u = 0; some && u < U; u++) {	/* of a block that is not there, another one's, which nobody looks at */
+			const uint32_t at = in + 128u * u < n ? in + 128u * u : in;
+			const char *credit = sh->credit[at / GPU_BLOCK_SLOTS];
 
-			place[i] = leaves ? evict_order(evict_figure(&y.rule, &y.lane, &e)) : CUT_NONE;
+			steady_fetch(credit ? credit : some, sh->heat[at / GPU_BLOCK_SLOTS], y.n_heat, at % GPU_BLOCK_SLOTS * 4u, v[u]);
 		}
-		*(uint4 *)(job.places + slot) = make_uint4(place[0], place[1], place[2], place[3]);
+#pragma unroll
+		for (uint32_t u = 0; u < U; u++) {
+			const uint32_t at = in + 128u * u;
+			uint32_t place[4];
+
+			if (at >= n)
+				break;
+			if (y.fold)
+				steady_folded(y, v[u]);
+#pragma unroll
+			for (uint32_t i = 0; i < 4; i++) {
+				const struct evict_slot e = steady_slot(v[u], i);
+				const bool leaves = (uint32_t)(e.pos - y.from) < y.span && first + at + i < whole && sh->credit[at / GPU_BLOCK_SLOTS];
+
+				place[i] = leaves ? evict_order(evict_figure(&y.rule, &y.lane, &e)) : CUT_NONE;
+			}
+			*(uint4 *)(places + first + at) = make_uint4(place[0], place[1], place[2], place[3]);
+		}
 	}
-}
-
-/* The thread's token is settled, if its slot lies in this round. Its credits are stored when they are folded, if they are. */
-template <uint32_t NC>
-static __device__ __forceinline__ void steady_settle(const struct lane_ctx &x, const struct steady_state *sh,
-						     const struct steady_job &job, uint32_t t)
-{
-	const uint32_t in = job.token - job.first, at = in % GPU_BLOCK_SLOTS;
-	char *credit = in < STEADY_BLOCKS * GPU_BLOCK_SLOTS ? sh->credit[in / GPU_BLOCK_SLOTS] : NULL;
-
-	if (!credit)
-		return;
-	((int32_t *)credit)[at] = x.turn.pos + (int32_t)t;
-	for (uint32_t k = job.fold ? NC : 0u; k < x.turn.n_credit; k++)
-		if (!is_once(x, k))
-			((float *)credit)[(1u + k) * GPU_BLOCK_SLOTS + at] = 0.0f;
 }
 
 /*
@@ -357,39 +362,26 @@ static __device__ __forceinline__ uint32_t steady_round(const struct lane_ctx &x
 {
 	constexpr uint32_t words = (1u + NH + NC + NT) * GPU_BLOCK_SLOTS;	/* of a stage */
 	const uint32_t t = thread_once(), left = x.live - job.first, blocks = min(STEADY_BLOCKS, gpu_blocks_for(left));
-	const int32_t from = max(max(x.turn.rule.sinks, x.turn.rule.pinned), 0);
-	const int32_t to = max(x.as_lane.now - (int32_t)min(x.plan.recent, 0x7fffffffu), from);
-	struct steady_lane y = { x.turn.rule, x.as_lane, x.live, x.plan.keep, x.plan.recent, job.n_heat, from, (uint32_t)(to - from),
-				 job.fold, job.sums };
-	const bool figures = evict_has_cut(P) && job.places;
+	struct steady_lane y = steady_lane_of(x, job.n_heat, job.fold, job.sums);
 	const char *nowhere = x.turn.priv;
 
 	y.rule.policy = P;
 	if (evict_has_age(P) && !AGED)
 		y.rule.param[0] = 0.0f;
-	if (figures && !figure_folds(P)) {
-		y.fold = false;
-		y.n_heat = 0;
-	}
 	for (uint32_t b = 0; b < STEADY_STAGES; b++)
 		steady_load<NH, NC + NT>(sh, nowhere, t, b, b, left > b * GPU_BLOCK_SLOTS ? left - b * GPU_BLOCK_SLOTS : 0u, y.n_heat);
-	if (job.settles)
-		steady_settle<NC>(x, sh, job, t);
 #pragma unroll 1
 	for (uint32_t b = 0, stage = 0; b < blocks; b++, stage = stage + 1u < STEADY_STAGES ? stage + 1u : 0u) {
 		const uint32_t next = (b + STEADY_STAGES) * GPU_BLOCK_SLOTS;
 
 		asm volatile("cp.async.wait_group %0;" :: "n"(STEADY_STAGES - 1u) : "memory");	/* a thread reads nobody else's copies: no barrier */
-		if (job.patches)
-			steady_patch(x, (uint32_t *)steady_memory() + stage * words, NH, words / GPU_BLOCK_SLOTS,
-				     job.first / GPU_BLOCK_SLOTS + b, job.token);
-		if (figures)
-			steady_figures<NH, NC, NT>(y, sh, job, t, b, stage * words);
-		else
-			steady_block<NH, NC, NT, STATS>(x, y, sh, job, t, b, stage * words, s, sum);
+		if (sh->settles)
+			steady_settle(x, sh, NH, words / GPU_BLOCK_SLOTS, job.first / GPU_BLOCK_SLOTS + b, b, stage * words,
+				      sh->settles == STEADY_FOLDED ? NC : 0u, t);
+		steady_block<NH, NC, NT, STATS>(x, y, sh, job, t, b, stage * words, s, sum);
 		steady_load<NH, NC + NT>(sh, nowhere, t, b + STEADY_STAGES, stage, left > next ? left - next : 0u, y.n_heat);
 	}
-	if (f.k && !figures) {
+	if (f.k) {
 		const uint64_t last = steady_last(f, n);
 		const struct steady_list list = steady_candidates(sh, blocks, f.k, (uint32_t)(last >> 32));
 
@@ -431,6 +423,40 @@ static __device__ __forceinline__ uint32_t steady_policy(const struct lane_ctx &
 
 /* --- a turn ---------------------------------------------------------------------------------------------------------------------- */
 
+/* The blocks of the round from slot `first` on. */
+static __device__ __forceinline__ void steady_turn_to(const struct lane_ctx &x, struct steady_state *sh, uint32_t first)
+{
+	bool there;
+	const uint32_t id = steady_id(x, x.lane, first, &there);
+
+	steady_blocks(sh, id, there);
+	__syncwarp();
+}
+
+/* A pass over what the policy's figure looks at. By itself, so that its registers are not those of policies without a cut. */
+static __device__ __noinline__ uint64_t steady_find_cut(const struct lane_ctx &x, struct steady_state *sh, uint32_t *places, uint32_t n_heat,
+							bool fold)
+{
+	const struct steady_lane y = steady_lane_of(x, n_heat, fold, false);
+
+	for (uint32_t first = 0; first < x.live; first += 4u * STEADY_VECTORS) {
+		__syncwarp();
+		if (first)
+			steady_turn_to(x, sh, first);
+		switch (x.turn.rule.policy) {
+#define STEADY_CASE(name, nh, nc, nt)										\
+		case EVICT_##name:										\
+			if (evict_has_cut(EVICT_##name) && !steady_never(EVICT_##name))				\
+				steady_figures<EVICT_##name, nh, nc, nt>(y, sh, first, places);			\
+			break;
+		EVICT_POLICIES(STEADY_CASE)
+#undef STEADY_CASE
+		default: break;
+		}
+	}
+	return steady_cut(x, sh->low, places, x.live);
+}
+
 /*
  * Settles and folds (if told to) and finds the k <= STEADY_MAX slots of smallest keys below plan.keep: f.best_slot()[0 .. n-1], ascending.
  * Returns n. named: the thread's entry of the lane's next[]. sum: the thread's share of the first credit of slots below keep.
@@ -440,47 +466,42 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 						       unsigned what, bool sums, uint32_t named, double &sum)
 {
 	const uint32_t tokens = what & GPU_SETTLE ? window_tokens(x) : 0u;
-	const bool fold = what & GPU_FOLD, reads = fold || f.k || sums, patches = tokens && reads && tokens <= 32u && !x.turn.n_once;
-	const bool looks = x.turn.stats & (EVICT_STATS_HEAT | EVICT_STATS_SUMS);
+	const bool looks = x.turn.stats & (EVICT_STATS_HEAT | EVICT_STATS_SUMS), fold = what & GPU_FOLD, reads = fold || f.k || sums;
+	const bool cuts = evict_has_cut(x.turn.rule.policy) && (f.k || x.turn.stats & EVICT_STATS_RANK) &&
+			  evict_n_spared(&x.turn.rule, &x.as_lane, x.live, x.live);
+	const bool patches = tokens && reads && tokens <= 32u && !x.turn.n_once && !cuts;
 	struct stats_counts *counts = (struct stats_counts *)f.end();
-	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, STEADY_NONE, fold, sums, patches, patches, looks, NULL,
+	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, fold, sums, looks,
 				  x.turn.stats & EVICT_STATS_HEAT ? counts : NULL, x.turn.stats & EVICT_STATS_RANK ? counts : NULL };
-	const bool cuts = evict_has_cut(x.turn.rule.policy) && (f.k || job.ranks) && evict_n_spared(&x.turn.rule, &x.as_lane, x.live, x.live);
 	struct steady_sums s = {};
 	uint32_t n = 0;
 
 	if (STATS && x.turn.stats)
 		steady_stats_begin(x, counts);
 	named = __shfl_sync(WARP_ALL, named, (int)(warp_thread() - x.head.fresh));
-	if (patches && warp_thread() < tokens)
-		job.token = warp_thread() < x.head.fresh ? x.head.len + warp_thread() : named;
-	if (job.token >= x.live)
-		job.token = STEADY_NONE;
-	if (tokens && !patches)		/* more than a thread has, or traits, which are not known before their rows have come */
+	sh->settles = patches ? fold ? STEADY_FOLDED : STEADY_SETTLED : 0u;
+	if (patches) {
+		uint32_t token = STEADY_NONE;
+
+		if (warp_thread() < tokens)
+			token = warp_thread() < x.head.fresh ? x.head.len + warp_thread() : named;
+		sh->token[warp_thread()] = token < x.live ? token : STEADY_NONE;
+	}
+	if (tokens && !patches)		/* more than a thread has, traits, which are not known before their rows have come, or two passes */
 		settle_slots(x, warp_thread(), 32u);
 	if (tokens && x.turn.n_once)
 		steady_traits(x, tokens, f.ring);
-	job.places = cuts ? f.places(x.turn.stats) : NULL;
-	for (uint32_t pass = cuts ? 0u : 1u; reads && pass < 2u; pass++) {
-		for (job.first = 0; job.first < x.live; job.first += 4u * STEADY_VECTORS) {
-			__syncwarp();
-			if (job.first || (pass && cuts && x.live > 4u * STEADY_VECTORS)) {
-				bool there;
-				const uint32_t id = steady_id(x, x.lane, job.first, &there);
+	if (cuts) {
+		const uint64_t cut = steady_find_cut(x, sh, f.places(), job.n_heat, fold);
 
-				steady_blocks(sh, id, there);
-				__syncwarp();
-			}
-			n = steady_policy<STATS>(x, sh, job, f, s, sum, n);
-		}
-		if (!pass) {
-			const uint64_t cut = steady_cut(x, sh->low, job.places, x.live);
-
-			if (warp_thread() == 0)
-				sh->lane.as_lane.cut = cut;
-			job.places = NULL;
-			job.settles = false;
-		}
+		if (warp_thread() == 0)
+			sh->lane.as_lane.cut = cut;
+	}
+	for (job.first = 0; reads && job.first < x.live; job.first += 4u * STEADY_VECTORS) {
+		__syncwarp();
+		if (job.first || (cuts && x.live > 4u * STEADY_VECTORS))
+			steady_turn_to(x, sh, job.first);
+		n = steady_policy<STATS>(x, sh, job, f, s, sum, n);
 	}
 	if (STATS && x.turn.stats)
 		steady_stats_end<STATS == STEADY_SUMS>(x, s, counts);
