@@ -4,7 +4,7 @@
 # runs out of time costs no other.
 #
 #   ceiling   the read ceiling of this run ($EBB_BENCH, bench_gpu)
-#   one       one process: full caches, budgets that never bite, 4096, 2048, 1024
+#   one       one process: full caches, budgets that never bite, 4096, 2048, 1024; these with the policy ebb, the default, too
 #   four      four processes
 #   growth    100000 tokens a session
 #   large     a pool of nearly all of the GPU's memory, filled with sessions of 16K tokens, twice, so that the first ones' memory came back
@@ -24,7 +24,10 @@ serve() {	# LIMIT OPTION...
 }
 
 part_ceiling() { BENCH=ceiling timeout 30 "${EBB_BENCH:-build/bench/bench_gpu}" | sed 's/"unit.*//'; }
-part_one() { serve 110 --part serve --processes 1; }
+part_one() {
+	serve 110 --part serve --processes 1 &&
+		serve 110 --part serve --processes 1 --no-full --budgets 4096,2048,1024 --policy ebb
+}
 part_four() { serve 110 --part serve --processes 4 --budgets 4096,1024 --decode 128; }
 
 # Few layers and a small vocabulary: what may grow with a session's age is not in the products.
