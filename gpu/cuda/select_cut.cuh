@@ -95,8 +95,9 @@ static __device__ __forceinline__ uint64_t cut_of_few(const struct lane_ctx &x, 
 }
 
 /*
- * place[]: by slot, evict_order() of the figures of those that may leave, CUT_NONE of the others; n: slots; up to a multiple of four all are there. See evict_n_spared(). Figures of a
- * lane are much alike: digits of where they lie between the smallest and the largest say more than those of the numbers.
+ * place[]: by slot, evict_order() of the figures of those that may leave, CUT_NONE of the others. n: slots; up to a multiple of four all are
+ * there. See evict_n_spared(). Figures of a lane are much alike: digits of where they lie between the smallest and the largest say more than
+ * those of the numbers.
  */
 static __device__ __noinline__ uint64_t steady_cut(const struct lane_ctx &x, uint32_t *bin, const uint32_t *place, uint32_t n)
 {

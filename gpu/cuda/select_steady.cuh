@@ -469,7 +469,7 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 	const bool looks = x.turn.stats & (EVICT_STATS_HEAT | EVICT_STATS_SUMS), fold = what & GPU_FOLD, reads = fold || f.k || sums;
 	const bool cuts = evict_has_cut(x.turn.rule.policy) && (f.k || x.turn.stats & EVICT_STATS_RANK) &&
 			  evict_n_spared(&x.turn.rule, &x.as_lane, x.live, x.live);
-	const bool patches = tokens && reads && tokens <= 32u && !x.turn.n_once && !cuts;
+	const bool settles = tokens && reads && tokens <= 32u && !x.turn.n_once && !cuts;
 	struct stats_counts *counts = (struct stats_counts *)f.end();
 	struct steady_job job = { 0, fold ? min(x.n_heat, x.turn.policy_heat) : 0u, fold, sums, looks,
 				  x.turn.stats & EVICT_STATS_HEAT ? counts : NULL, x.turn.stats & EVICT_STATS_RANK ? counts : NULL };
@@ -479,15 +479,15 @@ static __device__ __forceinline__ uint32_t steady_turn(const struct lane_ctx &x,
 	if (STATS && x.turn.stats)
 		steady_stats_begin(x, counts);
 	named = __shfl_sync(WARP_ALL, named, (int)(warp_thread() - x.head.fresh));
-	sh->settles = patches ? fold ? STEADY_FOLDED : STEADY_SETTLED : 0u;
-	if (patches) {
+	sh->settles = settles ? fold ? STEADY_FOLDED : STEADY_SETTLED : 0u;
+	if (settles) {
 		uint32_t token = STEADY_NONE;
 
 		if (warp_thread() < tokens)
 			token = warp_thread() < x.head.fresh ? x.head.len + warp_thread() : named;
 		sh->token[warp_thread()] = token < x.live ? token : STEADY_NONE;
 	}
-	if (tokens && !patches)		/* more than a thread has, traits, which are not known before their rows have come, or two passes */
+	if (tokens && !settles)		/* more than a thread has, traits, which are not known before their rows have come, or two passes */
 		settle_slots(x, warp_thread(), 32u);
 	if (tokens && x.turn.n_once)
 		steady_traits(x, tokens, f.ring);
