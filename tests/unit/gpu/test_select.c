@@ -533,6 +533,35 @@ static void equal_credit_leaves_by_position(void **state)
 	}
 }
 
+/* Policies that spare a share, of figures most of which are the same: positions decide, as they do among a few that are. */
+static void equal_figures_are_spared_by_position(void **state)
+{
+	static const uint32_t policies[] = { EVICT_ebb, EVICT_roco, EVICT_nacl }, unlike[] = { 1, 3, 60 };
+	uint32_t appended[N];
+	struct turns t;
+
+	(void)state;
+	for (unsigned number = 0; number < 18; number++) {
+		const uint32_t policy = policies[number % 3];
+		struct world *w = settled_world(policy, GPU_BF16, 64, number % 2 ? 3 : 0, appended);
+
+		for (unsigned i = 0; i < N; i++)
+			for (uint32_t l = 0; l < w->session[i].model.table.n_lanes; l++)
+				for (uint32_t at = 0; at < gpu_live(w->session[i].model.lane[l].head, appended[i]); at++) {
+					struct oracle_slot *slot = &w->session[i].model.lane[l].slot[at];
+
+					for (uint32_t k = 0; k < evict_n_heat(policy); k++)
+						slot->heat[k] = 0.0;
+					for (uint32_t k = 0; k < evict_n_arrays(policy); k++)
+						slot->credit[k] = 1.0f + (float)(at % unlike[number / 3 % 3]);
+				}
+		turns_new(w, &t, policy, number >= 9, appended);
+		world_put(w);
+		select_and_check(w, &t, number >= 9 ? ALL : GPU_SETTLE | GPU_FOLD | GPU_NEXT, 1);
+		world_free(w);
+	}
+}
+
 static void move_copies_pages_across_slabs(void **state)
 {
 	struct world_spec spec = {
@@ -574,6 +603,7 @@ static int run(void)
 		cmocka_unit_test(hostile_heat_counts_as_nothing),
 		cmocka_unit_test(shared_memory_is_not_believed),
 		cmocka_unit_test(equal_credit_leaves_by_position),
+		cmocka_unit_test(equal_figures_are_spared_by_position),
 		cmocka_unit_test(move_copies_pages_across_slabs),
 	};
 
