@@ -303,12 +303,13 @@ static void every_rank_with_every_merge_chooses_the_same_victims(void **state)
 	gpu_close(host);
 }
 
-/* Policies that look at all rows of a lane: each type, rows wide and narrow, and rows whose unit keys are not one long. */
+/* Policies that look at rows of a lane: each type, rows wide and narrow, and rows whose unit keys are not one long. */
 static void rows_of_any_size_choose_the_same_victims(void **state)
 {
-	static const uint32_t policies[] = { EVICT_rkv, EVICT_gkv, EVICT_keydiff, EVICT_lagkv };
+	static const uint32_t policies[] = { EVICT_rkv, EVICT_gkv, EVICT_keydiff, EVICT_lagkv, EVICT_ebb };
 	static const struct { uint32_t type, dim; bool tiny; } rows[] = {
 		{ GPU_BF16, 256, false }, { GPU_F16, 192, true }, { GPU_BF16, 128, true }, { GPU_F32, 64, true }, { GPU_Q8, 144, false },
+		{ GPU_F16, 80, false },
 	};
 	struct gpu_device *host = plain_host();
 
