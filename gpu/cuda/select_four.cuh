@@ -29,7 +29,7 @@ template <uint32_t NH, uint32_t NC, uint32_t NT> struct steady_four {
 	float heat[NH ? NH : 1][4], a[NC + NT ? NC + NT : 1][4];	/* a: credits, then traits */
 };
 
-static __device__ __forceinline__ void unpack4(const float4 &v, float (&x)[4])
+template <typename V, typename E> static __device__ __forceinline__ void unpack4(const V &v, E (&x)[4])
 {
 	x[0] = v.x;
 	x[1] = v.y;
@@ -40,12 +40,7 @@ static __device__ __forceinline__ void unpack4(const float4 &v, float (&x)[4])
 template <uint32_t NH, uint32_t NC, uint32_t NT>
 static __device__ __forceinline__ void steady_take(const uint32_t *in, struct steady_four<NH, NC, NT> &v)
 {
-	const int4 pos = *(const int4 *)in;
-
-	v.pos[0] = pos.x;
-	v.pos[1] = pos.y;
-	v.pos[2] = pos.z;
-	v.pos[3] = pos.w;
+	unpack4(*(const int4 *)in, v.pos);
 #pragma unroll
 	for (int k = 0; k < (int)NH; k++)
 		unpack4(*(const float4 *)(in + (1 + k) * 256), v.heat[k]);
@@ -59,12 +54,7 @@ template <uint32_t NH, uint32_t NC, uint32_t NT>
 static __device__ __forceinline__ void steady_fetch(const char *credit, const char *heat, uint32_t heats, uint32_t at,
 						    struct steady_four<NH, NC, NT> &v)
 {
-	const int4 pos = *(const int4 *)(credit + at);
-
-	v.pos[0] = pos.x;
-	v.pos[1] = pos.y;
-	v.pos[2] = pos.z;
-	v.pos[3] = pos.w;
+	unpack4(*(const int4 *)(credit + at), v.pos);
 #pragma unroll
 	for (int k = 0; k < (int)NH; k++)
 		unpack4(heat && (uint32_t)k < heats ? *(const float4 *)(heat + (1 + k) * 1024 + at) : make_float4(0, 0, 0, 0), v.heat[k]);
