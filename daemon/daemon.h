@@ -74,7 +74,7 @@ struct session {
 	bool claimed, closing, opening;
 	bool ahead, flying;		/* this turn goes ahead of the device; it is on the device, and its grant has been (or may be) published */
 	bool parked;			/* this turn was to go ahead, but is too large: it waits for the client's device */
-	uint64_t turn;			/* of its turns, how many went ahead */
+	uint64_t turn;			/* the batch of its last turn that went ahead */
 	bool measuring;			/* the turn's first half is under way: what the split must know before it can be planned */
 	bool pages_changed;		/* this turn must publish ids too, not only lanes and next slots */
 	bool freed;			/* so much that whole slabs may be empty */
@@ -169,6 +169,7 @@ struct client {
 	char name[WIRE_NAME];
 	struct wire_shared *shared;
 	uint32_t sq_head, cq_tail, notices;	/* ours; what is in shared memory is a copy */
+	uint64_t turns;			/* batches of its turns that went ahead; one at a time is under way */
 	struct session *session[WIRE_MAX_SESSIONS];
 	uint32_t n_sessions;
 	struct pool_owner owner[WIRE_MAX_POOLS];

@@ -169,19 +169,19 @@ static void await_client(const struct queue *q, struct pool *pool, const struct 
 	serve_must(gpu_await(q->dev, q->stream, n, word, value), "await", pool);
 }
 
-/* The device says that it has done the batch: to the clients that wait for it, and to us. */
+/* The device says that it has done the batch: to us, and to the client that waits for it. */
 static void say_done(struct queue *q, struct pool *pool, struct session *list)
 {
-	uint64_t *word[WIRE_MAX_SESSIONS + 1], value[WIRE_MAX_SESSIONS + 1];
-	unsigned n = 0;
+	uint64_t *word[2] = { q->done }, value[2] = { ++q->batches };
+	struct client *c = q->client;
 
-	for (struct session *s = q->client ? list : NULL; s; s = s->next_due) {
-		word[n] = &s->client->shared->session[s->index].turned;		/* partner: the client's stream, at step_begin */
-		value[n++] = ++s->turn;
+	if (c) {
+		word[1] = &c->shared->turned.value;	/* partner: the client's stream, at step_begin */
+		value[1] = ++c->turns;
+		for (struct session *s = list; s; s = s->next_due)
+			s->turn = c->turns;
 	}
-	word[n] = q->done;
-	value[n] = ++q->batches;
-	serve_must(gpu_signal(q->dev, q->stream, n + 1, word, value), "signal", pool);
+	serve_must(gpu_signal(q->dev, q->stream, c ? 2 : 1, word, value), "signal", pool);
 }
 
 static void publish_ahead(struct queue *q, struct session *list, unsigned pool)

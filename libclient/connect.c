@@ -19,7 +19,7 @@
 #define OWNER_DIED 0x40000000u	/* FUTEX_OWNER_DIED: the kernel sets it when the holder of a robust futex dies */
 
 _Static_assert(sizeof(struct wire_record) == 64, "one record is one cache line");
-_Static_assert(sizeof(struct wire_session) == 256, "one session is four cache lines");
+_Static_assert(sizeof(struct wire_session) == 192, "one session is three cache lines");
 _Static_assert(sizeof(struct wire_line) == 64, "a line is a cache line");
 
 int ebbi_error(struct ebb *ebb, int error, const char *format, ...)

@@ -220,29 +220,33 @@ static int find_table(struct ebb_session *s)
 }
 
 /*
- * The step's work comes behind the turns that its windows were granted on; those that the device has done by now cost nothing. A
- * session's later steps of a window follow the first, in whatever stream the caller puts them: he orders them already.
+ * The step's work comes behind the turns that its windows were granted on, so behind the last of their batches; those that the device has
+ * done by now cost nothing. A session's later steps of a window follow the first, in whatever stream the caller puts them: he orders
+ * them already.
  */
 static int await_turns(struct ebb_batch *b, const uint32_t *n)
 {
-	unsigned waits = 0;
+	struct wire_shared *const shared = b->ebb->shared;	/* NULL: a local one, which waits for nobody */
+	uint64_t *turned, last = 0;
+	bool waits = false;
 	int rc;
 
 	for (uint32_t i = 0; i < b->n; i++) {
 		struct ebb_session *s = b->member[i];
 		uint64_t turn = n[i] ? wire_load64(&s->words->turn) : s->awaited;
 
-		if (turn != s->awaited && (int64_t)(wire_load64(&s->words->turned) - turn) < 0) {
-			b->word[waits] = &s->words->turned;	/* partner: the daemon's device, or the thread of watch.c */
-			b->value[waits++] = turn;
+		if (shared && turn != s->awaited && (int64_t)(wire_load64(&shared->turned.value) - turn) < 0) {
+			last = !waits || (int64_t)(turn - last) > 0 ? turn : last;
+			waits = true;
 		}
 		s->awaited = turn;
 	}
 	if (!waits)
 		return 0;
+	turned = &shared->turned.value;		/* partner: the daemon's device, or the thread of watch.c */
 	rc = ebbi_watch_new(b->ebb);
 	if (!rc)
-		rc = gpu_await(b->pool->dev, b->stream, waits, b->word, b->value);
+		rc = gpu_await(b->pool->dev, b->stream, 1, &turned, &last);
 	return rc ? ebbi_broken(b->ebb, "the stream cannot wait for the daemon's device: %s", strerror(-rc)) : 0;
 }
 

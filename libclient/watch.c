@@ -23,8 +23,7 @@ static void *watch(void *arg)
 
 	while (poll(&p, 1, -1) < 0 || !(p.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)))
 		;
-	for (unsigned i = 0; i < WIRE_MAX_SESSIONS; i++)
-		wire_store64(&w->shared->session[i].turned, INT64_MAX);	/* partner: the waits of our streams */
+	wire_store64(&w->shared->turned.value, INT64_MAX);	/* partner: the waits of our streams */
 	return NULL;
 }
 

@@ -48,11 +48,12 @@
  *    more than is left it writes `want` and sends a WANT record; the daemon then claims the session; the answer is a new epoch.
  *
  *    Devices that wait for each other (CUDA) take the processors off that path. A grant may then come before finished == begun: the daemon
- *    has enqueued the turn behind a wait for `finished`, and the window behind it holds once `turned` has come up to `turn`, which the
- *    daemon's device stores when it has done the turn. So the client's device waits for that before it works on the window. The daemon has
- *    one such turn of a session under way at a time, and only when launched == begun: then step_begin is through with the window's words,
- *    and what is waited for is the client's device, not the client. What is left of a client that hung up is let through by storing
- *    INT64_MAX in `finished`; if the daemon dies, the client stores INT64_MAX in `turned`.
+ *    has enqueued the turn behind a wait for `finished`, and the window behind it holds once wire_shared.turned has come up to `turn`, which
+ *    the daemon's device stores when it has done the turn. So the client's device waits for that before it works on the window. The turns
+ *    of a client's sessions go in batches, one batch of a client under way at a time, and `turned` counts the batches: one word for all of a step's
+ *    sessions, since a device takes about a microsecond for each word that it looks at. A turn goes ahead only when launched == begun: then
+ *    step_begin is through with the window's words, and what is waited for is the client's device, not the client. What is left of a client
+ *    that hung up is let through by storing INT64_MAX in `finished`; if the daemon dies, the client stores INT64_MAX in `turned`.
  */
 #ifndef EBB_WIRE_H
 #define EBB_WIRE_H
@@ -63,7 +64,7 @@
 #include "gpu/layout.h"
 
 #define WIRE_MAGIC 0x62626534u		/* "4ebb" */
-#define WIRE_VERSION 2u
+#define WIRE_VERSION 3u
 #define WIRE_NAME 32			/* names, NUL included */
 #define WIRE_TEXT 512
 #define WIRE_MODEL 64			/* names of models, NUL included */
@@ -229,17 +230,19 @@ struct wire_session {
 	uint32_t live_max;	/* longest lane at base, and what it can grow to in this window */
 	uint32_t table_id;	/* page id of the shared table: it may move between windows, read it after each new grant */
 	uint32_t heat_from;	/* queries at lower positions shall add no heat */
-	uint64_t turn;		/* turns granted ahead so far: the window holds when turned is no less */
+	uint64_t turn;		/* the batch of its last turn granted ahead: the window holds when wire_shared.turned is no less */
 	uint32_t ahead;		/* 1: the next turn is likely to be granted ahead, so nobody need tell the daemon of the device's end */
 	uint32_t pad2;
-	/* line 3: the daemon's device */
-	uint64_t turned;	/* of `turn`, those that are done */
-	uint64_t pad3[7];
 };
 
 struct wire_line {		/* one word on a cache line of its own */
 	uint32_t value;
 	uint32_t pad[15];
+};
+
+struct wire_word {
+	uint64_t value;
+	uint64_t pad[7];
 };
 
 struct wire_shared {
@@ -250,7 +253,7 @@ struct wire_shared {
 	struct wire_line cq_tail;	/* daemon */
 	struct wire_line cq_flags;	/* client: WIRE_NEED_WAKEUP */
 	struct wire_line notices;	/* daemon: SLAB and DROP messages sent so far */
-	struct wire_line zero;
+	struct wire_word turned;	/* daemon's device: batches of turns ahead that it has done */
 	struct wire_record sq[WIRE_SQ_ENTRIES];
 	struct wire_record cq[WIRE_CQ_ENTRIES];
 	struct wire_session session[WIRE_MAX_SESSIONS];

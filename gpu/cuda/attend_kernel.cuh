@@ -127,8 +127,8 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 			if (x.g == 0 && nt * 8u + 2u * x.t4 + h < x.n_rows)
 				t.part[x.warp * t.even + nt * 8u + 2u * x.t4 + h] = make_float2(quarter.m[nt][h], quarter.l[nt][h]);
 	__syncthreads();
-	mma_merge_warps(a, x, t);
 	if (RUN || x.cluster == 1u) {
+		mma_merge_warps(a, x, t);
 		if (RUN && NT == 1 && D <= 128 && x.heat && adds && far && a.far_depth)
 			mma_heat_far(a, x, t.end, kept, stride, heat_at, mma_far_new(a, shared + plan.logits));
 		else if (x.heat && adds)
@@ -151,9 +151,9 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 	mma_merge_parts<false>(a, x, t);
 	mma_write_slice(a, x, t);
 	if (x.heat && adds)
-		mma_heat_add<1>(a, x, t.part, kept, stride, heat_at);
+		mma_heat_add<1>(a, x, t.end, kept, stride, heat_at);
 	else if (x.heat)
-		mma_heat<1>(a, x, t.part, kept, stride, one);
+		mma_heat<1>(a, x, t.end, kept, stride, one);
 	mma_keep_query(query);
 }
 
@@ -205,7 +205,8 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	}
 #pragma unroll 1
 	for (;;) {
-		__syncthreads();
+		if (WAY != MMA_SIXTEEN || !mma_direct<TYPE, NT, RUN>() || !a.direct_q)	/* else nobody left anything for others */
+			__syncthreads();
 		if (RUN)
 			mma_ring_advance<TYPE, D, NT>(a, x, r, *next);
 		if (!mma_direct<TYPE, NT, RUN>() || !a.direct_q) {

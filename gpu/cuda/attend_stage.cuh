@@ -1,6 +1,6 @@
 /*
  * Private to gpu/cuda/: a part of attend_mma.cuh: what a warp does with a stage of its ring where that is q8, or two pages. As in
- * attend_page.cuh, but that the two pages' chains of instructions run side by side, and have one maximum.
+ * attend_page.cuh, but that the two pages' chains of instructions run side by side, and have one maximum. And with two stages at a time.
  */
 #ifndef GPU_CUDA_ATTEND_STAGE_CUH
 #define GPU_CUDA_ATTEND_STAGE_CUH
@@ -15,8 +15,9 @@ struct mma_kept {
 
 /* --- logits ------------------------------------------------------------------------------------------------------------------- */
 
-/* Logits of a stage: c[page][nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[page][nt][2..3]: slot g + 8. */
-template <int TYPE, int D, int NT> using mma_logits = float[mma_size<TYPE, D, NT>::pages][NT][4];
+/* Logits of pages: c[page][nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[page][nt][2..3]: slot g + 8. */
+template <int NT, uint32_t PAGES> using mma_paged = float[PAGES][NT][4];
+template <int TYPE, int D, int NT> using mma_logits = mma_paged<NT, mma_size<TYPE, D, NT>::pages>;
 
 static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
 {
@@ -26,20 +27,20 @@ static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
 	return v;
 }
 
-/* K of 16 bits. k: the thread's row; place: the piece of it that comes first, see mma_size. */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k,
-						    uint32_t place, mma_logits<TYPE, D, NT> &c)
+/* K of 16 bits. k: the thread's row; step: from one page to the next; place: the piece of the row that comes first, see mma_size. */
+template <int TYPE, int D, int NT, uint32_t PAGES>
+static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k, uint32_t step,
+						    uint32_t place, mma_paged<NT, PAGES> &c)
 {
 	using size = mma_size<TYPE, D, NT>;
-	mma_logits<TYPE, D, NT> c2 = {};
+	mma_paged<NT, PAGES> c2 = {};
 	uint32_t f[4];
 
 #pragma unroll
 	for (uint32_t j = 0; j < size::steps; j++)
 #pragma unroll
-		for (uint32_t u = 0; u < size::pages; u++) {
-			mma_load4(f, k + u * size::page + (j * 2u ^ place) * 16u);
+		for (uint32_t u = 0; u < PAGES; u++) {
+			mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
 #pragma unroll
 			for (int nt = 0; nt < NT; nt++)
 				mma_16816<size::half>(j % 2u ? c2[u][nt] : c[u][nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
@@ -48,8 +49,8 @@ static __device__ __forceinline__ void mma_products(const struct mma_lane &x, co
 #pragma unroll 1
 		for (uint32_t j = 0; j < size::steps; j++)
 #pragma unroll
-			for (uint32_t u = 0; u < size::pages; u++) {
-				mma_load4(f, k + u * size::page + (j * 2u ^ place) * 16u);
+			for (uint32_t u = 0; u < PAGES; u++) {
+				mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
 #pragma unroll
 				for (uint32_t nt = 0; nt < NT; nt++) {
 					uint2 b = mma_shared_pair(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u);
@@ -59,7 +60,7 @@ static __device__ __forceinline__ void mma_products(const struct mma_lane &x, co
 			}
 	}
 #pragma unroll
-	for (uint32_t u = 0; u < size::pages; u++)
+	for (uint32_t u = 0; u < PAGES; u++)
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -154,7 +155,7 @@ static __device__ __forceinline__ void mma_stage_logits(const struct mma_lane &x
 	if constexpr (size::q8)
 		mma_products_int8<D, NT>(x, q, k, place, c);
 	else
-		mma_products<TYPE, D, NT>(x, q, k, place, c);
+		mma_products<TYPE, D, NT, size::pages>(x, q, k, size::page, place, c);
 #pragma unroll
 	for (uint32_t u = 0; u < size::pages; u++)
 #pragma unroll
@@ -175,9 +176,9 @@ static __device__ __forceinline__ void mma_stage_logits(const struct mma_lane &x
 		}
 }
 
-template <int TYPE, int D, int NT>
+template <int NT, uint32_t PAGES>
 static __device__ __forceinline__ void mma_keep_logits(const struct mma_lane &x, const struct mma_kept &kept, uint32_t slot,
-						       const mma_logits<TYPE, D, NT> &c)
+						       const mma_paged<NT, PAGES> &c)
 {
 #pragma unroll
 	for (int nt = 0; nt < NT; nt++)
@@ -189,7 +190,7 @@ static __device__ __forceinline__ void mma_keep_logits(const struct mma_lane &x,
 			if (col >= x.n_rows)
 				continue;
 #pragma unroll
-			for (uint32_t i = 0; i < 2u * mma_size<TYPE, D, NT>::pages; i++)
+			for (uint32_t i = 0; i < 2u * PAGES; i++)
 				to[i * 8u] = c[i / 2u][nt][i % 2u * 2u + h];
 		}
 }
@@ -315,7 +316,7 @@ static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const
 	mma_load_params<TYPE, D, NT>(x, at, live, par);
 	mma_stage_logits<TYPE, D, NT>(x, q, at, live, par, c);
 	if (kept.at)
-		mma_keep_logits<TYPE, D, NT>(x, kept, slot, c);
+		mma_keep_logits<NT, size::pages>(x, kept, slot, c);
 	moves = mma_new_tops<TYPE, D, NT>(c, s, by);
 	if (size::q8) {
 		shrink = mma_new_unit(par, more.unit);
@@ -344,6 +345,79 @@ static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const
 				b[nt][i] = mma_turn(mma_pack<size::half>(p0, p1));
 			}
 		mma_stage_values<TYPE, D, NT>(x, at + u * size::page + GPU_PAGE_SLOTS * size::row, b, s, more);
+	}
+}
+
+/*
+ * Two stages of one page each, without positions, as by mma_page() one after the other: the same bits. But their chains of instructions run side by side,
+ * and no branch is between: where a warp is alone on its scheduler, as in clusters of 16, that is worth 3 % of such a step.
+ */
+template <int TYPE, int D, int NT>
+static __device__ __forceinline__ void mma_pair(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, const uint32_t (&at)[2],
+						uint32_t live, const struct mma_kept &kept, uint32_t slot, struct mma_sum<D, NT> &s)
+{
+	using size = mma_size<TYPE, D, NT>;
+	const uint32_t row = ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row, place = size::place(x.thread) ^ x.thread >> 4;
+	float top[2][NT][2], m[2][NT][2], by[2][NT][2];
+	mma_paged<NT, 2> c = {};
+	uint32_t b[2][NT][2];
+
+	mma_products<TYPE, D, NT, 2>(x, q, at[0] + row, at[1] - at[0], place, c);
+#pragma unroll
+	for (uint32_t u = 0; u < 2; u++)
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+			for (uint32_t i = 0; i < 4; i++)
+				c[u][nt][i] = u * GPU_PAGE_SLOTS + x.g + i / 2u * 8u < live ? c[u][nt][i] * q.scale[nt][i % 2u] : __int_as_float(0xff800000);
+			top[u][nt][0] = fmaxf(c[u][nt][0], c[u][nt][2]);
+			top[u][nt][1] = fmaxf(c[u][nt][1], c[u][nt][3]);
+		}
+#pragma unroll
+	for (int d = 4; d < 32; d <<= 1)
+#pragma unroll
+		for (uint32_t i = 0; i < 4u * NT; i++) {
+			float &t = top[i % 2u][i / 4u][i / 2u % 2u];
+
+			t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, d));
+		}
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+		for (int h = 0; h < 2; h++) {
+			m[0][nt][h] = fmaxf(top[0][nt][h], s.m[nt][h]);
+			m[1][nt][h] = fmaxf(top[1][nt][h], m[0][nt][h]);
+			by[0][nt][h] = mma_exp2(s.m[nt][h] - m[0][nt][h]);
+			by[1][nt][h] = mma_exp2(m[0][nt][h] - m[1][nt][h]);
+			s.m[nt][h] = m[1][nt][h];
+		}
+#pragma unroll
+	for (uint32_t u = 0; u < 2; u++)
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++) {
+			s.l[nt][0] = __fmul_rn(s.l[nt][0], by[u][nt][0]);
+			s.l[nt][1] = __fmul_rn(s.l[nt][1], by[u][nt][1]);
+#pragma unroll
+			for (int i = 0; i < 2; i++) {
+				float p0 = mma_exp2(c[u][nt][2 * i] - m[u][nt][0]), p1 = mma_exp2(c[u][nt][2 * i + 1] - m[u][nt][1]);
+
+				s.l[nt][0] = __fadd_rn(s.l[nt][0], p0);
+				s.l[nt][1] = __fadd_rn(s.l[nt][1], p1);
+				b[u][nt][i] = mma_turn(mma_pack<size::half>(p0, p1));
+			}
+		}
+	if (kept.at)
+		mma_keep_logits<NT, 2>(x, kept, slot, c);
+#pragma unroll
+	for (uint32_t u = 0; u < 2; u++) {
+#pragma unroll
+		for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+			for (int j = 0; j < D / 16; j++)
+#pragma unroll
+				for (int i = 0; i < 4; i++)
+					s.o[nt][j][i] *= by[u][nt][i & 1];
+		mma_page_values<TYPE, D, NT>(x, at[u], b[u], s);
 	}
 }
 

@@ -124,16 +124,30 @@ static __device__ __forceinline__ void mma_strip_alone(const struct mma_lane &x,
 	q.any = true;
 }
 
-/* A strip, stage by stage. p: its first page. */
-template <int TYPE, int D, int NT, bool RUN>
+/* A strip, stage by stage; clusters of 16 take two at a time. p: its first page. */
+template <int TYPE, int D, int NT, int WAY>
 static __device__ __forceinline__ void mma_read_strip(const struct mma_args &a, const struct mma_lane &x,
 						      const struct mma_queries<TYPE, D, NT> &q, struct mma_ring &r,
 						      const struct mma_kept &kept, const struct cuda_item &next, uint32_t p,
 						      uint32_t end, struct mma_sum<D, NT> &strip, struct mma_more<NT> &more)
 {
 	using size = mma_size<TYPE, D, NT>;
+	constexpr bool RUN = mma_runs(WAY);
+	bool first = true;
 
-	for (bool first = true; p < end; p += size::pages, first = false) {
+	if constexpr (WAY == MMA_SIXTEEN && size::pages == 1u && !size::q8)
+#pragma unroll 1
+		for (; p + 2u <= end && r.stages > 1u; p += 2u, first = false) {
+			const uint32_t at[2] = { r.at + r.stage * size::stride(true), r.at + mma_ring_stage(r, 1u) * size::stride(true) };
+
+			mma_wait(r.stages - 1u);
+			__syncwarp();
+			mma_pair<TYPE, D, NT>(x, q, at, x.item.live - p * GPU_PAGE_SLOTS, kept, (p - x.cta_page) * GPU_PAGE_SLOTS, strip);
+			__syncwarp();
+			mma_ring_pass<TYPE, D, NT, RUN>(a, x, r, next);
+			mma_ring_pass<TYPE, D, NT, RUN>(a, x, r, next);
+		}
+	for (; p < end; p += size::pages, first = false) {
 		uint32_t at = r.at + r.stage * size::stride(x.bare), slots = x.item.live - p * GPU_PAGE_SLOTS;
 		uint32_t slot = (p - x.cta_page) * GPU_PAGE_SLOTS;
 		float *to = kept.at ? kept.at + slot : NULL;
@@ -170,7 +184,7 @@ static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, c
 			group_end = x.cluster == 1u ? mma_cut(x.first, x.end, ++cut) : x.end;
 		mma_clear(strip);
 		mma_clear(more);
-		mma_read_strip<TYPE, D, NT, RUN>(a, x, q, r, { kept, kept_stride }, next, s * x.per_strip, end, strip, more);
+		mma_read_strip<TYPE, D, NT, WAY>(a, x, q, r, { kept, kept_stride }, next, s * x.per_strip, end, strip, more);
 		if (!RUN && x.cluster == 16u) {
 			mma_strip_alone<TYPE, D, NT>(x, strip, more, quarter);
 			continue;
@@ -260,7 +274,10 @@ static __device__ __forceinline__ void mma_merge4(const float2 *from, float2 *by
 	}
 }
 
-/* The warps of the CTA. end[] is then (maximum, 1 / sum) of the lane, or (maximum, sum) of the CTA's part. */
+/*
+ * The warps of a CTA that has whole lanes. end[] is then (maximum, 1 / sum) of the lane. (Said in one condition, kernels
+ * of 16 columns spill 16 bytes more.)
+ */
 static __device__ __forceinline__ void mma_merge_warps(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
 {
 	if (threadIdx.x < t.even) {
@@ -269,9 +286,7 @@ static __device__ __forceinline__ void mma_merge_warps(const struct mma_args &a,
 
 		if (r < x.n_rows)
 			mma_merge4(t.part + r, t.by_warp + r, t.even, M, L);
-		if (x.cluster > 1u)
-			t.end[r] = make_float2(M, L);
-		else if (r < x.n_rows)
+		if (r < x.n_rows)
 			mma_row_done(a, x, r, M, L, &t.end[r]);
 	}
 	__syncthreads();
@@ -317,31 +332,51 @@ static __device__ __forceinline__ void mma_write_alone(const struct mma_args &a,
 	}
 }
 
-/* Every CTA of the cluster gets all maxima and sums, and its slice of all outputs. */
+/*
+ * Every CTA of the cluster gets all maxima and sums, and its slice of all outputs, of the CTA's warps merged. Each thread finds the factors that it
+ * needs by itself: a barrier more would cost more.
+ */
 template <int D>
 static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
 {
 	uint32_t pairs = t.even / 2u, vecs = a.head_dim / 4u;
 
 #pragma unroll 1
-	for (uint32_t i = threadIdx.x; i < x.cluster * pairs; i += MMA_THREADS) {
-		uint32_t to = mma_divide(i, t.by_pairs), r = (i - to * pairs) * 2u;
+	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
+		uint32_t r = mma_divide(e, a.by_vecs), to = mma_divide(e, t.by_slice), c = (e - r * vecs) * 4u;
+		float4 v = make_float4(0, 0, 0, 0);
+		float M = MMA_NOTHING, L = 0.0f;
 
-		mma_push4(mma_shared(t.got + x.rank * t.even + r), t.bar, to, *(const float4 *)(t.end + r));
+#pragma unroll
+		for (uint32_t w = 0; w < MMA_WARPS; w++) {
+			float2 p = t.part[w * t.even + r], f;
+
+			mma_merge(M, L, p.x, p.y, f.x, f.y);
+			mma_mix4(v, *(const float4 *)(t.out + (w * a.rows + r) * (D + 4u) + c), f);
+		}
+		mma_push4(mma_shared(t.slices + x.rank * t.slice + (e * 4u - to * t.slice)), t.bar, to, v);
 	}
 #pragma unroll 1
-	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
-		uint32_t r = mma_divide(e, a.by_vecs), to = mma_divide(e, t.by_slice);
-		float4 v = mma_over_warps<D>(a, t, r, (e - r * vecs) * 4u);
+	for (uint32_t i = threadIdx.x; i < x.cluster * pairs; i += MMA_THREADS) {
+		uint32_t to = mma_divide(i, t.by_pairs), r = (i - to * pairs) * 2u;
+		float M[2] = { MMA_NOTHING, MMA_NOTHING }, L[2] = { 0.0f, 0.0f };
 
-		mma_push4(mma_shared(t.slices + x.rank * t.slice + (e * 4u - to * t.slice)), t.bar, to, v);
+#pragma unroll
+		for (uint32_t w = 0; w < MMA_WARPS; w++)
+#pragma unroll
+			for (uint32_t k = 0; k < 2; k++) {
+				float2 p = r + k < x.n_rows ? t.part[w * t.even + r + k] : make_float2(MMA_NOTHING, 0.0f), f;
+
+				mma_merge(M[k], L[k], p.x, p.y, f.x, f.y);
+			}
+		mma_push4(mma_shared(t.got + x.rank * t.even + r), t.bar, to, make_float4(M[0], L[0], M[1], L[1]));
 	}
 	mma_bar_wait(t.bar);
 }
 
 /*
  * The parts that the CTAs of the cluster have: 4 quarters, or 4 times 4 groups. Four neighbouring threads have a row. The lane's (maximum, 1 / sum)
- * goes to part[], which nobody reads any more: end[] may still be on its way to other CTAs. ALONE: by one warp, of up to 8 rows.
+ * goes to end[]. ALONE: by one warp, of up to 8 rows.
  */
 template <bool ALONE>
 static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
@@ -366,7 +401,7 @@ static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a,
 				t.by_quarter[i * t.even + r] = f;
 		}
 		if (there && q == 0)
-			mma_row_done(a, x, r, M, L, &t.part[r]);
+			mma_row_done(a, x, r, M, L, &t.end[r]);
 	}
 	if (ALONE)
 		__syncwarp();
@@ -396,7 +431,7 @@ static __device__ __forceinline__ void mma_write_slice(const struct mma_args &a,
 					v = mma_mix(v, t.slices[k * t.slice + i], t.by_part[k * t.even + r].x, t.by_part[k * t.even + r].y);
 			sum = mma_mix(sum, v, f.x, f.y);
 		}
-		cuda_store(a.out.data, a.out.type, mma_row_at(a, x, r, a.out.stride) + (e - r * a.head_dim), sum * t.part[r].y);
+		cuda_store(a.out.data, a.out.type, mma_row_at(a, x, r, a.out.stride) + (e - r * a.head_dim), sum * t.end[r].y);
 	}
 }
 

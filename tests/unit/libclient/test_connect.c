@@ -86,7 +86,7 @@ static bool hang_up(struct fake *f, struct wire_msg *msg, int *fd, unsigned *n_f
 static void refusals_have_their_error(void **state)
 {
 	static const struct { bool (*mangle)(struct fake *, struct wire_msg *, int *, unsigned *); int rc; const char *text; } t[] = {
-		{ other_version, -EPROTO, "version 3" }, { too_many, -EMFILE, "64 clients" }, { hang_up, -EPIPE, "gone" },
+		{ other_version, -EPROTO, "version 4" }, { too_many, -EMFILE, "64 clients" }, { hang_up, -EPIPE, "gone" },
 	};
 
 	(void)state;

@@ -283,7 +283,7 @@ static void *late_turn(void *arg)
 
 	fake_nap_ms(100);
 	fake_bump(&r->turns);
-	wire_store64(&r->f.shared->session[0].turned, 1);
+	wire_store64(&r->f.shared->turned.value, 1);
 	return NULL;
 }
 
@@ -317,8 +317,39 @@ static void a_step_waits_for_the_turn_that_its_window_was_granted_on(void **stat
 	assert_int_equal(step(&r, 1), 1);
 	assert_int_equal(fake_count(&r.turns), 1);	/* on the host the call itself waits */
 	pthread_join(t, NULL);
-	wire_store64(&r.f.shared->session[0].turned, 0);
+	wire_store64(&r.f.shared->turned.value, 0);
 	assert_int_equal(step(&r, 1), 1);		/* once per grant: what follows is behind it anyway */
+	rig_down(&r);
+}
+
+/* Two batches of turns, one after the other. */
+static void *late_turns(void *arg)
+{
+	struct rig *r = arg;
+
+	for (uint64_t i = 1; i <= 2; i++) {
+		fake_nap_ms(60);
+		fake_bump(&r->turns);
+		wire_store64(&r->f.shared->turned.value, i);
+	}
+	return NULL;
+}
+
+static void a_step_waits_for_the_last_of_its_sessions_batches(void **state)
+{
+	struct rig r = { .f.window = 8 };
+	pthread_t t;
+
+	(void)state;
+	rig_used_up(&r, 3);
+	for (uint32_t i = 0; i < 3; i++) {		/* the last one is not ahead; the second one's batch comes last */
+		wire_store64(&r.f.shared->session[i].turn, (i + 1) % 3);
+		fake_grant(&r.f, i, 8);
+	}
+	assert_int_equal(pthread_create(&t, NULL, late_turns, &r), 0);
+	assert_int_equal(step(&r, 1), 1);
+	assert_int_equal(fake_count(&r.turns), 2);
+	pthread_join(t, NULL);
 	rig_down(&r);
 }
 
@@ -342,7 +373,7 @@ static void death_lets_a_waiting_stream_through(void **state)
 	assert_int_equal(pthread_create(&t, NULL, late_hangup, &r), 0);
 	(void)ebb_step_begin(r.batch, &(uint32_t){ 1 }, 5000);	/* it returns; what, depends on who is first */
 	pthread_join(t, NULL);
-	assert_true((int64_t)wire_load64(&r.f.shared->session[0].turned) >= 1);
+	assert_true((int64_t)wire_load64(&r.f.shared->turned.value) >= 1);
 	rig_down(&r);
 }
 
@@ -571,6 +602,7 @@ int main(void)
 		cmocka_unit_test(long_windows_do_not_overrun_the_ring), cmocka_unit_test(nonsense_in_the_words_ends_the_connection),
 		cmocka_unit_test(slabs_come_and_go_between_steps), cmocka_unit_test(death_lets_a_waiting_stream_through),
 		cmocka_unit_test(a_step_waits_for_the_turn_that_its_window_was_granted_on),
+		cmocka_unit_test(a_step_waits_for_the_last_of_its_sessions_batches),
 	};
 
 	alarm(120);
