@@ -214,6 +214,7 @@ static int page_ebbd(uint32_t n, uint32_t *all, struct serve_result *full)
 	char name[64], text[128];
 	int bad = 0;
 
+	/* Goals are shares of the full cache: without it nothing is held to them. */
 	if (n == 1 && !opt.no_full)
 		bad |= page_one("ebbd, full", "policy=full", n, &all[1], full, 0, 0);
 	never_bites(text, sizeof(text), "");
@@ -224,10 +225,11 @@ static int page_ebbd(uint32_t n, uint32_t *all, struct serve_result *full)
 		bad |= page_one("ebbd, the same, observe=4", text, n, &all[2], full, 0.98, 0);
 	for (uint32_t i = 0; i < opt.n_budgets; i++) {
 		uint32_t b = opt.budget[i];
+		const bool goals = n == 1 && b == 1024 && !opt.no_full;
 
 		snprintf(name, sizeof(name), "ebbd, %s, budget %u", opt.policy, b);
 		snprintf(text, sizeof(text), "policy=%s budget=%u floor=%u prefill=chunked", opt.policy, b, b);
-		bad |= page_one(name, text, n, &all[3 + i], full, n == 1 && b == 1024 ? 6 : 0, n == 1 && b == 1024 ? 12 : 0);
+		bad |= page_one(name, text, n, &all[3 + i], full, goals ? 6 : 0, goals ? 12 : 0);
 	}
 	return bad;
 }

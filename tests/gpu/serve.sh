@@ -26,7 +26,7 @@ serve() {	# LIMIT OPTION...
 part_ceiling() { BENCH=ceiling timeout 30 "${EBB_BENCH:-build/bench/bench_gpu}" | sed 's/"unit.*//'; }
 part_one() {
 	serve 110 --part serve --processes 1 &&
-		serve 110 --part serve --processes 1 --no-full --budgets 4096,2048,1024 --policy ebb
+		serve 110 --part serve --processes 1 --no-full --policy ebb
 }
 part_four() { serve 110 --part serve --processes 4 --budgets 4096,1024 --decode 128; }
 
