@@ -59,7 +59,7 @@ byte launched;                  /* tokens of steps that are with the device: wha
 bool notify;                    /* the stream has been asked to ring the doorbell behind what it has */
 #endif
 #ifdef AHEAD
-byte turn, turned;              /* turns granted ahead; of those, done by the daemon's device */
+byte turn, turned;              /* batches of turns granted ahead (with one session: turns); of those, done by the daemon's device */
 byte boundary;                  /* tokens before the last of them */
 bool flying, device_done;       /* it is on the daemon's device; the device has rung its eventfd */
 bool c_runs, d_runs;            /* a step on the client's device, a turn on the daemon's */
