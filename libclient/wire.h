@@ -48,12 +48,13 @@
  *    more than is left it writes `want` and sends a WANT record; the daemon then claims the session; the answer is a new epoch.
  *
  *    Devices that wait for each other (CUDA) take the processors off that path. A grant may then come before finished == begun: the daemon
- *    has enqueued the turn behind a wait for `finished`, and the window behind it holds once wire_shared.turned has come up to `turn`, which
- *    the daemon's device stores when it has done the turn. So the client's device waits for that before it works on the window. The turns
- *    of a client's sessions go in batches, one batch of a client under way at a time, and `turned` counts the batches: one word for all of a step's
- *    sessions, since a device takes about a microsecond for each word that it looks at. A turn goes ahead only when launched == begun: then
- *    step_begin is through with the window's words, and what is waited for is the client's device, not the client. What is left of a client
- *    that hung up is let through by storing INT64_MAX in `finished`; if the daemon dies, the client stores INT64_MAX in `turned`.
+ *    has enqueued the turn behind a wait for `finished`, and the window behind it holds once wire_shared.turned has come up to `turn`,
+ *    which the daemon's device stores when it has done the turn. So the client's device waits for that before it works on the window.
+ *    The turns of a client's sessions go in batches, one of a client under way at a time, and `turned` counts them: one word for all of
+ *    a step's sessions, since a device takes about a microsecond for each word that it looks at. A turn goes ahead only when launched
+ *    == begun: then step_begin is through with the window's words, and what is waited for is the client's device, not the client. What
+ *    is left of a client that hung up is let through by storing INT64_MAX in `finished`; if the daemon dies, the client stores INT64_MAX
+ *    in `turned`.
  */
 #ifndef EBB_WIRE_H
 #define EBB_WIRE_H

@@ -294,8 +294,8 @@ static int by_window(const void *a, const void *b)
 }
 
 /*
- * The kinds in turns, several times, and of each its median run: what a machine does in one second it need not do in the next. The last two beside the
- * second: what handing over more often costs. One process takes seconds, and has the goal that is the hardest to see: more rounds.
+ * The kinds in turns, several times, and of each its median run: what a machine does in one second it need not do in the next. The last two
+ * beside the second: what handing over more often costs. One process takes seconds, and has the goal that is the hardest to see: more rounds.
  */
 static int handover(void)
 {

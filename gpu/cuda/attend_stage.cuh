@@ -29,8 +29,8 @@ static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
 
 /* K of 16 bits. k: the thread's row; step: from one page to the next; place: the piece of the row that comes first, see mma_size. */
 template <int TYPE, int D, int NT, uint32_t PAGES>
-static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k, uint32_t step,
-						    uint32_t place, mma_paged<NT, PAGES> &c)
+static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k,
+						    uint32_t step, uint32_t place, mma_paged<NT, PAGES> &c)
 {
 	using size = mma_size<TYPE, D, NT>;
 	mma_paged<NT, PAGES> c2 = {};
@@ -349,8 +349,8 @@ static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const
 }
 
 /*
- * Two stages of one page each, without positions, as by mma_page() one after the other: the same bits. But their chains of instructions run side by side,
- * and no branch is between: where a warp is alone on its scheduler, as in clusters of 16, that is worth 3 % of such a step.
+ * Two stages of one page each, without positions, as by mma_page() one after the other: the same bits. But their chains of instructions
+ * run side by side, and no branch is between: where a warp is alone on its scheduler, as in clusters of 16, that is worth 3 % of a step.
  */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_pair(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, const uint32_t (&at)[2],
@@ -358,6 +358,7 @@ static __device__ __forceinline__ void mma_pair(const struct mma_lane &x, const 
 {
 	using size = mma_size<TYPE, D, NT>;
 	const uint32_t row = ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row, place = size::place(x.thread) ^ x.thread >> 4;
+	const float none = __int_as_float(0xff800000);
 	float top[2][NT][2], m[2][NT][2], by[2][NT][2];
 	mma_paged<NT, 2> c = {};
 	uint32_t b[2][NT][2];
@@ -369,7 +370,7 @@ static __device__ __forceinline__ void mma_pair(const struct mma_lane &x, const 
 		for (int nt = 0; nt < NT; nt++) {
 #pragma unroll
 			for (uint32_t i = 0; i < 4; i++)
-				c[u][nt][i] = u * GPU_PAGE_SLOTS + x.g + i / 2u * 8u < live ? c[u][nt][i] * q.scale[nt][i % 2u] : __int_as_float(0xff800000);
+				c[u][nt][i] = u * GPU_PAGE_SLOTS + x.g + i / 2u * 8u < live ? c[u][nt][i] * q.scale[nt][i % 2u] : none;
 			top[u][nt][0] = fmaxf(c[u][nt][0], c[u][nt][2]);
 			top[u][nt][1] = fmaxf(c[u][nt][1], c[u][nt][3]);
 		}

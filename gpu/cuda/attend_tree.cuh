@@ -333,8 +333,8 @@ static __device__ __forceinline__ void mma_write_alone(const struct mma_args &a,
 }
 
 /*
- * Every CTA of the cluster gets all maxima and sums, and its slice of all outputs, of the CTA's warps merged. Each thread finds the factors that it
- * needs by itself: a barrier more would cost more.
+ * Every CTA of the cluster gets all maxima and sums, and its slice of all outputs, of the CTA's warps merged. Each thread finds the factors
+ * that it needs by itself: a barrier more would cost more.
  */
 template <int D>
 static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
