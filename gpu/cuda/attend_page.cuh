@@ -41,48 +41,60 @@ template <int NT> static __device__ __forceinline__ void mma_clear(struct mma_mo
 	more.unit = 0.0f;
 }
 
-/* S of a page: 16 slots x columns. c[nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[nt][2..3]: slot g + 8. */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_page_logits(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
-						       float (&c)[NT][4])
+/* Logits of pages: c[page][nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[page][nt][2..3]: slot g + 8. */
+template <int NT, uint32_t PAGES> using mma_paged = float[PAGES][NT][4];
+template <int TYPE, int D, int NT> using mma_logits = mma_paged<NT, mma_size<TYPE, D, NT>::pages>;
+
+static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
+{
+	uint2 v;
+
+	asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+	return v;
+}
+
+/*
+ * K of 16 bits, times the queries, added to c. k: the thread's row; step: from one page to the next; place: the piece of the row that comes
+ * first, see mma_size.
+ */
+template <int TYPE, int D, int NT, uint32_t PAGES>
+static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k,
+						    uint32_t step, uint32_t place, mma_paged<NT, PAGES> &c)
 {
 	using size = mma_size<TYPE, D, NT>;
-	const uint32_t k = at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
-	const uint32_t place = size::place(x.thread) ^ x.thread >> 4;
-	float c2[NT][4];
+	mma_paged<NT, PAGES> c2 = {};
 	uint32_t f[4];
 
 #pragma unroll
-	for (int nt = 0; nt < NT; nt++)
+	for (uint32_t j = 0; j < size::steps; j++)
 #pragma unroll
-		for (int i = 0; i < 4; i++)
-			c[nt][i] = c2[nt][i] = 0.0f;
+		for (uint32_t u = 0; u < PAGES; u++) {
+			mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
 #pragma unroll
-	for (uint32_t j = 0; j < size::steps; j++) {
-		mma_load4(f, k + (j * 2u ^ place) * 16u);
-#pragma unroll
-		for (int nt = 0; nt < NT; nt++)
-			mma_16816<size::half>(j % 2u ? c2[nt] : c[nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
-	}
+			for (int nt = 0; nt < NT; nt++)
+				mma_16816<size::half>(j % 2u ? c2[u][nt] : c[u][nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
+		}
 	if (q.lower) {
 #pragma unroll 1
-		for (uint32_t j = 0; j < size::steps; j++) {
-			mma_load4(f, k + (j * 2u ^ place) * 16u);
+		for (uint32_t j = 0; j < size::steps; j++)
 #pragma unroll
-			for (uint32_t nt = 0; nt < NT; nt++) {
-				uint32_t b0, b1;
+			for (uint32_t u = 0; u < PAGES; u++) {
+				mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
+#pragma unroll
+				for (uint32_t nt = 0; nt < NT; nt++) {
+					uint2 b = mma_shared_pair(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u);
 
-				asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(b0), "=r"(b1)
-					     : "r"(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u));
-				mma_16816<size::half>(c2[nt], f, b0, b1);
+					mma_16816<size::half>(c2[u][nt], f, b.x, b.y);
+				}
 			}
-		}
 	}
 #pragma unroll
-	for (int nt = 0; nt < NT; nt++)
+	for (uint32_t u = 0; u < PAGES; u++)
 #pragma unroll
-		for (int i = 0; i < 4; i++)
-			c[nt][i] += c2[nt][i];
+		for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+			for (int i = 0; i < 4; i++)
+				c[u][nt][i] += c2[u][nt][i];
 }
 
 /* o += V^T p. b: the probabilities of slots 2 t4, 2 t4 + 1 (and + 8) and column g. */
@@ -121,14 +133,17 @@ static __device__ __forceinline__ float mma_shared_float(uint32_t at)
 /* Logits that a query may see, times log2(e); the others are -inf. With heat they are kept, row by row. */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
-						       uint32_t live, float (&c)[NT][4])
+						       uint32_t live, mma_paged<NT, 1> &page)
 {
+	using size = mma_size<TYPE, D, NT>;
+	const uint32_t row = ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row, place = size::place(x.thread) ^ x.thread >> 4;
 	const float none = __int_as_float(0xff800000);
+	float (&c)[NT][4] = page[0];
 
-	mma_page_logits<TYPE, D, NT>(x, q, at, c);
+	mma_products<TYPE, D, NT, 1>(x, q, at + row, 0, place, page);
 #pragma unroll
 	for (uint32_t i = 0; i < 2; i++) {
-		int32_t pos = x.bare ? 0 : __float_as_int(mma_shared_float(at + mma_size<TYPE, D, NT>::pos + (x.g + 8u * i) * 4u));
+		int32_t pos = x.bare ? 0 : __float_as_int(mma_shared_float(at + size::pos + (x.g + 8u * i) * 4u));
 
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++)
@@ -161,11 +176,12 @@ template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
 						uint32_t live, float *kept, uint32_t kept_stride, bool first, struct mma_sum<D, NT> &s)
 {
-	float c[NT][4], by[NT][2];
+	mma_paged<NT, 1> page = {};
+	float (&c)[NT][4] = page[0], by[NT][2];
 	uint32_t b[NT][2];
 	bool moves = false;
 
-	mma_page_scores<TYPE, D, NT>(x, q, at, live, c);
+	mma_page_scores<TYPE, D, NT>(x, q, at, live, page);
 #pragma unroll
 	for (int nt = 0; nt < NT; nt++)
 #pragma unroll

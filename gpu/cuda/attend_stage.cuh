@@ -15,59 +15,6 @@ struct mma_kept {
 
 /* --- logits ------------------------------------------------------------------------------------------------------------------- */
 
-/* Logits of pages: c[page][nt][0..1]: slot g, columns 2 t4 and 2 t4 + 1; c[page][nt][2..3]: slot g + 8. */
-template <int NT, uint32_t PAGES> using mma_paged = float[PAGES][NT][4];
-template <int TYPE, int D, int NT> using mma_logits = mma_paged<NT, mma_size<TYPE, D, NT>::pages>;
-
-static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
-{
-	uint2 v;
-
-	asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
-	return v;
-}
-
-/* K of 16 bits. k: the thread's row; step: from one page to the next; place: the piece of the row that comes first, see mma_size. */
-template <int TYPE, int D, int NT, uint32_t PAGES>
-static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k,
-						    uint32_t step, uint32_t place, mma_paged<NT, PAGES> &c)
-{
-	using size = mma_size<TYPE, D, NT>;
-	mma_paged<NT, PAGES> c2 = {};
-	uint32_t f[4];
-
-#pragma unroll
-	for (uint32_t j = 0; j < size::steps; j++)
-#pragma unroll
-		for (uint32_t u = 0; u < PAGES; u++) {
-			mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
-#pragma unroll
-			for (int nt = 0; nt < NT; nt++)
-				mma_16816<size::half>(j % 2u ? c2[u][nt] : c[u][nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
-		}
-	if (q.lower) {
-#pragma unroll 1
-		for (uint32_t j = 0; j < size::steps; j++)
-#pragma unroll
-			for (uint32_t u = 0; u < PAGES; u++) {
-				mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
-#pragma unroll
-				for (uint32_t nt = 0; nt < NT; nt++) {
-					uint2 b = mma_shared_pair(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u);
-
-					mma_16816<size::half>(c2[u][nt], f, b.x, b.y);
-				}
-			}
-	}
-#pragma unroll
-	for (uint32_t u = 0; u < PAGES; u++)
-#pragma unroll
-		for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-			for (int i = 0; i < 4; i++)
-				c[u][nt][i] += c2[u][nt][i];
-}
-
 /* K of int8: a product for each byte of the queries, exactly. */
 template <int D, int NT>
 static __device__ __forceinline__ void mma_products_int8(const struct mma_lane &x, const struct mma_queries<GPU_Q8, D, NT> &q, uint32_t k,

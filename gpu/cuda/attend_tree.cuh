@@ -260,8 +260,8 @@ static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, co
 		a.keep_lse[mma_kept_at(a, x) + r] = L > 0.0f ? M + __log2f(L) : CUDA_KEPT_NONE;
 }
 
-/* Merge four (maximum, sum) that lie `step` apart; leaves their factors in by[0], by[step], ... */
-static __device__ __forceinline__ void mma_merge4(const float2 *from, float2 *by, uint32_t step, float &M, float &L)
+/* Merge four (maximum, sum) that lie `step` apart; leaves their factors in by[0], by[by_step], ... */
+static __device__ __forceinline__ void mma_merge4(const float2 *from, uint32_t step, float2 *by, uint32_t by_step, float &M, float &L)
 {
 	M = MMA_NOTHING;
 	L = 0.0f;
@@ -270,7 +270,7 @@ static __device__ __forceinline__ void mma_merge4(const float2 *from, float2 *by
 		float2 f;
 
 		mma_merge(M, L, from[i * step].x, from[i * step].y, f.x, f.y);
-		by[i * step] = f;
+		by[i * by_step] = f;
 	}
 }
 
@@ -285,22 +285,23 @@ static __device__ __forceinline__ void mma_merge_warps(const struct mma_args &a,
 		float M = MMA_NOTHING, L = 0.0f;
 
 		if (r < x.n_rows)
-			mma_merge4(t.part + r, t.by_warp + r, t.even, M, L);
+			mma_merge4(t.part + r, t.even, t.by_warp + r, t.even, M, L);
 		if (r < x.n_rows)
 			mma_row_done(a, x, r, M, L, &t.end[r]);
 	}
 	__syncthreads();
 }
 
-/* Four outputs over the CTA's warps. e: of row r, channel c. */
+/* Four outputs over the CTA's warps, of row r from channel c on. by: the warps' factors, `step` apart. */
 template <int D>
-static __device__ __forceinline__ float4 mma_over_warps(const struct mma_args &a, const struct mma_tables &t, uint32_t r, uint32_t c)
+static __device__ __forceinline__ float4 mma_over_warps(const struct mma_args &a, const struct mma_tables &t, uint32_t r, uint32_t c,
+							const float2 *by, uint32_t step)
 {
 	float4 sum = make_float4(0, 0, 0, 0);
 
 #pragma unroll
 	for (uint32_t w = 0; w < MMA_WARPS; w++)
-		mma_mix4(sum, *(const float4 *)(t.out + (w * a.rows + r) * (D + 4u) + c), t.by_warp[w * t.even + r]);
+		mma_mix4(sum, *(const float4 *)(t.out + (w * a.rows + r) * (D + 4u) + c), by[w * step]);
 	return sum;
 }
 
@@ -325,7 +326,7 @@ static __device__ __forceinline__ void mma_write_alone(const struct mma_args &a,
 #pragma unroll 1
 	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
 		uint32_t r = mma_divide(e, a.by_vecs), c = (e - r * vecs) * 4u;
-		float4 v = mma_over_warps<D>(a, t, r, c);
+		float4 v = mma_over_warps<D>(a, t, r, c, t.by_warp + r, t.even);
 		float by = t.end[r].y;
 
 		mma_store4(a, mma_row_at(a, x, r, a.out.stride) + c, make_float4(v.x * by, v.y * by, v.z * by, v.w * by));
@@ -344,16 +345,12 @@ static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, co
 #pragma unroll 1
 	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
 		uint32_t r = mma_divide(e, a.by_vecs), to = mma_divide(e, t.by_slice), c = (e - r * vecs) * 4u;
-		float4 v = make_float4(0, 0, 0, 0);
-		float M = MMA_NOTHING, L = 0.0f;
+		float2 f[MMA_WARPS];
+		float M, L;
+		float4 v;
 
-#pragma unroll
-		for (uint32_t w = 0; w < MMA_WARPS; w++) {
-			float2 p = t.part[w * t.even + r], f;
-
-			mma_merge(M, L, p.x, p.y, f.x, f.y);
-			mma_mix4(v, *(const float4 *)(t.out + (w * a.rows + r) * (D + 4u) + c), f);
-		}
+		mma_merge4(t.part + r, t.even, f, 1u, M, L);
+		v = mma_over_warps<D>(a, t, r, c, f, 1u);
 		mma_push4(mma_shared(t.slices + x.rank * t.slice + (e * 4u - to * t.slice)), t.bar, to, v);
 	}
 #pragma unroll 1
@@ -390,7 +387,7 @@ static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a,
 			m = t.got[q * t.even + r].x;
 			l = t.got[q * t.even + r].y;
 		} else if (there) {
-			mma_merge4(t.got + q * 4u * t.even + r, t.by_part + q * 4u * t.even + r, t.even, m, l);
+			mma_merge4(t.got + q * 4u * t.even + r, t.even, t.by_part + q * 4u * t.even + r, t.even, m, l);
 		}
 #pragma unroll
 		for (uint32_t i = 0; i < 4; i++) {
