@@ -226,24 +226,23 @@ static int find_table(struct ebb_session *s)
  */
 static int await_turns(struct ebb_batch *b, const uint32_t *n)
 {
-	struct wire_shared *const shared = b->ebb->shared;	/* NULL: a local one, which waits for nobody */
-	uint64_t *turned, last = 0;
-	bool waits = false;
+	uint64_t *turned, done, last;
 	int rc;
 
+	if (b->ebb->local)
+		return 0;
+	turned = &b->ebb->shared->turned.value;		/* partner: the daemon's device, or the thread of watch.c */
+	last = done = wire_load64(turned);
 	for (uint32_t i = 0; i < b->n; i++) {
 		struct ebb_session *s = b->member[i];
 		uint64_t turn = n[i] ? wire_load64(&s->words->turn) : s->awaited;
 
-		if (shared && turn != s->awaited && (int64_t)(wire_load64(&shared->turned.value) - turn) < 0) {
-			last = !waits || (int64_t)(turn - last) > 0 ? turn : last;
-			waits = true;
-		}
+		if (turn != s->awaited && (int64_t)(turn - last) > 0)
+			last = turn;
 		s->awaited = turn;
 	}
-	if (!waits)
+	if (last == done)
 		return 0;
-	turned = &shared->turned.value;		/* partner: the daemon's device, or the thread of watch.c */
 	rc = ebbi_watch_new(b->ebb);
 	if (!rc)
 		rc = gpu_await(b->pool->dev, b->stream, 1, &turned, &last);

@@ -211,21 +211,21 @@ static void never_bites(char *to, size_t bytes, const char *observe)
 /* What goes through the daemon, for n processes. */
 static int page_ebbd(uint32_t n, uint32_t *all, struct serve_result *full)
 {
+	const bool alone = n == 1 && !opt.no_full;	/* and beside the full cache: goals are shares of it */
 	char name[64], text[128];
 	int bad = 0;
 
-	/* Goals are shares of the full cache: without it nothing is held to them. */
-	if (n == 1 && !opt.no_full)
+	if (alone)
 		bad |= page_one("ebbd, full", "policy=full", n, &all[1], full, 0, 0);
 	never_bites(text, sizeof(text), "");
 	if (!opt.no_full)
 		bad |= page_one("ebbd, budget that never bites", text, n, &all[2], full, n == 1 ? 0.98 : 0, 0);
 	never_bites(text, sizeof(text), " observe=4");
-	if (n == 1 && !opt.no_full)
+	if (alone)
 		bad |= page_one("ebbd, the same, observe=4", text, n, &all[2], full, 0.98, 0);
 	for (uint32_t i = 0; i < opt.n_budgets; i++) {
 		uint32_t b = opt.budget[i];
-		const bool goals = n == 1 && b == 1024 && !opt.no_full;
+		const bool goals = alone && b == 1024;
 
 		snprintf(name, sizeof(name), "ebbd, %s, budget %u", opt.policy, b);
 		snprintf(text, sizeof(text), "policy=%s budget=%u floor=%u prefill=chunked", opt.policy, b, b);
