@@ -19,25 +19,11 @@ template <int TYPE, int NT, bool RUN> static __device__ __forceinline__ constexp
 	return RUN && NT == 1 && !mma_direct<TYPE, NT, RUN>();
 }
 
-/* The queries of a CTA's next lane, as mma_take(). */
-template <int D>
-static __device__ __forceinline__ void mma_take_ahead(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t,
-						      uint32_t &k, struct cuda_item *next, const struct mma_ahead &ahead)
-{
-	mma_fetched_queries<D>(a, x, ahead, t.out);
-	if (x.warp != MMA_WARPS - 1u)
-		return;
-	k++;
-	mma_next_item(a, x.thread, k, ahead.word, next);
-}
-
-/* The queries of the lane, and which one comes next. Needs a barrier after it. */
+/* The lane's queries: straight into fragments, or into shared memory, which needs a barrier after it. */
 template <int TYPE, int D, int NT, bool RUN>
-static __device__ __forceinline__ void mma_take(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t, uint32_t &k,
-						struct cuda_item *next, struct mma_queries<TYPE, D, NT> &q)
+static __device__ __forceinline__ void mma_take(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t,
+						struct mma_queries<TYPE, D, NT> &q)
 {
-	uint32_t word = RUN && x.warp == MMA_WARPS - 1u ? mma_next_word(a, x.thread, ++k) : 0u;
-
 	if constexpr (mma_direct<TYPE, NT, RUN>()) {
 		if (a.direct_q)
 			mma_direct_queries<D, NT>(a, x, q);
@@ -46,8 +32,6 @@ static __device__ __forceinline__ void mma_take(const struct mma_args &a, const 
 	} else {
 		mma_fetch_queries<D>(a, x, t.out);
 	}
-	if (RUN && x.warp == MMA_WARPS - 1u)
-		mma_next_item(a, x.thread, k, word, next);
 }
 
 /* The lane's query on its way to where it is kept: 16 bytes of a thread. The CTA whose part of a cluster is the last has the least to do. */
@@ -128,6 +112,12 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 				t.part[x.warp * t.even + nt * 8u + 2u * x.t4 + h] = make_float2(quarter.m[nt][h], quarter.l[nt][h]);
 	__syncthreads();
 	if (RUN || x.cluster == 1u) {
+		if constexpr (TYPE != GPU_Q8 && NT == 1)	/* the others are bound by instructions, and this is more of them */
+			if (!x.heat) {
+				mma_write_alone<D, true>(a, x, t);
+				mma_keep_query(query);
+				return;
+			}
 		mma_merge_warps(a, x, t);
 		if (RUN && NT == 1 && D <= 128 && x.heat && adds && far && a.far_depth)
 			mma_heat_far(a, x, t.end, kept, stride, heat_at, mma_far_new(a, shared + plan.logits));
@@ -135,7 +125,7 @@ static __device__ __forceinline__ void mma_one_lane(const struct mma_args &a, co
 			mma_heat_add<4>(a, x, t.end, kept, stride, heat_at);
 		else if (x.heat)
 			mma_heat<4>(a, x, t.end, kept, stride, four);
-		mma_write_alone<D>(a, x, t);
+		mma_write_alone<D, false>(a, x, t);
 		mma_keep_query(query);
 		return;
 	}
@@ -171,7 +161,8 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	struct mma_lane x;
 	float *heat_at = NULL;
 	struct mma_ahead ahead;
-	uint32_t k, fresh;
+	uint32_t k, fresh, word = 0;
+	bool finds, left;	/* has the warp to find the CTA's next lane? did anybody leave something for others in shared memory? */
 
 	if (!mma_open<TYPE, WAY>(a, x, k)) {
 		mma_after();
@@ -187,25 +178,33 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 	}
 	mma_ring_new<TYPE, D, NT>(a, x, shared, (WAY == MMA_ANY && a.tile) || mma_any_heat(a, x) ? plan.ring : plan.logits, r);
 	fresh = size::pages == 2u ? x.item.fresh_page & ~1u : x.item.fresh_page;
+	finds = RUN && x.warp == MMA_WARPS - 1u;
+	if (finds)
+		word = mma_next_word(a, x.thread, ++k);
 	/* Ahead of the kernel before: only pages that it cannot have written. That is the step's own append, if anything. */
 #pragma unroll 1
 	for (uint32_t fed = 0, waited = 0; fed <= r.stages; fed++) {
 		if (!waited && (x.item.n != 1u || r.feed >= r.end || r.feed == fresh || fed == r.stages)) {
+			if (finds)
+				mma_next_item(a, x.thread, k, word, next);
+			if (RUN)	/* here, where there is something else to wait for, instead of behind the queries */
+				__syncthreads();
 			mma_next();
 			if (!RUN && x.heat && mma_sums(x.item))
 				heat_at = mma_heat_at(a, x, threadIdx.x * (x.cluster == 1u ? 4u : 1u));
 			if (!RUN && x.cluster > 1u)
 				mma_cluster_wait();	/* everyone's barrier is ready */
 			mma_after();
-			mma_take<TYPE, D, NT, RUN>(a, x, t, k, next, q);
+			mma_take<TYPE, D, NT, RUN>(a, x, t, q);
 			waited = 1;
 		}
 		if (fed < r.stages)
 			mma_ring_feed<TYPE, D, NT>(a, x, r, fed);
 	}
+	left = WAY == MMA_ANY || !mma_direct<TYPE, NT, RUN>() || !a.direct_q;
 #pragma unroll 1
-	for (;;) {
-		if (WAY != MMA_SIXTEEN || !mma_direct<TYPE, NT, RUN>() || !a.direct_q)	/* else nobody left anything for others */
+	for (;; left = true) {
+		if (left)
 			__syncthreads();
 		if (RUN)
 			mma_ring_advance<TYPE, D, NT>(a, x, r, *next);
@@ -221,10 +220,17 @@ static __global__ void __launch_bounds__(MMA_THREADS, 2) mma_kernel(const __grid
 		mma_begin<TYPE>(a, x);
 		next = (struct cuda_item *)(shared + plan.item) + (next == (struct cuda_item *)(shared + plan.item));
 		__syncthreads();	/* all are done with the last lane's outputs */
-		if constexpr (mma_looks_ahead<TYPE, NT, RUN>())
-			mma_take_ahead<D>(a, x, t, k, next, ahead);
-		else
-			mma_take<TYPE, D, NT, RUN>(a, x, t, k, next, q);
+		if (finds)
+			k++;
+		if constexpr (mma_looks_ahead<TYPE, NT, RUN>()) {
+			word = ahead.word;
+			mma_fetched_queries<D>(a, x, ahead, t.out);
+		} else {
+			word = finds ? mma_next_word(a, x.thread, k) : 0u;
+			mma_take<TYPE, D, NT, RUN>(a, x, t, q);
+		}
+		if (finds)
+			mma_next_item(a, x.thread, k, word, next);
 	}
 }
 

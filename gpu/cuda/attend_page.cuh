@@ -54,12 +54,74 @@ static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
 }
 
 /*
- * K of 16 bits, times the queries, added to c. k: the thread's row; step: from one page to the next; place: the piece of the row that comes
- * first, see mma_size.
+ * Rows of 16-bit slots of up to two pages, as fragments that are read from shared memory when they are asked for. A thread reads a piece of 16
+ * bytes: of K a slot's, of V, which turns round on the way, too; places are mma_size::place()'s.
  */
-template <int TYPE, int D, int NT, uint32_t PAGES>
-static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t k,
-						    uint32_t step, uint32_t place, mma_paged<NT, PAGES> &c)
+template <int TYPE, int D, int NT> struct mma_in_place {
+	using size = mma_size<TYPE, D, NT>;
+	uint32_t k_at, k_place, v_at, v_place, step;
+
+	/* at: the first page; step: from one to the next. */
+	__device__ __forceinline__ mma_in_place(const struct mma_lane &x, uint32_t at, uint32_t step)
+		: k_at(at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row), k_place(size::place(x.thread) ^ x.thread >> 4),
+		  v_at(at + (GPU_PAGE_SLOTS + (x.thread & 7u) + (x.thread >> 4) * 8u) * size::row),
+		  v_place(size::place(x.thread) ^ (x.thread >> 3 & 1u)), step(step)
+	{
+	}
+
+	/* Of page u: channels 16 j .. of K, and of V. */
+	__device__ __forceinline__ void k(uint32_t u, uint32_t j, uint32_t (&f)[4]) const
+	{
+		mma_load4(f, k_at + u * step + (j * 2u ^ k_place) * 16u);
+	}
+
+	__device__ __forceinline__ void v(uint32_t u, uint32_t j, uint32_t (&f)[4]) const
+	{
+		mma_load4_turned(f, v_at + u * step + (j * 2u ^ v_place) * 16u);
+	}
+};
+
+/*
+ * The same, taken out of shared memory all at once, so that other pages may come there while these are worked on, and no product waits for its
+ * fragment. 32 registers of a thread for a page of head_dim 64.
+ */
+template <int TYPE, int D, int NT> struct mma_taken {
+	static constexpr uint32_t pages = mma_size<TYPE, D, NT>::pages;
+	uint32_t ks[pages][D / 16u][4], vs[pages][D / 16u][4];
+
+	__device__ __forceinline__ explicit mma_taken(const struct mma_in_place<TYPE, D, NT> &rows)
+	{
+#pragma unroll
+		for (uint32_t u = 0; u < pages; u++)
+#pragma unroll
+			for (uint32_t j = 0; j < D / 16u; j++)
+				rows.k(u, j, ks[u][j]);
+#pragma unroll
+		for (uint32_t u = 0; u < pages; u++)
+#pragma unroll
+			for (uint32_t j = 0; j < D / 16u; j++)
+				rows.v(u, j, vs[u][j]);
+	}
+
+	__device__ __forceinline__ void k(uint32_t u, uint32_t j, uint32_t (&f)[4]) const
+	{
+#pragma unroll
+		for (int i = 0; i < 4; i++)
+			f[i] = ks[u][j][i];
+	}
+
+	__device__ __forceinline__ void v(uint32_t u, uint32_t j, uint32_t (&f)[4]) const
+	{
+#pragma unroll
+		for (int i = 0; i < 4; i++)
+			f[i] = vs[u][j][i];
+	}
+};
+
+/* K of 16 bits, times the queries, added to c. */
+template <int TYPE, int D, int NT, uint32_t PAGES, typename ROWS>
+static __device__ __forceinline__ void mma_products(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, const ROWS &rows,
+						    mma_paged<NT, PAGES> &c)
 {
 	using size = mma_size<TYPE, D, NT>;
 	mma_paged<NT, PAGES> c2 = {};
@@ -69,17 +131,17 @@ static __device__ __forceinline__ void mma_products(const struct mma_lane &x, co
 	for (uint32_t j = 0; j < size::steps; j++)
 #pragma unroll
 		for (uint32_t u = 0; u < PAGES; u++) {
-			mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
+			rows.k(u, j, f);
 #pragma unroll
 			for (int nt = 0; nt < NT; nt++)
 				mma_16816<size::half>(j % 2u ? c2[u][nt] : c[u][nt], f, q.hi[nt][j][0], q.hi[nt][j][1]);
 		}
 	if (q.lower) {
-#pragma unroll 1
+#pragma unroll (size::pages == 2u && NT == 1 ? size::steps : 1u)	/* registers have no index */
 		for (uint32_t j = 0; j < size::steps; j++)
 #pragma unroll
 			for (uint32_t u = 0; u < PAGES; u++) {
-				mma_load4(f, k + u * step + (j * 2u ^ place) * 16u);
+				rows.k(u, j, f);
 #pragma unroll
 				for (uint32_t nt = 0; nt < NT; nt++) {
 					uint2 b = mma_shared_pair(q.lower + ((nt * size::steps + j) * 32u + x.thread) * 8u);
@@ -97,22 +159,18 @@ static __device__ __forceinline__ void mma_products(const struct mma_lane &x, co
 				c[u][nt][i] += c2[u][nt][i];
 }
 
-/* o += V^T p. b: the probabilities of slots 2 t4, 2 t4 + 1 (and + 8) and column g. */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_page_values(const struct mma_lane &x, uint32_t at, const uint32_t (&b)[NT][2],
-						       struct mma_sum<D, NT> &s)
+/* o += V^T p of page u. b: the probabilities of slots 2 t4, 2 t4 + 1 (and + 8) and column g. */
+template <int TYPE, int D, int NT, typename ROWS>
+static __device__ __forceinline__ void mma_values(const ROWS &rows, uint32_t u, const uint32_t (&b)[NT][2], struct mma_sum<D, NT> &s)
 {
-	using size = mma_size<TYPE, D, NT>;
-	uint32_t f[4], v = at + GPU_PAGE_SLOTS * size::row, place = size::place(x.thread);
+	uint32_t f[4];
 
-	v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::row;
-	place ^= x.thread >> 3 & 1u;
 #pragma unroll
-	for (uint32_t j = 0; j < size::steps; j++) {
-		mma_load4_turned(f, v + (j * 2u ^ place) * 16u);
+	for (uint32_t j = 0; j < D / 16u; j++) {
+		rows.v(u, j, f);
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++)
-			mma_16816<size::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);
+			mma_16816<mma_size<TYPE, D, NT>::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);
 	}
 }
 
@@ -133,14 +191,13 @@ static __device__ __forceinline__ float mma_shared_float(uint32_t at)
 /* Logits that a query may see, times log2(e); the others are -inf. With heat they are kept, row by row. */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page_scores(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
-						       uint32_t live, mma_paged<NT, 1> &page)
+						       const struct mma_in_place<TYPE, D, NT> &rows, uint32_t live, mma_paged<NT, 1> &page)
 {
 	using size = mma_size<TYPE, D, NT>;
-	const uint32_t row = ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row, place = size::place(x.thread) ^ x.thread >> 4;
 	const float none = __int_as_float(0xff800000);
 	float (&c)[NT][4] = page[0];
 
-	mma_products<TYPE, D, NT, 1>(x, q, at + row, 0, place, page);
+	mma_products<TYPE, D, NT, 1>(x, q, rows, page);
 #pragma unroll
 	for (uint32_t i = 0; i < 2; i++) {
 		int32_t pos = x.bare ? 0 : __float_as_int(mma_shared_float(at + size::pos + (x.g + 8u * i) * 4u));
@@ -176,12 +233,13 @@ template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
 						uint32_t live, float *kept, uint32_t kept_stride, bool first, struct mma_sum<D, NT> &s)
 {
+	const struct mma_in_place<TYPE, D, NT> rows(x, at, 0);
 	mma_paged<NT, 1> page = {};
 	float (&c)[NT][4] = page[0], by[NT][2];
 	uint32_t b[NT][2];
 	bool moves = false;
 
-	mma_page_scores<TYPE, D, NT>(x, q, at, live, page);
+	mma_page_scores<TYPE, D, NT>(x, q, at, rows, live, page);
 #pragma unroll
 	for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -219,7 +277,7 @@ static __device__ __forceinline__ void mma_page(const struct mma_lane &x, const 
 			b[nt][i] = mma_turn(mma_pack<mma_size<TYPE, D, NT>::half>(p0, p1));
 		}
 	}
-	mma_page_values<TYPE, D, NT>(x, at, b, s);
+	mma_values<TYPE, D, NT>(rows, 0, b, s);
 }
 
 #endif

@@ -89,26 +89,44 @@ static __device__ __forceinline__ void mma_load_params(const struct mma_lane &x,
 		}
 }
 
-/* Logits that a query may see, times log2(e); the others are -inf. live: slots from the stage's first on. */
+/* Positions of slots g and g + 8 of each page; zeros where nobody asks. */
+template <int PAGES> struct mma_places {
+	int32_t pos[PAGES][2];
+};
+
 template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_stage_logits(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
+static __device__ __forceinline__ void mma_load_places(const struct mma_lane &x, uint32_t at,
+						       struct mma_places<mma_size<TYPE, D, NT>::pages> &p)
+{
+	using size = mma_size<TYPE, D, NT>;
+
+#pragma unroll
+	for (uint32_t u = 0; u < size::pages; u++)
+#pragma unroll
+		for (uint32_t i = 0; !x.bare && i < 2; i++)
+			p.pos[u][i] = (int32_t)mma_shared_word(at + size::pos + (u * GPU_PAGE_SLOTS + x.g + 8u * i) * 4u);
+}
+
+/* Logits that a query may see, times log2(e); the others are -inf. live: slots from the stage's first on. */
+template <int TYPE, int D, int NT, typename ROWS>
+static __device__ __forceinline__ void mma_stage_logits(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q,
 							uint32_t live, const struct mma_params<mma_size<TYPE, D, NT>::pages> &par,
+							const struct mma_places<mma_size<TYPE, D, NT>::pages> &places, const ROWS &rows,
 							mma_logits<TYPE, D, NT> &c)
 {
 	using size = mma_size<TYPE, D, NT>;
-	const uint32_t k = at + ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row, place = size::place(x.thread) ^ x.thread >> 4;
 	const float none = __int_as_float(0xff800000);
 
 	if constexpr (size::q8)
-		mma_products_int8<D, NT>(x, q, k, place, c);
+		mma_products_int8<D, NT>(x, q, rows.k_at, rows.k_place, c);
 	else
-		mma_products<TYPE, D, NT, size::pages>(x, q, k, size::page, place, c);
+		mma_products<TYPE, D, NT, size::pages>(x, q, rows, c);
 #pragma unroll
 	for (uint32_t u = 0; u < size::pages; u++)
 #pragma unroll
 		for (uint32_t i = 0; i < 2; i++) {
 			uint32_t slot = u * GPU_PAGE_SLOTS + x.g + 8u * i;
-			int32_t pos = x.bare ? 0 : (int32_t)mma_shared_word(at + size::pos + slot * 4u);
+			int32_t pos = places.pos[u][i];
 
 #pragma unroll
 			for (int nt = 0; nt < NT; nt++)
@@ -144,45 +162,31 @@ static __device__ __forceinline__ void mma_keep_logits(const struct mma_lane &x,
 
 /* --- outputs ------------------------------------------------------------------------------------------------------------------- */
 
-/* o += V^T p of a page at `v`. b: the probabilities of slots 2 t4, 2 t4 + 1 (and + 8) and column g. */
-template <int TYPE, int D, int NT>
-static __device__ __forceinline__ void mma_stage_values(const struct mma_lane &x, uint32_t v, const uint32_t (&b)[NT][2],
+/* o += V^T p of a page of int8 at `v`. b: the probabilities of slots 2 t4, 2 t4 + 1 (and + 8) and column g. */
+template <int D, int NT>
+static __device__ __forceinline__ void mma_values_int8(const struct mma_lane &x, uint32_t v, const uint32_t (&b)[NT][2],
 						       struct mma_sum<D, NT> &s, struct mma_more<NT> &more)
 {
-	using size = mma_size<TYPE, D, NT>;
-	uint32_t f[4], place = size::place(x.thread);
+	using size = mma_size<GPU_Q8, D, NT>;
+	constexpr uint32_t bias = MMA_INT8_BIAS | 0x80008000u;
+	const uint32_t less[4] = { bias, bias, bias, bias };
+	uint32_t f[4], place = size::place(x.thread) ^ x.thread >> 4;
 
-	if constexpr (size::q8) {
-		constexpr uint32_t bias = MMA_INT8_BIAS | 0x80008000u;
-		const uint32_t less[4] = { bias, bias, bias, bias };
+	v += ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
+#pragma unroll
+	for (int nt = 0; nt < NT; nt++)
+		mma_16816<true>(more.bias[nt], less, b[nt][0], b[nt][1]);
+#pragma unroll
+	for (uint32_t j = 0; j < D / 16u; j++) {
+		uint32_t e[4];
 
-		v += ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row;
-		place ^= x.thread >> 4;
+		if (j % 2u == 0)
+			mma_load4_turned(f, v + (j ^ place) * 16u);
+		mma_from_int8_biased(f[j % 2u * 2u], e[0], e[1]);
+		mma_from_int8_biased(f[j % 2u * 2u + 1u], e[2], e[3]);
 #pragma unroll
 		for (int nt = 0; nt < NT; nt++)
-			mma_16816<true>(more.bias[nt], less, b[nt][0], b[nt][1]);
-#pragma unroll
-		for (uint32_t j = 0; j < D / 16u; j++) {
-			uint32_t e[4];
-
-			if (j % 2u == 0)
-				mma_load4_turned(f, v + (j ^ place) * 16u);
-			mma_from_int8_biased(f[j % 2u * 2u], e[0], e[1]);
-			mma_from_int8_biased(f[j % 2u * 2u + 1u], e[2], e[3]);
-#pragma unroll
-			for (int nt = 0; nt < NT; nt++)
-				mma_16816<true>(s.o[nt][j], e, b[nt][0], b[nt][1]);
-		}
-	} else {
-		v += ((x.thread & 7u) + (x.thread >> 4) * 8u) * size::row;
-		place ^= x.thread >> 3 & 1u;
-#pragma unroll
-		for (uint32_t j = 0; j < D / 16u; j++) {
-			mma_load4_turned(f, v + (j * 2u ^ place) * 16u);
-#pragma unroll
-			for (int nt = 0; nt < NT; nt++)
-				mma_16816<size::half>(s.o[nt][j], f, b[nt][0], b[nt][1]);
-		}
+			mma_16816<true>(s.o[nt][j], e, b[nt][0], b[nt][1]);
 	}
 }
 
@@ -248,11 +252,15 @@ static __device__ __forceinline__ void mma_rescale(const float (&by)[NT][2], flo
 	}
 }
 
-/* A stage: logits, the maximum moves, probabilities, outputs. live: slots from its first on; slot: the first, within the CTA's part. */
-template <int TYPE, int D, int NT>
+/*
+ * A stage: logits, the maximum moves, probabilities, outputs. live: slots from its first on; slot: the first, within the CTA's part. Of 16-bit
+ * slots nothing but `rows` looks into shared memory.
+ */
+template <int TYPE, int D, int NT, typename ROWS>
 static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,
-						 uint32_t live, const struct mma_kept &kept, uint32_t slot, bool first, struct mma_sum<D, NT> &s,
-						 struct mma_more<NT> &more)
+						 uint32_t live, const struct mma_kept &kept, uint32_t slot, bool first,
+						 const struct mma_places<mma_size<TYPE, D, NT>::pages> &places, const ROWS &rows,
+						 struct mma_sum<D, NT> &s, struct mma_more<NT> &more)
 {
 	using size = mma_size<TYPE, D, NT>;
 	struct mma_params<size::pages> par = {};
@@ -261,7 +269,7 @@ static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const
 	bool moves;
 
 	mma_load_params<TYPE, D, NT>(x, at, live, par);
-	mma_stage_logits<TYPE, D, NT>(x, q, at, live, par, c);
+	mma_stage_logits<TYPE, D, NT>(x, q, live, par, places, rows, c);
 	if (kept.at)
 		mma_keep_logits<NT, size::pages>(x, kept, slot, c);
 	moves = mma_new_tops<TYPE, D, NT>(c, s, by);
@@ -291,26 +299,30 @@ static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const
 				}
 				b[nt][i] = mma_turn(mma_pack<size::half>(p0, p1));
 			}
-		mma_stage_values<TYPE, D, NT>(x, at + u * size::page + GPU_PAGE_SLOTS * size::row, b, s, more);
+		if constexpr (size::q8)
+			mma_values_int8<D, NT>(x, at + u * size::page + GPU_PAGE_SLOTS * size::row, b, s, more);
+		else
+			mma_values<TYPE, D, NT>(rows, u, b, s);
 	}
 }
 
 /*
  * Two stages of one page each, without positions, as by mma_page() one after the other: the same bits. But their chains of instructions
- * run side by side, and no branch is between: where a warp is alone on its scheduler, as in clusters of 16, that is worth 3 % of a step.
+ * run side by side, and no branch is between. Where a warp is alone on its scheduler, as in clusters of 16, that is worth 3 % of a step; in
+ * kernels that run on 0.5 to 1 %: their first pages are asked for sooner, and their last ones done sooner.
  */
 template <int TYPE, int D, int NT>
 static __device__ __forceinline__ void mma_pair(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, const uint32_t (&at)[2],
 						uint32_t live, const struct mma_kept &kept, uint32_t slot, struct mma_sum<D, NT> &s)
 {
 	using size = mma_size<TYPE, D, NT>;
-	const uint32_t row = ((x.thread & 7u) + (x.thread >> 3 & 1u) * 8u) * size::row, place = size::place(x.thread) ^ x.thread >> 4;
+	const struct mma_in_place<TYPE, D, NT> rows(x, at[0], at[1] - at[0]);
 	const float none = __int_as_float(0xff800000);
 	float top[2][NT][2], m[2][NT][2], by[2][NT][2];
 	mma_paged<NT, 2> c = {};
 	uint32_t b[2][NT][2];
 
-	mma_products<TYPE, D, NT, 2>(x, q, at[0] + row, at[1] - at[0], place, c);
+	mma_products<TYPE, D, NT, 2>(x, q, rows, c);
 #pragma unroll
 	for (uint32_t u = 0; u < 2; u++)
 #pragma unroll
@@ -365,7 +377,7 @@ static __device__ __forceinline__ void mma_pair(const struct mma_lane &x, const 
 #pragma unroll
 				for (int i = 0; i < 4; i++)
 					s.o[nt][j][i] *= by[u][nt][i & 1];
-		mma_page_values<TYPE, D, NT>(x, at[u], b[u], s);
+		mma_values<TYPE, D, NT>(rows, u, b[u], s);
 	}
 }
 

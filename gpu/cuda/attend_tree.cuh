@@ -124,7 +124,23 @@ static __device__ __forceinline__ void mma_strip_alone(const struct mma_lane &x,
 	q.any = true;
 }
 
-/* A strip, stage by stage; clusters of 16 take two at a time. p: its first page. */
+/* Do kernels take two stages of one page at a time? Not where positions are read, and only where registers last. */
+template <int TYPE, int D, int NT, int WAY> static __device__ __forceinline__ constexpr bool mma_pairs(void)
+{
+	return (WAY == MMA_SIXTEEN || WAY == MMA_RUN_NEWEST) && mma_size<TYPE, D, NT>::pages == 1u && TYPE != GPU_Q8 && NT == 1 &&
+	       D <= 128;
+}
+
+/*
+ * Do they take a stage of two pages out of shared memory all at once? Not with 16 columns, for want of registers; nor where CTAs share a lane:
+ * there are few other pages, and K's products would wait for V's rows.
+ */
+template <int TYPE, int NT, int WAY> static __device__ __forceinline__ constexpr bool mma_takes(void)
+{
+	return TYPE != GPU_Q8 && NT == 1 && mma_runs(WAY);
+}
+
+/* A strip, stage by stage, or two at a time. p: its first page. */
 template <int TYPE, int D, int NT, int WAY>
 static __device__ __forceinline__ void mma_read_strip(const struct mma_args &a, const struct mma_lane &x,
 						      const struct mma_queries<TYPE, D, NT> &q, struct mma_ring &r,
@@ -135,7 +151,7 @@ static __device__ __forceinline__ void mma_read_strip(const struct mma_args &a, 
 	constexpr bool RUN = mma_runs(WAY);
 	bool first = true;
 
-	if constexpr (WAY == MMA_SIXTEEN && size::pages == 1u && !size::q8)
+	if constexpr (mma_pairs<TYPE, D, NT, WAY>())
 #pragma unroll 1
 		for (; p + 2u <= end && r.stages > 1u; p += 2u, first = false) {
 			const uint32_t at[2] = { r.at + r.stage * size::stride(true), r.at + mma_ring_stage(r, 1u) * size::stride(true) };
@@ -154,10 +170,23 @@ static __device__ __forceinline__ void mma_read_strip(const struct mma_args &a, 
 
 		mma_wait(r.stages);
 		__syncwarp();
-		if constexpr (size::q8 || size::pages == 2u)
-			mma_stage<TYPE, D, NT>(x, q, at, slots, kept, slot, first, strip, more);
-		else
+		if constexpr (size::q8 || size::pages == 2u) {
+			const struct mma_in_place<TYPE, D, NT> rows(x, at, size::page);
+			struct mma_places<size::pages> places = {};
+
+			mma_load_places<TYPE, D, NT>(x, at, places);
+			if constexpr (mma_takes<TYPE, NT, WAY>()) {
+				const struct mma_taken<TYPE, D, NT> taken(rows);
+
+				__syncwarp();
+				mma_ring_pass<TYPE, D, NT, RUN>(a, x, r, next);
+				mma_stage<TYPE, D, NT>(x, q, at, slots, kept, slot, first, places, taken, strip, more);
+				continue;
+			}
+			mma_stage<TYPE, D, NT>(x, q, at, slots, kept, slot, first, places, rows, strip, more);
+		} else {
 			mma_page<TYPE, D, NT>(x, q, at, min(slots, GPU_PAGE_SLOTS), to, kept.stride, first, strip);
+		}
 		__syncwarp();
 		mma_ring_pass<TYPE, D, NT, RUN>(a, x, r, next);
 	}
@@ -250,14 +279,23 @@ static __device__ __forceinline__ int64_t mma_lse_at(const struct mma_args &a, c
 	return (((int64_t)x.item.row + query) * a.n_kv_heads + x.item.kv_head) * a.group + pair - query * a.group;
 }
 
-/* lse and what outputs and heat need of a row whose sum is complete. */
-static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, const struct mma_lane &x, uint32_t r, float M, float L, float2 *end)
+/* What outputs are multiplied by. L: a row's complete sum. */
+static __device__ __forceinline__ float mma_over_sum(float L) { return L > 0.0f ? __frcp_rn(L) : 0.0f; }
+
+/* Its lse, for those who asked for it. */
+static __device__ __forceinline__ void mma_tell_lse(const struct mma_args &a, const struct mma_lane &x, uint32_t r, float M, float L)
 {
-	*end = make_float2(M, L > 0.0f ? __frcp_rn(L) : 0.0f);
 	if (x.rank == 0 && a.lse)
 		a.lse[mma_lse_at(a, x, r)] = L > 0.0f ? (M + __log2f(L)) * 0.6931471805599453f : __int_as_float(0xff800000);
 	if (x.rank == 0 && x.keeps)
 		a.keep_lse[mma_kept_at(a, x) + r] = L > 0.0f ? M + __log2f(L) : CUDA_KEPT_NONE;
+}
+
+/* Both; what heat and outputs need goes to *end. */
+static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, const struct mma_lane &x, uint32_t r, float M, float L, float2 *end)
+{
+	*end = make_float2(M, mma_over_sum(L));
+	mma_tell_lse(a, x, r, M, L);
 }
 
 /* Merge four (maximum, sum) that lie `step` apart; leaves their factors in by[0], by[by_step], ... */
@@ -317,8 +355,8 @@ static __device__ __forceinline__ void mma_store4(const struct mma_args &a, int6
 	cuda_store(a.out.data, a.out.type, at + 3, v.w);
 }
 
-/* A lane of one CTA. */
-template <int D>
+/* A lane of one CTA. OWN: without mma_merge_warps(): each thread finds the factors that it needs by itself. */
+template <int D, bool OWN>
 static __device__ __forceinline__ void mma_write_alone(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
 {
 	uint32_t vecs = a.head_dim / 4u;
@@ -326,9 +364,22 @@ static __device__ __forceinline__ void mma_write_alone(const struct mma_args &a,
 #pragma unroll 1
 	for (uint32_t e = threadIdx.x; e < x.n_rows * vecs; e += MMA_THREADS) {
 		uint32_t r = mma_divide(e, a.by_vecs), c = (e - r * vecs) * 4u;
-		float4 v = mma_over_warps<D>(a, t, r, c, t.by_warp + r, t.even);
-		float by = t.end[r].y;
+		float4 v;
+		float by;
 
+		if (OWN) {
+			float2 f[MMA_WARPS];
+			float M, L;
+
+			mma_merge4(t.part + r, t.even, f, 1u, M, L);
+			v = mma_over_warps<D>(a, t, r, c, f, 1u);
+			by = mma_over_sum(L);
+			if (c == 0)
+				mma_tell_lse(a, x, r, M, L);
+		} else {
+			v = mma_over_warps<D>(a, t, r, c, t.by_warp + r, t.even);
+			by = t.end[r].y;
+		}
 		mma_store4(a, mma_row_at(a, x, r, a.out.stride) + c, make_float4(v.x * by, v.y * by, v.z * by, v.w * by));
 	}
 }
