@@ -1,4 +1,4 @@
-/* evict_apportion, every split against its formula, and evict_resplit. Tables are in test_lanes.c. */
+/* evict_apportion, and every split against its formula. Tables are in test_lanes.c, evict_resplit in test_resplit.c. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,7 +17,7 @@
 
 #define N(a) (sizeof(a) / sizeof((a)[0]))
 #define MAX_LANES 600
-static uint32_t got[MAX_LANES], kept[MAX_LANES], target[MAX_LANES];
+static uint32_t got[MAX_LANES], kept[MAX_LANES];
 static double work[2 * MAX_LANES], weight[MAX_LANES];
 static float table[MAX_LANES];
 
@@ -504,71 +504,7 @@ static void every_split_adds_up_for_anything(void **state)
 	}
 }
 
-/* --- when a share-out changes ------------------------------------------------------------------------------------------------------ */
-
-static void a_new_split_waits_until_it_is_worth_the_moves(void **state)
-{
-	const struct evict_split headkv = split_of("head:beta=1");
-	struct evict_split_in in = { .n_layers = 1, .n_kv_heads = 4, .total = 1000, .floor = 50, .ceiling = 900, .table = table };
-
-	(void)state;
-	memset(got, 0, sizeof(got));
-	memset(target, 0, sizeof(target));
-	for (uint32_t i = 0; i < 4; i++)
-		table[i] = 250.0f;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);		/* the first is always taken */
-	assert_true(got[0] == 250 && got[3] == 250);
-	table[0] = 265.0f;
-	table[1] = 235.0f;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 0);		/* 15 of 1000 */
-	assert_true(got[0] == 250 && got[1] == 250);
-	in.total = 1200;
-	table[0] = 270.0f;
-	table[1] = 230.0f;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);		/* it grows: nobody loses a slot */
-	assert_true(got[0] == 324 && got[1] == 276 && got[2] == 300);
-	table[0] = 300.0f;
-	table[1] = 200.0f;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 0);		/* 36 of 1200 */
-	assert_int_equal(got[0], 324);
-	table[0] = 310.0f;
-	table[1] = 190.0f;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);		/* 48 of 1200 */
-	assert_true(got[0] == 372 && got[1] == 228);
-	table[0] = 315.0f;
-	table[1] = 185.0f;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 0);
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);		/* at rest */
-	assert_true(got[0] == 378 && got[1] == 222);
-	table[0] = 320.0f;
-	table[1] = 180.0f;
-	in.total = 1210;	/* it grows, but a lane would shrink for little: proportions stay, at the new total */
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 0);
-	assert_true(got[0] == 381 && got[1] == 224);
-	assert_int_equal(sum_of(got, 4), 1210);
-}
-
-/* What is evicted while it waits never comes back. */
-static void a_lane_that_holds_all_tokens_waits_for_nothing(void **state)
-{
-	const struct evict_split headkv = split_of("head:beta=1");
-	struct evict_split_in in = { .n_layers = 1, .n_kv_heads = 4, .total = 4000, .floor = 50, .ceiling = 1500, .table = table };
-
-	(void)state;
-	memset(got, 0, sizeof(got));
-	memset(target, 0, sizeof(target));
-	table[0] = 3000.0f;
-	table[1] = 500.0f;
-	table[2] = 250.0f;
-	table[3] = 250.0f;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);
-	assert_int_equal(got[0], 1500);
-	in.ceiling = 1532;
-	assert_int_equal(evict_resplit(&headkv, &in, got, target, work), 1);		/* 32 of 4000 */
-	assert_int_equal(got[0], 1532);
-	assert_true(got[1] < 1250 && got[2] < 625);
-	assert_int_equal(sum_of(got, 4), 4000);
-}
+/* --- settings ---------------------------------------------------------------------------------------------------------------------- */
 
 static void splits_are_parsed_like_policies(void **state)
 {
@@ -615,8 +551,6 @@ int main(void)
 		cmocka_unit_test(lazy_layers_keep_what_is_near),
 		cmocka_unit_test(lanes_that_are_alike_get_the_same),
 		cmocka_unit_test(every_split_adds_up_for_anything),
-		cmocka_unit_test(a_new_split_waits_until_it_is_worth_the_moves),
-		cmocka_unit_test(a_lane_that_holds_all_tokens_waits_for_nothing),
 		cmocka_unit_test(splits_are_parsed_like_policies),
 	};
 
