@@ -34,7 +34,7 @@ static __device__ __forceinline__ void mma_take(const struct mma_args &a, const 
 	}
 }
 
-/* The lane's query on its way to where it is kept: 16 bytes of a thread. The CTA whose part of a cluster is the last has the least to do. */
+/* The lane's query on its way to where it is kept: 16 bytes of a thread. The CTA that has a cluster's last part has the least to do. */
 struct mma_query {
 	const uint4 *from;
 	uint4 *to;
@@ -49,7 +49,8 @@ template <int D> static __device__ __forceinline__ struct mma_query mma_look_que
 	if (!x.keeps || x.rank + 1u != x.cluster)
 		return k;
 	k.vecs = a.group * (D / 8u);
-	k.from = (const uint4 *)((const uint16_t *)a.q.data + (int64_t)x.item.row * a.q.stride + (int64_t)x.item.kv_head * a.group * D) + threadIdx.x;
+	k.from = (const uint4 *)((const uint16_t *)a.q.data + (int64_t)x.item.row * a.q.stride + (int64_t)x.item.kv_head * a.group * D) +
+		 threadIdx.x;
 	k.to = (uint4 *)(a.keep_q + mma_kept_at(a, x) * D) + threadIdx.x;
 	if (threadIdx.x < k.vecs)
 		k.v = *k.from;
@@ -296,9 +297,15 @@ template <int TYPE> static cudaError_t mma_launch_type(const struct mma_args &a,
 	bool two = a.rows > 8u;
 
 	switch (mma_padded(a.head_dim)) {
-	case 64: return two ? mma_launch_one<TYPE, 64, 2>(a, early, s, max_clusters) : mma_launch_one<TYPE, 64, 1>(a, early, s, max_clusters);
-	case 96: return two ? mma_launch_one<TYPE, 96, 2>(a, early, s, max_clusters) : mma_launch_one<TYPE, 96, 1>(a, early, s, max_clusters);
-	case 128: return two ? mma_launch_one<TYPE, 128, 2>(a, early, s, max_clusters) : mma_launch_one<TYPE, 128, 1>(a, early, s, max_clusters);
+	case 64:
+		return two ? mma_launch_one<TYPE, 64, 2>(a, early, s, max_clusters)
+			   : mma_launch_one<TYPE, 64, 1>(a, early, s, max_clusters);
+	case 96:
+		return two ? mma_launch_one<TYPE, 96, 2>(a, early, s, max_clusters)
+			   : mma_launch_one<TYPE, 96, 1>(a, early, s, max_clusters);
+	case 128:
+		return two ? mma_launch_one<TYPE, 128, 2>(a, early, s, max_clusters)
+			   : mma_launch_one<TYPE, 128, 1>(a, early, s, max_clusters);
 	case 192: return mma_launch_one<TYPE, 192, 1>(a, early, s, max_clusters);
 	default: return mma_launch_one<TYPE, 256, 1>(a, early, s, max_clusters);
 	}

@@ -54,8 +54,8 @@ static __device__ __forceinline__ uint2 mma_shared_pair(uint32_t at)
 }
 
 /*
- * Rows of 16-bit slots of up to two pages, as fragments that are read from shared memory when they are asked for. A thread reads a piece of 16
- * bytes: of K a slot's, of V, which turns round on the way, too; places are mma_size::place()'s.
+ * Rows of 16-bit slots of up to two pages, as fragments that are read from shared memory when they are asked for. A thread reads a piece
+ * of 16 bytes: of K a slot's, of V, which turns round on the way, too; places are mma_size::place()'s.
  */
 template <int TYPE, int D, int NT> struct mma_in_place {
 	using size = mma_size<TYPE, D, NT>;
@@ -82,8 +82,8 @@ template <int TYPE, int D, int NT> struct mma_in_place {
 };
 
 /*
- * The same, taken out of shared memory all at once, so that other pages may come there while these are worked on, and no product waits for its
- * fragment. 32 registers of a thread for a page of head_dim 64.
+ * The same, taken out of shared memory all at once, so that other pages may come there while these are worked on, and no product waits
+ * for its fragment. 32 registers of a thread for a page of head_dim 64.
  */
 template <int TYPE, int D, int NT> struct mma_taken {
 	static constexpr uint32_t pages = mma_size<TYPE, D, NT>::pages;

@@ -66,7 +66,7 @@ static __device__ __forceinline__ uint32_t mma_shared_word(uint32_t at)
 	return v;
 }
 
-/* What q8 needs beside the rows: (scale, offset) of K and V of slots g and g + 8 of each page. Slots that are not live may hold anything. */
+/* What q8 needs beside the rows: (scale, offset) of K and V of slots g and g + 8 of each page. Slots without a token may hold anything. */
 template <int PAGES> struct mma_params {
 	float2 k[PAGES][2], v[PAGES][2];
 };
@@ -81,7 +81,8 @@ static __device__ __forceinline__ void mma_load_params(const struct mma_lane &x,
 	for (uint32_t u = 0; u < size::pages; u++)
 #pragma unroll
 		for (uint32_t i = 0; TYPE == GPU_Q8 && i < 2; i++) {
-			uint32_t from = at + size::params + u * 128u + (x.g + 8u * i) * 4u, k = mma_shared_word(from), v = mma_shared_word(from + 64u);
+			uint32_t from = at + size::params + u * 128u + (x.g + 8u * i) * 4u;
+			uint32_t k = mma_shared_word(from), v = mma_shared_word(from + 64u);
 
 			v = u * GPU_PAGE_SLOTS + x.g + 8u * i < live ? v : 0u;
 			p.k[u][i] = __half22float2(*(__half2 *)&k);
@@ -253,8 +254,8 @@ static __device__ __forceinline__ void mma_rescale(const float (&by)[NT][2], flo
 }
 
 /*
- * A stage: logits, the maximum moves, probabilities, outputs. live: slots from its first on; slot: the first, within the CTA's part. Of 16-bit
- * slots nothing but `rows` looks into shared memory.
+ * A stage: logits, the maximum moves, probabilities, outputs. live: slots from its first on; slot: the first, within the CTA's part. Of
+ * 16-bit slots nothing but `rows` looks into shared memory.
  */
 template <int TYPE, int D, int NT, typename ROWS>
 static __device__ __forceinline__ void mma_stage(const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q, uint32_t at,

@@ -132,8 +132,8 @@ template <int TYPE, int D, int NT, int WAY> static __device__ __forceinline__ co
 }
 
 /*
- * Do they take a stage of two pages out of shared memory all at once? Not with 16 columns, for want of registers; nor where CTAs share a lane:
- * there are few other pages, and K's products would wait for V's rows.
+ * Do they take a stage of two pages out of shared memory all at once? Not with 16 columns, for want of registers; nor where CTAs share a
+ * lane: there are few other pages, and K's products would wait for V's rows.
  */
 template <int TYPE, int NT, int WAY> static __device__ __forceinline__ constexpr bool mma_takes(void)
 {
@@ -194,8 +194,9 @@ static __device__ __forceinline__ void mma_read_strip(const struct mma_args &a, 
 
 /* All pages of the warp. kept: logits of the CTA's first slot; NULL without heat. next: the CTA's next lane, asked for behind them. */
 template <int TYPE, int D, int NT, int WAY>
-static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, const struct mma_lane &x, const struct mma_queries<TYPE, D, NT> &q,
-						     struct mma_ring &r, float *kept, uint32_t kept_stride, const struct cuda_item &next,
+static __device__ __forceinline__ void mma_read_lane(const struct mma_args &a, const struct mma_lane &x,
+						     const struct mma_queries<TYPE, D, NT> &q, struct mma_ring &r, float *kept,
+						     uint32_t kept_stride, const struct cuda_item &next,
 						     struct mma_quarter<NT> &quarter)
 {
 	constexpr bool RUN = mma_runs(WAY);
@@ -292,7 +293,8 @@ static __device__ __forceinline__ void mma_tell_lse(const struct mma_args &a, co
 }
 
 /* Both; what heat and outputs need goes to *end. */
-static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, const struct mma_lane &x, uint32_t r, float M, float L, float2 *end)
+static __device__ __forceinline__ void mma_row_done(const struct mma_args &a, const struct mma_lane &x, uint32_t r, float M, float L,
+						    float2 *end)
 {
 	*end = make_float2(M, mma_over_sum(L));
 	mma_tell_lse(a, x, r, M, L);
@@ -423,8 +425,8 @@ static __device__ __forceinline__ void mma_exchange(const struct mma_args &a, co
 }
 
 /*
- * The parts that the CTAs of the cluster have: 4 quarters, or 4 times 4 groups. Four neighbouring threads have a row. The lane's (maximum, 1 / sum)
- * goes to end[]. ALONE: by one warp, of up to 8 rows.
+ * The parts that the CTAs of the cluster have: 4 quarters, or 4 times 4 groups. Four neighbouring threads have a row. The lane's
+ * (maximum, 1 / sum) goes to end[]. ALONE: by one warp, of up to 8 rows.
  */
 template <bool ALONE>
 static __device__ __forceinline__ void mma_merge_parts(const struct mma_args &a, const struct mma_lane &x, const struct mma_tables &t)
